@@ -1,0 +1,1 @@
+"""The contract between the stages: classes, samples, masks, the store and scoring; numpy and Pillow only."""
