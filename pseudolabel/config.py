@@ -1,0 +1,334 @@
+"""The settings of stage one as frozen dataclasses: every default lives here, once; a YAML file states differences.
+
+The defaults are the preset `default`. The preset `paper` is a configuration file
+(`configs/pseudolabel/voc12_paper.yaml`, `coco14_paper.yaml`) that turns on, one by one, the switches marked "Paper" below.
+Each field's docstring is its help text on the command line.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from data.errors import ConfigError
+from data.samples import DataConfig
+
+AffinityKind = Literal["none", "caa", "iterated", "iseg", "clipes"]
+CrfKind = Literal["densecrf", "pamr", "none"]
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+
+# Indices 4-8 and 11 of the 16 transformer blocks of Stable Diffusion 1.x in execution order.
+PAPER_CROSS_LAYERS = (
+    "down_blocks.2.attentions.0",
+    "down_blocks.2.attentions.1",
+    "mid_block.attentions.0",
+    "up_blocks.1.attentions.0",
+    "up_blocks.1.attentions.1",
+)
+PAPER_SELF_LAYERS = ("up_blocks.2.attentions.1",)
+
+
+def _require(flag: str, value: object, holds: bool, rule: str) -> None:
+    """Raise a ConfigError naming the flag, the value and the rule unless the rule holds."""
+    if not holds:
+        raise ConfigError(f"--{flag} is {value!r}: it must be {rule}; change --{flag} or its line in the config")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which text-to-image diffusion model is read."""
+
+    id: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    """A folder in diffusers' layout (looked for first), or a model id on the Hugging Face hub."""
+
+    revision: str | None = None
+    """Branch, tag or commit on the hub; unused for a folder."""
+
+    variant: str | None = None
+    """Weight files of this variant, for example fp16 for model.fp16.safetensors; none: the plain files."""
+
+
+@dataclass(frozen=True)
+class ResizeConfig:
+    """How an image is brought to the size the diffusion model reads."""
+
+    long_side_px: int | None = None
+    """Longest side after resizing; none: 704 to 1024 by aspect ratio, scaled with the model's native size over 512."""
+
+    valid_only: bool = True
+    """Min-max and boxes see the image alone. False: the padding takes part too (Paper)."""
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """The sentence the text encoder reads."""
+
+    template: str = "a photo including {}."
+    """The sentence; {} stands for the list of classes and background words."""
+
+    background_words: bool = True
+    """Append each present class's background words; they soak up attention that would fall on the classes."""
+
+    def __post_init__(self) -> None:
+        _require("prompt.template", self.template, self.template.count("{}") == 1, "a text with {} in it once")
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The noise the model looks through, and the ensembles averaged over."""
+
+    timesteps: tuple[int, ...] = (150,)
+    """Training timesteps at which the noised image is read, averaged over."""
+
+    draws: int = 4
+    """Noise draws averaged over; the published figures use 10 for VOC and 1 for COCO."""
+
+    seed: int = 0
+    """Noise depends on this seed, the image's id and the draw's number alone."""
+
+    posterior: Literal["mode", "sample"] = "mode"
+    """The latent is the mode of the image encoder's posterior, or one sample of it (Paper)."""
+
+    flip: bool = False
+    """Average over the image and its mirror image; doubles the cost."""
+
+    scales: tuple[float, ...] = (1.0,)
+    """Image sizes averaged over, relative to the resize rule."""
+
+    def __post_init__(self) -> None:
+        in_range = bool(self.timesteps) and all(0 <= step < 1000 for step in self.timesteps)
+        _require("diffusion.timesteps", self.timesteps, in_range, "one or more whole numbers from 0 to 999")
+        _require("diffusion.draws", self.draws, self.draws >= 1, "at least 1")
+        positive = bool(self.scales) and all(0.1 <= scale <= 8 for scale in self.scales)
+        _require("diffusion.scales", self.scales, positive, "one or more numbers from 0.1 to 8")
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Which attention layers are read.
+
+    A layer is a diffusers module name (`down_blocks.2.attentions.0`: mean over its transformer blocks;
+    `down_blocks.2.attentions.0.transformer_blocks.1`: that block alone) or a role: `1/4` (every layer at a quarter of the
+    latent's side), `down:1/4`, `up:1/4`, `mid`, `all`. `@0+3` after either reads heads 0 and 3 alone.
+    """
+
+    cross_layers: tuple[str, ...] = PAPER_CROSS_LAYERS
+    """Layers whose cross-attention maps are averaged, by module name or role such as 1/4, up:1/4, mid, all."""
+
+    self_layers: tuple[str, ...] = PAPER_SELF_LAYERS
+    """Layers whose self-attention spreads the maps; with several, each at its own grid, averaged."""
+
+    token_rescaling: bool = False
+    """Drop start, end and filler tokens, let a cell's content tokens sum to 1, then min-max per token (GoCA)."""
+
+    def __post_init__(self) -> None:
+        _require("attention.cross_layers", self.cross_layers, bool(self.cross_layers), "at least one layer")
+
+
+@dataclass(frozen=True)
+class AffinityConfig:
+    """How self-attention spreads a class's map over its object."""
+
+    kind: AffinityKind = "caa"
+    """caa: S S (boxes * map). iterated: norm(S map), `iterations` times. iseg: entropy-sharpened. clipes: normalised, squared."""
+
+    boxes: bool = True
+    """Kinds caa, iterated and clipes: only cells inside the boxes around a class's high values are spread."""
+
+    theta: float = 0.2
+    """A box surrounds values above this share of the map's maximum; published: 0.2 for VOC, 0.5 for COCO."""
+
+    clamp_box_edge: bool = False
+    """The grid's last row and column are never inside a box (Paper)."""
+
+    iterations: int = 2
+    """Kind iterated: how many times the map is spread."""
+
+    sharpening: float = 0.015
+    """Kind iseg: weight of the entropy term; published: 0.015 for VOC, 0.1 for COCO."""
+
+    def __post_init__(self) -> None:
+        _require("affinity.theta", self.theta, 0 <= self.theta < 1, "at least 0 and below 1")
+        _require("affinity.iterations", self.iterations, self.iterations >= 1, "at least 1")
+        _require("affinity.sharpening", self.sharpening, self.sharpening >= 0, "at least 0")
+
+
+@dataclass(frozen=True)
+class FuseConfig:
+    """How a background score is made from the class maps."""
+
+    threshold: float = 0.5
+    """Tau: a cell is background where no class map exceeds about this value; published: 0.5 for VOC, 0.35 for COCO."""
+
+    clamp: bool = True
+    """Background is zero where a map exceeds twice the threshold. False: it rises again there (Paper)."""
+
+    def __post_init__(self) -> None:
+        _require("fuse.threshold", self.threshold, 0 < self.threshold <= 1, "above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class CrfConfig:
+    """The refinement of scores along the image's edges."""
+
+    kind: CrfKind = "densecrf"
+    """densecrf: fully connected CRF on a CPU. pamr: local affinities, runs on a GPU too. none: scores as they are."""
+
+    iterations: int = 10
+    """Mean-field steps (densecrf) or rounds (pamr); 0 returns the normalised scores."""
+
+    scale: float = 1.0
+    """Side length, relative to the image's, at which the refinement runs; its marginals are enlarged. 0.5 takes a quarter."""
+
+    sxy_gaussian: float = 1.0
+    """Range in pixels of the smoothness term."""
+
+    compat_gaussian: float = 3.0
+    """Weight of the smoothness term."""
+
+    sxy_bilateral: float = 67.0
+    """Range in pixels of the appearance term."""
+
+    srgb_bilateral: float = 3.0
+    """Range in grey levels of the appearance term."""
+
+    compat_bilateral: float = 4.0
+    """Weight of the appearance term."""
+
+    wrapped_image: bool = False
+    """Subtract a mean from the BGR image and let bytes wrap, as the published code does (Paper)."""
+
+    def __post_init__(self) -> None:
+        _require("crf.iterations", self.iterations, self.iterations >= 0, "at least 0")
+        _require("crf.scale", self.scale, 0 < self.scale <= 1, "above 0 and at most 1")
+        widths = min(self.sxy_gaussian, self.sxy_bilateral, self.srgb_bilateral)
+        _require("crf.sxy_bilateral", widths, widths > 0, "above 0, as must be the other two ranges")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Settings that change speed, never the masks (up to rounding where `dtype` or `device` differ)."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1 or mps; auto: the first GPU there is, else the CPU."""
+
+    dtype: Dtype = "auto"
+    """Number format of the networks; auto: float16 on a GPU, float32 on a CPU. Maps are always summed in float32."""
+
+    batch_size: int | Literal["auto"] = "auto"
+    """Noised images a pass of the U-Net (images x draws x flips); auto finds what fits."""
+
+    workers: int | None = None
+    """Processes that refine masks while the U-Net runs; none: one for each core but one; 0: no extra process."""
+
+    shard: str = "1/1"
+    """Work on every n-th image alone: i/n with i from 1 to n."""
+
+    on_error: Literal["stop", "skip"] = "stop"
+    """An image that cannot be processed stops the run, or is counted and named at the end."""
+
+    overwrite: bool = False
+    """Make masks again that the store already has; the only way to lose one."""
+
+    limit: int | None = None
+    """Stop after this many images; none: all."""
+
+    engine: Literal["local", "ray"] = "local"
+    """local: this process and its workers. ray: Ray Data, one machine or a cluster (extra [ray])."""
+
+    compile: bool = False
+    """Compile the U-Net with torch.compile: a slow start, then quicker on a GPU."""
+
+    def __post_init__(self) -> None:
+        _require(
+            "run.batch_size", self.batch_size, self.batch_size == "auto" or self.batch_size >= 1, "auto or at least 1"
+        )
+        _require("run.workers", self.workers, self.workers is None or self.workers >= 0, "at least 0")
+        index, _, count = self.shard.partition("/")
+        valid = index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)
+        _require("run.shard", self.shard, valid, "i/n with i from 1 to n")
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """What turns cached soft maps into a mask: all that can be retuned without the diffusion model."""
+
+    fuse: FuseConfig = field(default_factory=FuseConfig)
+    """Background score."""
+
+    crf: CrfConfig = field(default_factory=CrfConfig)
+    """Refinement along the image's edges."""
+
+    ignore_below: float = 0.95
+    """Pixels whose best marginal is below this are written as 255 (ignore); 0 writes none."""
+
+    def __post_init__(self) -> None:
+        _require("ignore_below", self.ignore_below, 0 <= self.ignore_below <= 1, "from 0 to 1")
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """All settings of `pseudolabel generate`."""
+
+    data: DataConfig
+    """Images and labels."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The diffusion model."""
+
+    resize: ResizeConfig = field(default_factory=ResizeConfig)
+    """Image size."""
+
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    """Sentence."""
+
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    """Noise and ensembles."""
+
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """Layers read."""
+
+    affinity: AffinityConfig = field(default_factory=AffinityConfig)
+    """Spreading by self-attention."""
+
+    fuse: FuseConfig = field(default_factory=FuseConfig)
+    """Background score."""
+
+    crf: CrfConfig = field(default_factory=CrfConfig)
+    """Refinement along the image's edges."""
+
+    ignore_below: float = 0.95
+    """Pixels whose best marginal is below this are written as 255 (ignore); 0 writes none."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """Speed and machine."""
+
+    def __post_init__(self) -> None:
+        _require("ignore_below", self.ignore_below, 0 <= self.ignore_below <= 1, "from 0 to 1")
+
+
+SOFT_FIELDS = ("model", "resize", "prompt", "diffusion", "attention", "affinity")
+MASK_FIELDS = ("fuse", "crf", "ignore_below")
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that a dict equals itself after a round trip through JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
+
+
+def stored_settings(config: GenerateConfig) -> dict[str, Any]:
+    """The settings that change the masks, as JSON values: what a store's header keeps. Data and run settings are left out."""
+    fields = asdict(config)
+    return {name: _plain(fields[name]) for name in SOFT_FIELDS + MASK_FIELDS}
+
+
+def mask_settings(stored: dict[str, Any]) -> MaskConfig:
+    """The mask settings out of a store header's config (`stored_settings`); keys that are absent take their defaults."""
+    return MaskConfig(
+        fuse=FuseConfig(**stored.get("fuse", {})),
+        crf=CrfConfig(**stored.get("crf", {})),
+        ignore_below=stored.get("ignore_below", MaskConfig.ignore_below),
+    )
