@@ -1,7 +1,7 @@
 """The settings of stage one as frozen dataclasses: every default lives here, once; a YAML file states differences.
 
-The defaults are the preset `default`. The preset `paper` is a configuration file
-(`configs/pseudolabel/voc12_paper.yaml`, `coco14_paper.yaml`) that turns on, one by one, the switches marked "Paper" below.
+The defaults are the preset `default`. The preset `paper` is a configuration file (`configs/pseudolabel/voc12_paper.yaml`,
+`coco14_paper.yaml`) that turns on, one by one, the switches marked "Paper" below.
 Each field's docstring is its help text on the command line.
 """
 
@@ -107,8 +107,8 @@ class AttentionConfig:
     """Which attention layers are read.
 
     A layer is a diffusers module name (`down_blocks.2.attentions.0`: mean over its transformer blocks;
-    `down_blocks.2.attentions.0.transformer_blocks.1`: that block alone) or a role: `1/4` (every layer at a quarter of the
-    latent's side), `down:1/4`, `up:1/4`, `mid`, `all`. `@0+3` after either reads heads 0 and 3 alone.
+    `down_blocks.2.attentions.0.transformer_blocks.1`: that block alone) or a role: `1/4` (every layer at a quarter of
+    the latent's side), `down:1/4`, `up:1/4`, `mid`, `all`. `@0+3` after either reads heads 0 and 3 alone.
     """
 
     cross_layers: tuple[str, ...] = PAPER_CROSS_LAYERS
@@ -129,7 +129,7 @@ class AffinityConfig:
     """How self-attention spreads a class's map over its object."""
 
     kind: AffinityKind = "caa"
-    """caa: S S (boxes * map). iterated: norm(S map), `iterations` times. iseg: entropy-sharpened. clipes: normalised, squared."""
+    """caa: S S (boxes * map). iterated: norm(S map) repeated. iseg: entropy-sharpened S. clipes: balanced, squared S."""
 
     boxes: bool = True
     """Kinds caa, iterated and clipes: only cells inside the boxes around a class's high values are spread."""
@@ -177,7 +177,7 @@ class CrfConfig:
     """Mean-field steps (densecrf) or rounds (pamr); 0 returns the normalised scores."""
 
     scale: float = 1.0
-    """Side length, relative to the image's, at which the refinement runs; its marginals are enlarged. 0.5 takes a quarter."""
+    """Side length, relative to the image's, at which the refinement runs; 0.5 takes a quarter of the time."""
 
     sxy_gaussian: float = 1.0
     """Range in pixels of the smoothness term."""
@@ -320,13 +320,13 @@ def _plain(value: Any) -> Any:
 
 
 def stored_settings(config: GenerateConfig) -> dict[str, Any]:
-    """The settings that change the masks, as JSON values: what a store's header keeps. Data and run settings are left out."""
+    """Return the settings that change the masks as JSON values, for a store's header; data and run settings stay out."""
     fields = asdict(config)
     return {name: _plain(fields[name]) for name in SOFT_FIELDS + MASK_FIELDS}
 
 
 def mask_settings(stored: dict[str, Any]) -> MaskConfig:
-    """The mask settings out of a store header's config (`stored_settings`); keys that are absent take their defaults."""
+    """Read the mask settings out of a store header's config (`stored_settings`); absent keys take their defaults."""
     return MaskConfig(
         fuse=FuseConfig(**stored.get("fuse", {})),
         crf=CrfConfig(**stored.get("crf", {})),
