@@ -1,0 +1,286 @@
+"""Class names, what the prompt calls them, and the background words that go with them.
+
+Class ids are the pixel values of a mask: 0 is the background, 1 to N are the classes in the order of
+`ClassSet.names`, 255 (`IGNORE`) is "no decision" and takes part in no loss and no score.
+"""
+
+import difflib
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from data.errors import ConfigError, LabelError
+
+IGNORE = 255
+MAX_CLASSES = 254  # 0 is the background and 255 the ignore value of an 8-bit mask
+CLASSES_FORMAT = "pseudolabel-classes"
+CLASSES_VERSION = 1
+
+# Words that soak up the attention which would otherwise fall on the classes (Xiao et al., arXiv 2309.04109, the
+# published implementation's default list).
+DEFAULT_BACKGROUND = (
+    "tree",
+    "river",
+    "sea",
+    "lake",
+    "water",
+    "railway",
+    "railroad",
+    "track",
+    "stone",
+    "rocks",
+)
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """The classes of a data set, without the background.
+
+    Attributes:
+        names: one name a class as the labels spell it; the class id of `names[i]` is i + 1.
+        phrases: what the prompt calls each class ("bird avian" for bird).
+        background_words: for each class, words of things it is often seen with, to be added to the prompt.
+
+    """
+
+    names: tuple[str, ...]
+    phrases: tuple[str, ...]
+    background_words: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.names) == len(self.phrases) == len(self.background_words):
+            raise ConfigError(
+                f"{len(self.names)} class names, {len(self.phrases)} phrases and {len(self.background_words)} lists of "
+                "background words: each class needs one of each."
+            )
+        if not 1 <= len(self.names) <= MAX_CLASSES:
+            raise ConfigError(f"{len(self.names)} classes: a mask holds 1 to {MAX_CLASSES}; shorten the class file.")
+        keys = [class_key(name) for name in self.names]
+        repeated = [name for name, key in zip(self.names, keys, strict=True) if not key or keys.count(key) > 1]
+        if repeated:
+            raise ConfigError(f"Class names must differ and not be empty, but {repeated!r} do not; see the class file.")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def index(self, name: str) -> int:
+        """Return the class id (1-based) of a name; case, spaces, `_` and `-` make no difference.
+
+        Raises:
+            LabelError: no such class; the message names the nearest one.
+
+        """
+        position = self._positions().get(class_key(name))
+        if position is None:
+            raise LabelError(
+                f"Unknown class {name!r}{nearest(name, self.names)}; the classes are {_shortened(self.names)}."
+            )
+        return position + 1
+
+    def name(self, class_id: int) -> str:
+        """Return the name of a class id: 0 is "background", 255 is "ignore"."""
+        if class_id == 0:
+            return "background"
+        if class_id == IGNORE:
+            return "ignore"
+        if not 1 <= class_id <= len(self.names):
+            raise LabelError(f"Class id {class_id} does not exist: ids go from 0 (background) to {len(self.names)}.")
+        return self.names[class_id - 1]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dictionary of plain lists; `from_json` reads it back."""
+        return {
+            "names": list(self.names),
+            "phrases": list(self.phrases),
+            "background_words": [list(words) for words in self.background_words],
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "ClassSet":
+        """Build from what `to_json` returned."""
+        try:
+            return cls(
+                tuple(value["names"]),
+                tuple(value["phrases"]),
+                tuple(tuple(words) for words in value["background_words"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ConfigError(
+                f"Not a class list ({error!r}): names, phrases and background_words are needed."
+            ) from error
+
+    def _positions(self) -> dict[str, int]:
+        cached = self.__dict__.get("_by_key")
+        if cached is None:
+            cached = {class_key(name): position for position, name in enumerate(self.names)}
+            object.__setattr__(self, "_by_key", cached)  # computed once: label files name classes 100,000 times
+        return cached
+
+
+def class_key(name: str) -> str:
+    """Return the form under which two spellings of a class name are the same class."""
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(character for character in folded if character not in " _-\t\u00a0")
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return ", did you mean 'x'?" for the nearest known name, or an empty string if none is near."""
+    by_key = {class_key(other): other for other in known}
+    match = difflib.get_close_matches(class_key(name), list(by_key), n=1, cutoff=0.6)
+    return f" (did you mean {by_key[match[0]]!r}?)" if match else ""
+
+
+def _shortened(names: Sequence[str], limit: int = 12) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def voc_palette() -> UInt8[np.ndarray, "256 3"]:
+    """Return the colour of each mask value, as the PASCAL VOC development kit draws them (VOClabelcolormap.m).
+
+    The bits of the value are dealt out to red, green and blue from the highest colour bit down, so neighbouring values
+    get very different colours; 0 is black and 255 is the cream white of VOC's borders (224, 224, 192).
+    """
+    values = np.arange(256)
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((values >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return palette
+
+
+def make_classes(names: Sequence[str], phrases: dict[str, str], background: dict[str, tuple[str, ...]]) -> ClassSet:
+    """Return a class set from names and the exceptions to "the phrase is the name" and "the default background"."""
+    return ClassSet(
+        tuple(names),
+        tuple(phrases.get(name, name) for name in names),
+        tuple(background.get(name, DEFAULT_BACKGROUND) for name in names),
+    )
+
+
+def load_classes(path: Path) -> ClassSet:
+    """Read a class file: YAML with a list `classes` of names or of {name, phrase, background} entries.
+
+    `phrase` defaults to the name with `_` as a space, `background` to `default_background`, and that to the words
+    of `DEFAULT_BACKGROUND`. `pseudolabel init` writes such a file.
+
+    Raises:
+        ConfigError: no such file, not YAML, a newer version, or not of this form.
+
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"Cannot read the class file {path}: {reason}; write one with: pseudolabel init --root R."
+        ) from error
+    entries = content.get("classes") if isinstance(content, dict) else content
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{path} has no list of classes; it needs the line `classes:` and under it `- name: cat`.")
+    version = content.get("format_version", 1) if isinstance(content, dict) else 1
+    if not isinstance(version, int) or version > CLASSES_VERSION:
+        raise ConfigError(
+            f"{path} has format_version {version}; this program reads up to {CLASSES_VERSION}: update it."
+        )
+    default = content.get("default_background", DEFAULT_BACKGROUND) if isinstance(content, dict) else DEFAULT_BACKGROUND
+    parsed = [_entry(entry, tuple(default), path) for entry in entries]
+    return ClassSet(*(tuple(column) for column in zip(*parsed, strict=True)))
+
+
+def _entry(entry: Any, default: tuple[str, ...], path: Path) -> tuple[str, str, tuple[str, ...]]:
+    if isinstance(entry, str):
+        entry = {"name": entry}
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise ConfigError(f"{path}: {entry!r} is no class; write `- name: cat` (quote names such as 'yes' or '12').")
+    unknown = sorted(set(entry) - {"name", "phrase", "background"})
+    if unknown:
+        raise ConfigError(
+            f"{path}: {unknown[0]!r} in class {entry['name']!r} is unknown; use name, phrase, background."
+        )
+    words = entry.get("background", default)
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise ConfigError(
+            f"{path}: background of class {entry['name']!r} must be a list of words, such as [tree, sky]."
+        )
+    return entry["name"], str(entry.get("phrase") or entry["name"].replace("_", " ")), tuple(words)
+
+
+def save_classes(classes: ClassSet, path: Path) -> None:
+    """Write a class file that `load_classes` reads back unchanged."""
+    import yaml
+
+    from data.masks import write_atomically
+
+    header = (
+        "# Classes in the order of their ids (1, 2, ...; 0 is the background).\n"
+        "# phrase: what the prompt calls the class. background: what it is often seen with, to be left out.\n"
+    )
+    entries = [
+        {"name": name, "phrase": phrase, "background": list(words)}
+        for name, phrase, words in zip(classes.names, classes.phrases, classes.background_words, strict=True)
+    ]
+    content = {"format": CLASSES_FORMAT, "format_version": CLASSES_VERSION, "classes": entries}
+    text = header + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+    write_atomically(Path(path), text.encode())
+
+
+VOC = make_classes(
+    [
+        *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+        *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+    ],
+    {
+        "bird": "bird avian",
+        "chair": "chair seat",
+        "diningtable": "dining table",
+        "person": "person with clothes",
+        "pottedplant": "potted plant",
+        "tvmonitor": "tv monitor screen",
+    },
+    {
+        "boat": ("river", "sea", "lake", "water", "mountain"),
+        "cow": ("grass", "stone", "rocks"),
+        "train": ("railway", "railroad", "track"),
+        "tvmonitor": ("keyboard", "wall"),
+    },
+)
+
+COCO = make_classes(
+    [
+        *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
+        *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
+        *("elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee"),
+        *("skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard"),
+        *("tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple"),
+        *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
+        *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard"),
+        *("cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase"),
+        *("scissors", "teddy bear", "hair drier", "toothbrush"),
+    ],
+    {
+        "person": "person with clothes",
+        "motorcycle": "motorbike",
+        "airplane": "aeroplane",
+        "bird": "bird avian",
+        "backpack": "backpack, bag",
+        "umbrella": "umbrella, parasol",
+        "handbag": "handbag, purse",
+        "tie": "necktie",
+        "baseball glove": "glove",
+        "spoon": "dessert spoon",
+        "chair": "chair seat",
+        "couch": "sofa",
+        "tv": "tv monitor screen",
+        "remote": "remote control",
+        "hair drier": "hairdrier, blowdrier",
+    },
+    {},
+)
