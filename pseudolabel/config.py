@@ -1,6 +1,6 @@
 """The settings of stage one as frozen dataclasses: every default lives here, once; a YAML file states differences.
 
-The defaults are the preset `default`. The preset `paper` is a configuration file (`configs/pseudolabel/voc12_paper.yaml`,
+The defaults are the preset `default`. The preset `paper` is a file (`configs/pseudolabel/voc12_paper.yaml`,
 `coco14_paper.yaml`) that turns on, one by one, the switches marked "Paper" below.
 Each field's docstring is its help text on the command line.
 """
@@ -129,7 +129,7 @@ class AffinityConfig:
     """How self-attention spreads a class's map over its object."""
 
     kind: AffinityKind = "caa"
-    """caa: S S (boxes * map). iterated: norm(S map) repeated. iseg: entropy-sharpened S. clipes: balanced, squared S."""
+    """caa: S S (boxes * map). iterated: norm(S map) repeated. iseg: sharpened S. clipes: balanced, squared S."""
 
     boxes: bool = True
     """Kinds caa, iterated and clipes: only cells inside the boxes around a class's high values are spread."""
@@ -320,7 +320,7 @@ def _plain(value: Any) -> Any:
 
 
 def stored_settings(config: GenerateConfig) -> dict[str, Any]:
-    """Return the settings that change the masks as JSON values, for a store's header; data and run settings stay out."""
+    """Return the settings that change masks as JSON values, for a store header; data and run settings stay out."""
     fields = asdict(config)
     return {name: _plain(fields[name]) for name in SOFT_FIELDS + MASK_FIELDS}
 
