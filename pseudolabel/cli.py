@@ -1,0 +1,173 @@
+"""The command line of stage one: a table of typed functions handed to jsonargparse.
+
+Only the module of the command that was typed is imported, so `pseudolabel --help` stays quick.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
+
+from data.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+# name -> (module, function, first line of its docstring); tests hold the third against the function.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "demo": ("pseudolabel.demo", "demo", "Run both stages end to end on the shipped world and diffusion model."),
+    "init": ("pseudolabel.init", "init", "Look at a folder of images and write its class file."),
+    "check": ("pseudolabel.check", "check", "Look over labels, images, model and memory before a run; write nothing."),
+    "calibrate": ("pseudolabel.calibrate", "calibrate", "Choose layers, timestep and thresholds for a model and data."),
+    "generate": ("pseudolabel.generate", "generate", "Turn images and their labels into masks; run again to resume."),
+    "refine": (
+        "pseudolabel.refine",
+        "refine",
+        "Make masks anew from a store's soft maps, without the diffusion model.",
+    ),
+    "score": ("pseudolabel.score", "score", "Compare a store's masks with ground truth: IoU before and after the CRF."),
+    "report": ("pseudolabel.report", "report", "Write one self-contained HTML page about a store."),
+    "export": ("pseudolabel.export", "export", "Write a store's masks in another format."),
+}
+
+# Short names of settings that are typed often; each is one more spelling of the long one, shown in the help.
+ALIASES = {
+    "--root": "data.root",
+    "--split": "data.split",
+    "--format": "data.format",
+    "--classes": "data.classes",
+    "--threshold": "fuse.threshold",
+    "--batch_size": "run.batch_size",
+    "--device": "run.device",
+    "--workers": "run.workers",
+    "--shard": "run.shard",
+    "--on_error": "run.on_error",
+    "--overwrite": "run.overwrite",
+    "--limit": "run.limit",
+    "--engine": "run.engine",
+}
+
+
+class CommandParser(ArgumentParser):
+    """A parser without abbreviations, with short names, with flags that need no value, and one-line errors."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def add_function_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Add the function's parameters, then the short names and the valueless form of switches."""
+        added = super().add_function_arguments(*args, **kwargs)
+        by_destination = {action.dest: action for action in self._actions}
+        for short, destination in ALIASES.items():
+            if destination in by_destination and short not in self._option_string_actions:
+                by_destination[destination].option_strings = [*by_destination[destination].option_strings, short]
+                self._option_string_actions[short] = by_destination[destination]
+        for action in self._actions:
+            if getattr(action, "_typehint", None) is bool:
+                action.nargs, action.const = "?", True
+        required = " ".join(f"--{key} {key.split('.')[-1].upper()}" for key in sorted(self.required_args))
+        self.usage = f"%(prog)s {required} [--config FILE] [options, below]"
+        return added
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """Return the help text with types by their names alone."""
+        return re.sub(r"<class(\s+)'(\w+)'>", r"\1\2", super().format_help(*args, **kwargs))
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message as one line and exit with status 2."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        program = parser.prog.replace(" [options]", "")
+        line = re.sub(r"\s*\n\s*", " ", str(message)).strip()
+        self.exit(EXIT_USER_ERROR, f"error: {line} (see {program} --help)\n")
+
+
+def _stub(summary: str) -> Callable[[], None]:
+    """Return a function without parameters that stands for a command in the list of commands."""
+
+    def stand_in() -> None: ...
+
+    stand_in.__doc__ = summary
+    return stand_in
+
+
+def components(typed: str | None) -> dict[str, Any]:
+    """Return the table of functions: the command typed for real, the others as stand-ins.
+
+    Args:
+        typed: The command's name, or None where only the list is wanted.
+
+    """
+    table: dict[str, Any] = {}
+    for name, (module, function, summary) in COMMANDS.items():
+        table[name] = getattr(import_module(module), function) if name == typed else _stub(summary)
+    return table
+
+
+def _defaults(typed: str | None, args: Sequence[str]) -> dict[str, Any]:
+    """Return defaults that depend on the arguments: `refine` starts from the settings of the store it reads."""
+    if typed != "refine":
+        return {}
+    from pseudolabel.refine import stored_defaults
+
+    return {f"refine.{key}": value for key, value in stored_defaults(args).items()}
+
+
+class _ProgressFriendlyHandler(logging.Handler):
+    """Writes log lines above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the record to stderr."""
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def configure_logging(level: int = logging.INFO) -> None:
+    """Send the project's log lines to stderr; the libraries' below warning stay quiet."""
+    handler = _ProgressFriendlyHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for package in ("data", "pseudolabel"):
+        logging.getLogger(package).setLevel(level)
+
+
+def run(args: Sequence[str]) -> None:
+    """Parse the arguments and run the command; exits through SystemExit on wrong usage."""
+    typed = next((arg for arg in args if arg in COMMANDS), None)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    auto_cli(
+        components(typed),
+        args=list(args),
+        as_positional=False,
+        set_defaults=_defaults(typed, args) or None,
+        parser_class=CommandParser,
+        prog="pseudolabel",
+        description="Image-level labels in, pseudo-masks out, from the attention of a diffusion model.",
+    )
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0, 2 for a wrong input, 130 when interrupted."""
+    args = sys.argv[1:] if args is None else list(args)
+    configure_logging()
+    try:
+        run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except OSError as error:
+        print(f"error: {error}; check the path, the permissions and the free space", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here, finished images are kept", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,328 @@
+"""The loop of stage one: images and labels in, a mask store out; resumable at any moment.
+
+The pipeline computes; everything about files, order, failures and speed is here. An image's mask depends on the image,
+its id, its labels and the settings alone, so neither the order nor the batch size, shard or worker that made it shows.
+"""
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from data.errors import ConfigError, LabelError, StoreError, UserError
+from data.samples import DataConfig, Sample, SampleSet, detect_format, open_samples, read_image
+from data.store import MaskStore, SoftMaps
+from pseudolabel.batches import BatchSize, grouped, in_shard, loaded_ahead
+from pseudolabel.config import GenerateConfig, MaskConfig, stored_settings
+from pseudolabel.workers import MaskJob, Outcome, available_cpus, default_workers, run_jobs
+
+if TYPE_CHECKING:
+    import torch
+
+    from pseudolabel.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
+
+WINDOW_BATCHES = 4  # images looked ahead for equal sizes, in batches
+SKIPPED = "skipped.txt"
+SHOWN = 20  # skipped images named at the end; all of them are in skipped.txt
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A sample with its decoded image, or with the reason why it has none."""
+
+    sample: Sample
+    rgb_u8: UInt8[np.ndarray, "height width 3"] | None
+    error: str | None = None
+
+
+@dataclass
+class Tally:
+    """What a run has done so far."""
+
+    written: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    warned: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self.started
+
+
+def generate(store: Path, **settings: Any) -> None:
+    """Turn images and their labels into masks; run again to resume.
+
+    Args:
+        store: Folder of the mask store; started if it does not exist, resumed if it does.
+        **settings: The fields of GenerateConfig.
+
+    """
+    config = GenerateConfig(**settings)
+    samples = open_samples(config.data, need_labels=True, need_truth=False)
+    tally = generate_masks(Path(store), samples, config)
+    print_summary(Path(store), samples, tally)
+
+
+def generate_masks(store_path: Path, samples: SampleSet, config: GenerateConfig) -> Tally:
+    """Make the masks of the samples that the store does not have yet.
+
+    Args:
+        store_path: folder of the store; it appears with the first finished image.
+        samples: the images and labels.
+        config: all settings.
+
+    Returns:
+        How many masks were written, and which images were skipped and why.
+
+    Raises:
+        UserError: an input is wrong (under `on_error="stop"` a single image is enough); what is finished stays.
+
+    """
+    finished = _finished(store_path, samples, config)
+    wanted = sum(1 for _ in pending_samples(samples, config, finished))
+    tally = Tally()
+    if not wanted:
+        return tally
+    if config.run.engine == "ray":
+        from pseudolabel.ray_engine import ray_outcomes
+
+        outcomes = ray_outcomes(store_path, samples, config, finished)
+    else:
+        outcomes = _local_outcomes(store_path, samples, config, finished)
+    with contextlib.closing(outcomes), progress_bar(wanted) as bar:
+        for outcome in outcomes:
+            count_outcome(outcome, tally, config.run.on_error)
+            bar.set_postfix(skipped=len(tally.skipped), refresh=False)
+            bar.update()
+    return tally
+
+
+def pending_samples(samples: SampleSet, config: GenerateConfig, finished: set[str]) -> Iterator[Sample]:
+    """Yield the samples of this run's shard that are not finished, without holding more than one."""
+    every = (samples.samples[position] for position in range(len(samples.samples)))
+    unfinished = (sample for sample in in_shard(every, config.run.shard) if sample.id not in finished)
+    for position, sample in enumerate(unfinished):
+        if config.run.limit is not None and position >= config.run.limit:
+            return
+        yield sample
+
+
+def load(sample: Sample) -> Loaded:
+    """Read a sample's image; a fault comes back in the result."""
+    try:
+        if not sample.labels:
+            raise LabelError(f"{sample.id} has no labels; give it some, or leave it out with --on_error skip.")
+        return Loaded(sample, read_image(sample.image_path))
+    except UserError as error:
+        return Loaded(sample, None, str(error))
+
+
+def soft_maps_of(
+    pipeline: "Pipeline", samples: Iterable[Sample], config: GenerateConfig
+) -> Iterator[tuple[Loaded, SoftMaps | None, float]]:
+    """Yield each sample with its soft maps and the seconds they took; None where the image cannot be read.
+
+    Images of one padded size share passes of the U-Net; the order of the samples is not kept.
+    """
+    sizes = BatchSize(config.run.batch_size, pipeline.device.type)
+    rows_each = rows_of_an_image(config)
+    most = sizes.most_images(rows_each)
+    for group in grouped(
+        loaded_ahead(samples, load, ahead=most),
+        key=lambda item: None if item.rgb_u8 is None else pipeline.padded_hw(item.rgb_u8.shape[:2]),
+        size=lambda key: 1 if key is None else sizes.images(key, rows_each),
+        window=WINDOW_BATCHES * most,
+    ):
+        if group[0].rgb_u8 is None:
+            yield from ((item, None, 0.0) for item in group)
+        else:
+            yield from _computed(pipeline, group, sizes, rows_each)
+
+
+def rows_of_an_image(config: GenerateConfig) -> int:
+    """Return how many noised images the U-Net sees for one image at one scale and timestep."""
+    return config.diffusion.draws * (2 if config.diffusion.flip else 1)
+
+
+def _computed(
+    pipeline: "Pipeline", group: list[Loaded], sizes: BatchSize, rows_each: int
+) -> Iterator[tuple[Loaded, SoftMaps | None, float]]:
+    """Run a group through the pipeline, in halves if it does not fit the GPU's memory."""
+    import torch
+
+    images = [item.rgb_u8 for item in group if item.rgb_u8 is not None]
+    key = pipeline.padded_hw(images[0].shape[:2])
+    start = time.perf_counter()
+    try:
+        maps = pipeline.soft_maps(images, [item.sample.labels for item in group], [item.sample.id for item in group])
+    except torch.cuda.OutOfMemoryError as error:
+        maps = None
+        if not sizes.failed(key, rows_each * len(group)):
+            raise ConfigError(f"one image of {key} pixels does not fit the GPU: {error}; use --device cpu") from error
+    if maps is None:  # outside of the except clause, so that the failed pass is no longer referenced
+        torch.cuda.empty_cache()
+        half = len(group) // 2
+        for part in (group[:half], group[half:]):
+            yield from _computed(pipeline, part, sizes, rows_each)
+        return
+    sizes.passed(key, rows_each * len(group), _share_of_gpu_memory(pipeline.device))
+    seconds = (time.perf_counter() - start) / len(group)
+    yield from ((item, soft, seconds) for item, soft in zip(group, maps, strict=True))
+
+
+def _share_of_gpu_memory(device: "torch.device") -> float:
+    import torch
+
+    if device.type != "cuda":
+        return 0.0
+    return torch.cuda.max_memory_allocated(device) / torch.cuda.get_device_properties(device).total_memory
+
+
+def _local_outcomes(
+    store_path: Path, samples: SampleSet, config: GenerateConfig, finished: set[str]
+) -> Generator[Outcome]:
+    """Yield the outcome of each image: the U-Net in this process, the masks in the worker processes."""
+    import torch
+
+    from pseudolabel.pipeline import Pipeline
+
+    torch.set_num_threads(available_cpus())
+    pipeline = Pipeline.load(config, samples.classes)
+    faults: list[Outcome] = []
+
+    def jobs() -> Iterator[MaskJob]:
+        prepared = False
+        for item, soft, seconds in soft_maps_of(pipeline, pending_samples(samples, config, finished), config):
+            if soft is None:
+                faults.append(Outcome(item.sample.id, None, item.error))
+                continue
+            if not prepared:
+                prepare_store(store_path, samples, config, pipeline.fingerprint())
+                prepared = True
+            yield mask_job(store_path, item, soft, config, seconds)
+
+    workers = default_workers(config.run.workers)
+    with contextlib.closing(run_jobs(jobs(), mask_config(config), workers)) as outcomes:
+        for outcome in outcomes:
+            while faults:
+                yield faults.pop()
+            yield outcome
+    yield from faults
+
+
+def mask_config(config: GenerateConfig) -> MaskConfig:
+    """Return the part of the settings that turns soft maps into a mask."""
+    return MaskConfig(fuse=config.fuse, crf=config.crf, ignore_below=config.ignore_below)
+
+
+def mask_job(store_path: Path, item: Loaded, soft: SoftMaps, config: GenerateConfig, seconds: float) -> MaskJob:
+    """Return the work that is left for an image once its soft maps are there."""
+    path, root = Path(item.sample.image_path).absolute(), Path(config.data.root).absolute()
+    image = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+    return MaskJob(store_path, item.sample.id, image, path, item.rgb_u8, soft, seconds=seconds)
+
+
+def stored_data(config: DataConfig) -> dict[str, Any]:
+    """Return what a store's header says about the data: the fields that decide which images and labels these are."""
+    fields = asdict(config) | {"format": detect_format(config), "root": Path(config.root).absolute()}
+    del fields["cache"]
+    return {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
+
+
+def prepare_store(store_path: Path, samples: SampleSet, config: GenerateConfig, model: dict[str, Any]) -> MaskStore:
+    """Start the store or check that it was made with these settings; `overwrite` clears one that was not.
+
+    Raises:
+        StoreError: a store of other settings or of a newer version, or a folder that is something else.
+
+    """
+    made_with = {"config": stored_settings(config), "model": model, "data": stored_data(config.data)}
+    try:
+        return MaskStore.open_or_create(store_path, classes=samples.classes, **made_with)
+    except StoreError:
+        if not (store_path / "store.json").exists():
+            raise
+        existing = MaskStore.open(store_path)
+        if config.run.overwrite and config.run.shard == "1/1":
+            logger.warning("%s was made with other settings; its masks are deleted (--overwrite)", store_path)
+            _clear(existing)
+        # Otherwise perhaps another process has started the store meanwhile; if not, this raises again.
+        return MaskStore.open_or_create(store_path, classes=samples.classes, **made_with)
+
+
+def _clear(store: MaskStore) -> None:
+    """Delete what a store consists of, the header first, and nothing else."""
+    for name in ("store.json", "index.jsonl", SKIPPED):
+        (store.path / name).unlink(missing_ok=True)
+    for folder, suffix in (("masks", "png"), ("argmax", "png"), ("scores", "npz")):
+        for path in (store.path / folder).glob(f"*.{suffix}"):
+            path.unlink()
+        with contextlib.suppress(OSError):
+            (store.path / folder).rmdir()
+
+
+def _finished(store_path: Path, samples: SampleSet, config: GenerateConfig) -> set[str]:
+    """Return the ids to leave alone; a store of other settings is an error here, before a model is loaded."""
+    if not (store_path / "store.json").exists():
+        return set()
+    existing = MaskStore.open(store_path)
+    if config.run.overwrite:
+        return set()
+    return prepare_store(store_path, samples, config, existing.header["model"]).finished()
+
+
+def progress_bar(total: int) -> "tqdm[Any]":
+    """Return the one bar over images; where stderr is no terminal it says a line every half minute."""
+    interval = 0.5 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, unit="image", dynamic_ncols=True, mininterval=interval, smoothing=0.05)
+
+
+def count_outcome(outcome: Outcome, tally: Tally, on_error: str) -> None:
+    """Add an outcome to the tally; an error stops the run unless `on_error` is "skip"."""
+    if outcome.error is not None:
+        if on_error == "stop":
+            raise UserError(outcome.error)
+        tally.skipped.append((outcome.id, outcome.error))
+    else:
+        tally.written += 1
+        tally.warned += bool(outcome.record and outcome.record["warnings"])
+
+
+def print_summary(store_path: Path, samples: SampleSet, tally: Tally) -> None:
+    """Print what was written where, what was left out and why, and what to run next."""
+    there = len(MaskStore.open(store_path).finished()) if (store_path / "store.json").exists() else 0
+    rate = f", {tally.written / tally.seconds:.1f} images/s" if tally.written else ""
+    print(f"{there} masks in {store_path / 'masks'}: {tally.written} made now in {tally.seconds:.0f} s{rate}.")
+    if tally.warned:
+        print(f"{tally.warned} of them have warnings (nothing found for a class, for example); the report lists them.")
+    print_skipped(store_path, tally.skipped)
+    for note in samples.notes:
+        print(f"Note: {note}")
+    if there:
+        print(f"Next: pseudolabel report --store {store_path}    a page of overlays, coverage and warnings")
+        print(f"      pseudolabel score --store {store_path}     mIoU, where there is ground truth")
+        print(f"      segtrain fit --data.store {store_path}     train a network on the masks")
+
+
+def print_skipped(store_path: Path, skipped: list[tuple[str, str]]) -> None:
+    """Name the images that were skipped, the first ones here and all of them in skipped.txt."""
+    listing = store_path / SKIPPED
+    if not skipped:
+        return
+    print(f"{len(skipped)} IMAGES WERE SKIPPED:")
+    for sample_id, reason in sorted(skipped)[:SHOWN]:
+        print(f"  {sample_id}: {reason}")
+    if store_path.is_dir():
+        listing.write_text("".join(f"{sample_id}\t{reason}\n" for sample_id, reason in sorted(skipped)))
+        print(f"  All of them: {listing}")
