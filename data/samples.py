@@ -90,6 +90,8 @@ class DataConfig:
     """VOC: count objects marked as difficult among the labels, as the field does."""
     unlabelled: Literal["skip", "stop"] = "skip"
     """An image without labels: leave it out and say how many, or stop."""
+    crowd: Literal["ignore", "class"] = "ignore"
+    """COCO: a crowd region of the ground truth is not scored (255), or belongs to its class."""
     truth: str | None = None
     """Folder of ground-truth masks, relative to the root; without it the layout's own one, where there is one."""
     cache: Path | None = None
@@ -229,6 +231,24 @@ def read_orientation(path: Path) -> int:
     except _DECODE_ERRORS:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Return height and width of an image as a viewer shows it, from the file's header alone.
+
+    Raises:
+        ImageError: missing, damaged, or of an unknown kind.
+
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_EXIF_ORIENTATION, 1) in range(5, 9) and image.format != "TIFF"
+    except FileNotFoundError as error:
+        raise ImageError(f"There is no image {path}; check the label file and --root.") from error
+    except _DECODE_ERRORS as error:
+        raise ImageError(f"Cannot read the image {path}: {' '.join(str(error).split())}; replace it.") from error
+    return (width, height) if turned else (height, width)  # Pillow reports a TIFF's size upright already
 
 
 def to_upright(raw: UInt8[np.ndarray, "rows columns"], orientation: int) -> UInt8[np.ndarray, "height width"]:
