@@ -3,7 +3,9 @@
 Whole numbers throughout (see `glyphs` and `grounds`): the same seed gives the same pixels on every machine.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -12,6 +14,7 @@ from data.classes import VOC
 from data.demo.glyphs import Drawings, Glyph, glyphs_of, load_glyphs, place
 from data.demo.grounds import GROUNDS, UPPER_GROUNDS, blend_grounds, draw_ground, random_bytes, uniform_int
 
+T = TypeVar("T")
 SIZE_PX = 128
 VISIBLE_PX = 40  # An object counts as present with more visible pixels than this (in a scene of 128 x 128).
 
@@ -79,6 +82,48 @@ def draw_scene(seed: int | np.random.Generator, *, drawings: Drawings = "train",
     return compose(_choose_glyphs(rng, drawings), rng, size_px)
 
 
+def draw_personal_scene(
+    seed: int | np.random.Generator, drawing: str, *, alone: bool = False, size_px: int = SIZE_PX
+) -> Scene:
+    """Draw one particular object among one or two others of its class, half of the time with something else as well.
+
+    Args:
+        seed: A number, or the generator to draw from.
+        drawing: Name of the particular drawing, as in "dog/service"; the others are drawings for training.
+        alone: Draw it with nothing else, as a photograph to learn it from.
+        size_px: Height and width of the scene.
+
+    Returns:
+        A scene that shows the particular drawing exactly once (see `drawing_mask`) and, unless `alone`, at least one
+        other object of its class.
+
+    Raises:
+        ValueError: there is no such drawing.
+
+    """
+    rng = _generator(seed)
+    particular = find_glyph(drawing)
+    others = [glyph for glyph in glyphs_of(particular.class_name, "train") if glyph is not particular]
+    while True:
+        glyphs = [particular]
+        if not alone:
+            glyphs += [_pick(rng, others) for _ in range(uniform_int(rng, 1, 3))]
+            if len(glyphs) == 2 and rng.random() < 0.5:
+                glyphs += [_pick(rng, glyphs_of(_pick(rng, VOC.names), "train"))]
+            glyphs.insert(uniform_int(rng, 0, len(glyphs)), glyphs.pop(0))
+        scene = compose(glyphs, rng, size_px)
+        shown = [instance.drawing for instance in scene.instances if instance.class_name == particular.class_name]
+        # What is covered too far is left out of a scene: then another one is drawn.
+        if shown.count(drawing) == 1 and (alone or len(shown) > 1):
+            return scene
+
+
+def drawing_mask(scene: Scene, drawing: str) -> UInt8[np.ndarray, "size size"]:
+    """Return 1 where the scene shows the drawing of this name, 0 elsewhere."""
+    indices = [index + 1 for index, instance in enumerate(scene.instances) if instance.drawing == drawing]
+    return np.isin(scene.owners, indices).astype(np.uint8)
+
+
 def compose(glyphs: list[Glyph], rng: np.random.Generator, size_px: int = SIZE_PX) -> Scene:
     """Draw a scene of given drawings, the first farthest back, at random places on random grounds."""
     if size_px < 32:
@@ -112,6 +157,10 @@ def _generator(seed: int | np.random.Generator) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
 
 
+def _pick(rng: np.random.Generator, items: Sequence[T]) -> T:
+    return items[uniform_int(rng, 0, len(items))]
+
+
 def _choose_glyphs(rng: np.random.Generator, drawings: Drawings) -> list[Glyph]:
     """One drawing each of one to three classes, sometimes two of one class."""
     draw = rng.random()
@@ -120,8 +169,7 @@ def _choose_glyphs(rng: np.random.Generator, drawings: Drawings) -> list[Glyph]:
     chosen = [names.pop(uniform_int(rng, 0, len(names))) for _ in range(count)]
     if count < 3 and rng.random() < 0.25:
         chosen.append(chosen[uniform_int(rng, 0, count)])
-    pools = [glyphs_of(name, drawings) for name in chosen]
-    return [pool[uniform_int(rng, 0, len(pool))] for pool in pools]
+    return [_pick(rng, glyphs_of(name, drawings)) for name in chosen]
 
 
 def _choose_grounds(rng: np.random.Generator) -> tuple[str, ...]:
