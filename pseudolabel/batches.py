@@ -1,12 +1,9 @@
-"""Which images share a pass of the U-Net: a bounded look-ahead, groups of equal size, and as many as fit."""
+"""Which images share a pass of the U-Net: a shard, read ahead, in groups of equal size; never many at a time."""
 
-import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
-
-logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
@@ -45,7 +42,7 @@ def grouped(
     first item has waited longest goes.
 
     >>> list(grouped("aababb", key=str, size=lambda key: 2, window=4))
-    [['a', 'a'], ['b', 'a'], ['b', 'b']] # doctest: +SKIP
+    [['a', 'a'], ['b', 'b'], ['a'], ['b']]
     """
     groups: dict[Hashable, list[Item]] = {}  # in the order of their first items
     held = 0
@@ -61,47 +58,3 @@ def grouped(
         held -= len(group)
         yield group
     yield from groups.values()
-
-
-class BatchSize:
-    """How many noised images go through the U-Net at once, for each padded size.
-
-    With "auto" on a GPU the number starts small, doubles after each pass as long as less than half of the memory was
-    taken, and halves for good when memory runs out. On a CPU larger batches gain nothing, so the number is constant.
-    """
-
-    START_GPU, LARGEST_GPU, CPU = 8, 256, 8
-
-    def __init__(self, setting: int | str, device: str) -> None:
-        self.grows = setting == "auto" and device.startswith("cuda")
-        if isinstance(setting, int):
-            self.start = setting
-        else:
-            self.start = self.START_GPU if self.grows else self.CPU
-        self._rows: dict[Hashable, int] = {}
-        self._limit: dict[Hashable, int] = {}
-
-    def rows(self, key: Hashable) -> int:
-        """Return the number of noised images a pass takes for this padded size."""
-        return self._rows.get(key, self.start)
-
-    def images(self, key: Hashable, rows_each: int) -> int:
-        """Return the number of images a pass takes when each needs `rows_each` noised images."""
-        return max(1, self.rows(key) // rows_each)
-
-    def most_images(self, rows_each: int) -> int:
-        """Return the number of images the largest pass could take."""
-        return max(1, (self.LARGEST_GPU if self.grows else self.start) // rows_each)
-
-    def passed(self, key: Hashable, rows: int, share_of_memory: float) -> None:
-        """Take note of a pass that went well with this many rows and this share of the GPU's memory."""
-        if self.grows and rows >= self.rows(key) and share_of_memory < 0.45:
-            self._rows[key] = min(2 * self.rows(key), self.LARGEST_GPU, self._limit.get(key, self.LARGEST_GPU))
-
-    def failed(self, key: Hashable, rows: int) -> bool:
-        """Take note of a pass that ran out of memory; False when one row was already too many."""
-        if rows <= 1:
-            return False
-        self._rows[key] = self._limit[key] = max(1, min(rows, self.rows(key)) // 2)
-        logger.info("out of memory with %d noised images a pass, going on with %d", rows, self._rows[key])
-        return True

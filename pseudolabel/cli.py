@@ -70,8 +70,7 @@ class CommandParser(ArgumentParser):
         for action in self._actions:
             if getattr(action, "_typehint", None) is bool:
                 action.nargs, action.const = "?", True
-        required = " ".join(f"--{key} {key.split('.')[-1].upper()}" for key in sorted(self.required_args))
-        self.usage = f"%(prog)s {required} [--config FILE] [options, below]"
+        self.usage = "%(prog)s [--config FILE] [--name value ...]"  # the full list is below, with what is required
         return added
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
@@ -83,6 +82,7 @@ class CommandParser(ArgumentParser):
         parser = getattr(ex, "subcommand_parser", None) or self
         program = parser.prog.replace(" [options]", "")
         line = re.sub(r"\s*\n\s*", " ", str(message)).strip()
+        line = re.sub(rf"\b({'|'.join(COMMANDS)})\.(?=[a-z])", "--", line)  # generate.store is typed as --store
         self.exit(EXIT_USER_ERROR, f"error: {line} (see {program} --help)\n")
 
 

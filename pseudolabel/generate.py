@@ -17,21 +17,20 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from data.errors import ConfigError, LabelError, StoreError, UserError
+from data.errors import LabelError, StoreError, UserError
 from data.samples import DataConfig, Sample, SampleSet, detect_format, open_samples, read_image
 from data.store import MaskStore, SoftMaps
-from pseudolabel.batches import BatchSize, grouped, in_shard, loaded_ahead
+from pseudolabel.batches import grouped, in_shard, loaded_ahead
 from pseudolabel.config import GenerateConfig, MaskConfig, stored_settings
 from pseudolabel.workers import MaskJob, Outcome, available_cpus, default_workers, run_jobs
 
 if TYPE_CHECKING:
-    import torch
-
     from pseudolabel.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
 
-WINDOW_BATCHES = 4  # images looked ahead for equal sizes, in batches
+WINDOW_GROUPS = 4  # how far to look ahead for images of equal size, in groups of `images_together`
+PASSES, AUTO_CPU, AUTO_GPU = 2, 16, 64  # noised images to collect under batch_size=auto; the pipeline cuts them to fit
 SKIPPED = "skipped.txt"
 SHOWN = 20  # skipped images named at the end; all of them are in skipped.txt
 
@@ -133,60 +132,34 @@ def soft_maps_of(
 ) -> Iterator[tuple[Loaded, SoftMaps | None, float]]:
     """Yield each sample with its soft maps and the seconds they took; None where the image cannot be read.
 
-    Images of one padded size share passes of the U-Net; the order of the samples is not kept.
+    Images of one padded size go to the pipeline together, so that they share passes of the U-Net; the order of the
+    samples is not kept.
     """
-    sizes = BatchSize(config.run.batch_size, pipeline.device.type)
-    rows_each = rows_of_an_image(config)
-    most = sizes.most_images(rows_each)
+    together = images_together(config, pipeline.models.device.type)
     for group in grouped(
-        loaded_ahead(samples, load, ahead=most),
-        key=lambda item: None if item.rgb_u8 is None else pipeline.padded_hw(item.rgb_u8.shape[:2]),
-        size=lambda key: 1 if key is None else sizes.images(key, rows_each),
-        window=WINDOW_BATCHES * most,
+        loaded_ahead(samples, load, ahead=together),
+        key=lambda item: None if item.rgb_u8 is None else pipeline.frame(item.rgb_u8.shape[:2]).padded_hw,
+        size=lambda key: 1 if key is None else together,
+        window=WINDOW_GROUPS * together,
     ):
-        if group[0].rgb_u8 is None:
+        images = [item.rgb_u8 for item in group if item.rgb_u8 is not None]
+        if not images:
             yield from ((item, None, 0.0) for item in group)
-        else:
-            yield from _computed(pipeline, group, sizes, rows_each)
-
-
-def rows_of_an_image(config: GenerateConfig) -> int:
-    """Return how many noised images the U-Net sees for one image at one scale and timestep."""
-    return config.diffusion.draws * (2 if config.diffusion.flip else 1)
-
-
-def _computed(
-    pipeline: "Pipeline", group: list[Loaded], sizes: BatchSize, rows_each: int
-) -> Iterator[tuple[Loaded, SoftMaps | None, float]]:
-    """Run a group through the pipeline, in halves if it does not fit the GPU's memory."""
-    import torch
-
-    images = [item.rgb_u8 for item in group if item.rgb_u8 is not None]
-    key = pipeline.padded_hw(images[0].shape[:2])
-    start = time.perf_counter()
-    try:
+            continue
+        start = time.perf_counter()
         maps = pipeline.soft_maps(images, [item.sample.labels for item in group], [item.sample.id for item in group])
-    except torch.cuda.OutOfMemoryError as error:
-        maps = None
-        if not sizes.failed(key, rows_each * len(group)):
-            raise ConfigError(f"one image of {key} pixels does not fit the GPU: {error}; use --device cpu") from error
-    if maps is None:  # outside of the except clause, so that the failed pass is no longer referenced
-        torch.cuda.empty_cache()
-        half = len(group) // 2
-        for part in (group[:half], group[half:]):
-            yield from _computed(pipeline, part, sizes, rows_each)
-        return
-    sizes.passed(key, rows_each * len(group), _share_of_gpu_memory(pipeline.device))
-    seconds = (time.perf_counter() - start) / len(group)
-    yield from ((item, soft, seconds) for item, soft in zip(group, maps, strict=True))
+        seconds = (time.perf_counter() - start) / len(group)
+        yield from ((item, soft, seconds) for item, soft in zip(group, maps, strict=True))
 
 
-def _share_of_gpu_memory(device: "torch.device") -> float:
-    import torch
-
-    if device.type != "cuda":
-        return 0.0
-    return torch.cuda.max_memory_allocated(device) / torch.cuda.get_device_properties(device).total_memory
+def images_together(config: GenerateConfig, device_type: str) -> int:
+    """Return how many images are handed to the pipeline at once: enough noised images for a few full passes."""
+    diffusion = config.diffusion
+    noised_images = diffusion.draws * len(diffusion.timesteps) * len(diffusion.scales) * (2 if diffusion.flip else 1)
+    batch_size = config.run.batch_size
+    if batch_size == "auto":
+        batch_size = AUTO_GPU if device_type == "cuda" else AUTO_CPU
+    return max(1, PASSES * batch_size // noised_images)
 
 
 def _local_outcomes(
