@@ -1,0 +1,172 @@
+"""Averaged weights, and warnings in the first minutes of a run that goes wrong."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from data.classes import IGNORE
+from data.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+RAW_WEIGHTS = "raw_state_dict"
+
+
+class AveragedWeights(pl.Callback):
+    """Keep an exponential moving average of the weights; measure it, and put it into the checkpoint.
+
+    In the checkpoint `state_dict` holds the average, which is what gets deployed, and `raw_state_dict` the weights that
+    training goes on with. The decay begins small, min(decay, (1 + n) / (10 + n)) after n steps, so that the first
+    weights are soon forgotten (the rule of TensorFlow's ExponentialMovingAverage).
+
+    Args:
+        decay: share of the average that stays at each step; 0 switches the average off.
+
+    """
+
+    def __init__(self, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ConfigError(f"--ema_decay is {decay}; it takes 0 (off) to below 1, such as 0.999.")
+        self.decay = decay
+        self.average: dict[str, Tensor] | None = None
+        self._aside: dict[str, Tensor] | None = None
+        self._steps = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin with the weights as they are, unless a checkpoint brought an average."""
+        if self.average is None:
+            self.average = _copy(pl_module.state_dict())
+        self.average = {key: value.to(pl_module.device) for key, value in self.average.items()}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the average towards the weights after each optimizer step."""
+        if trainer.global_step == self._steps:
+            return
+        self._steps = trainer.global_step
+        assert self.average is not None
+        decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
+        with torch.no_grad():
+            for key, value in pl_module.state_dict().items():
+                if value.is_floating_point():
+                    self.average[key].lerp_(value, 1 - decay)
+                else:
+                    self.average[key].copy_(value)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the average."""
+        if self.average is not None and trainer.state.fn == "fit":
+            self._aside = _copy(pl_module.state_dict())
+            pl_module.load_state_dict(self.average)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the weights back."""
+        if self._aside is not None:
+            pl_module.load_state_dict(self._aside)
+            self._aside = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Put the weights back if the measuring broke off."""
+        self.on_validation_end(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write both: the average, and the weights to go on with."""
+        if self.average is not None:
+            checkpoint[RAW_WEIGHTS] = _copy(self._aside or pl_module.state_dict())
+            checkpoint["state_dict"] = _copy(self.average)
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on with the weights, not with their average."""
+        if RAW_WEIGHTS in checkpoint and trainer.state.fn == "fit":
+            self.average = _copy(checkpoint["state_dict"])
+            pl_module.load_state_dict(checkpoint[RAW_WEIGHTS])
+            self._steps = checkpoint["global_step"]
+
+
+def _copy(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in state.items()}
+
+
+class EarlyWarnings(pl.Callback):
+    """Say in the first minutes what usually spoils such a run.
+
+    Before training a sample of masks is looked at: a class that is never seen, many ignored pixels, hardly any
+    foreground. While training, the share of background among the network's decisions is compared with the labels'.
+
+    Args:
+        looked_at: number of masks that are read before training.
+        every: steps between two looks at the decisions.
+
+    """
+
+    def __init__(self, looked_at: int = 200, every: int = 50) -> None:
+        self.looked_at, self.every = looked_at, every
+        self._background = torch.zeros(3)  # counted pixels, labelled background, decided background
+        self._said = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at a sample of the masks."""
+        if not trainer.is_global_zero:
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        for warning in mask_warnings(data.training.histogram(self.looked_at), data.classes.names):
+            _log.warning(warning)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count background among labels and decisions; log both shares."""
+        labels, decisions = outputs["labels"], outputs["decisions"]
+        counted = labels != IGNORE
+        shares = torch.stack([counted.sum(), (labels == 0).sum(), (counted & (decisions == 0)).sum()]).float().cpu()
+        self._background += shares
+        if (trainer.global_step + 1) % self.every:
+            return
+        total, labelled, decided = self._background.clamp_min(1e-6).tolist()
+        self._background.zero_()
+        pl_module.log("train/background_labelled", labelled / total, rank_zero_only=True)
+        pl_module.log("train/background_decided", decided / total, rank_zero_only=True)
+        if decided / total > 0.99 > 0.97 > labelled / total and trainer.global_step >= 2 * self.every and not self._said:
+            self._said = True
+            _log.warning(
+                "After %d steps the network calls %.1f %% of the pixels background (the masks: %.1f %%): it learns only "
+                "background. Try --model.loss.kind balanced, a lower --model.optimizer.lr, or pretrained weights.",
+                trainer.global_step,
+                100 * decided / total,
+                100 * labelled / total,
+            )
+
+
+def mask_warnings(histogram: np.ndarray, names: tuple[str, ...]) -> list[str]:
+    """Return what is odd about masks.
+
+    Args:
+        histogram: number of pixels of each value 0..255 over a sample of masks.
+        names: class names, without the background.
+
+    """
+    total, ignored = histogram.sum(), histogram[IGNORE]
+    counted = total - ignored
+    warnings = []
+    unseen = [name for i, name in enumerate(names, start=1) if histogram[i] == 0]
+    if unseen:
+        warnings.append(
+            f"{len(unseen)} of {len(names)} classes are in none of the masks looked at and cannot be learnt: "
+            f"{', '.join(unseen[:8])}{', ...' if len(unseen) > 8 else ''}."
+        )
+    if total and ignored / total > 0.5:
+        warnings.append(
+            f"{100 * ignored / total:.0f} % of the mask pixels are ignored: little is left to learn from; lower the "
+            "ignore threshold (`pseudolabel refine --crf.keep`), or train with --data.masks argmax."
+        )
+    if counted and histogram[0] / counted > 0.97:
+        warnings.append(
+            f"{100 * histogram[0] / counted:.1f} % of the mask pixels are background: the network may learn nothing "
+            "else; look at `pseudolabel report` and try --model.loss.kind balanced."
+        )
+    return warnings

@@ -1,0 +1,120 @@
+"""The card inside a checkpoint: everything needed to use the network that is not a tensor.
+
+A checkpoint is Lightning's, read with `weights_only=True` always, so loading one never runs code out of the file. Under
+the key `segtrain` lies a dictionary of plain values: format version, classes, palette, input rule, network, settings.
+"""
+
+import hashlib
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.classes import ClassSet, voc_palette
+from data.errors import ModelError
+from train.network import IMAGENET_MEAN, IMAGENET_STD, SIZE_MULTIPLE, NetworkConfig, Segmenter, build_network
+
+CARD_KEY = "segtrain"
+CARD_FORMAT = "segtrain-checkpoint"
+CARD_VERSION = 1
+
+
+def make_card(classes: ClassSet, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the card of a network.
+
+    Args:
+        classes: what it tells apart.
+        settings: the settings of the module as plain values, `network` among them.
+
+    """
+    return {
+        "format": CARD_FORMAT,
+        "format_version": CARD_VERSION,
+        "written_by": "segtrain 0.1.0",
+        "classes": classes.to_json(),
+        "palette": voc_palette().tolist(),
+        "input": {
+            "layout": "NCHW, RGB, values 0 to 255",
+            "normalisation": "inside the network",
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+            "size_multiple": SIZE_MULTIPLE,
+            "padding": "right and bottom, with 255 * mean; cut off again",
+        },
+        "output": "NCHW scores; class id = argmax over C, 0 is the background",
+        "settings": settings,
+    }
+
+
+def to_plain(value: Any) -> Any:
+    """Return settings as values JSON knows: dataclasses become dictionaries, tuples lists, paths text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running code out of it.
+
+    Raises:
+        ModelError: no such file, damaged, not one of segtrain's, or of a newer version.
+
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"There is no checkpoint {path}; --ckpt_path takes a file that `segtrain fit` wrote.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for a damaged or foreign file
+        reason = " ".join(str(error).split())[:120]
+        raise ModelError(f"Cannot read the checkpoint {path} ({reason}); --ckpt_path takes one of segtrain's.") from error
+    card = checkpoint.get(CARD_KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(card, dict) or card.get("format") != CARD_FORMAT:
+        raise ModelError(f"{path} was not written by segtrain; --ckpt_path takes a file that `segtrain fit` wrote.")
+    if card["format_version"] > CARD_VERSION:
+        raise ModelError(
+            f"{path} has checkpoint format version {card['format_version']}, this program reads up to {CARD_VERSION}: "
+            f"install a text2mask-wsss that reads it (written by {card.get('written_by')})."
+        )
+    return checkpoint
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Return the card of a checkpoint; errors as `read_checkpoint`."""
+    return read_checkpoint(path)[CARD_KEY]
+
+
+def network_config(card: dict[str, Any]) -> NetworkConfig:
+    """Return the network's configuration out of a card."""
+    stored = card["settings"]["network"]
+    known = {field.name for field in fields(NetworkConfig)}
+    return NetworkConfig(**{key: _tuple(value) for key, value in stored.items() if key in known})
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def load_network(path: Path) -> tuple[Segmenter, ClassSet, dict[str, Any]]:
+    """Return the network of a checkpoint in evaluation mode (its averaged weights, where there are), classes and card."""
+    checkpoint = read_checkpoint(path)
+    card = checkpoint[CARD_KEY]
+    classes = ClassSet.from_json(card["classes"])
+    network = build_network(network_config(card), len(classes) + 1, pretrained=False)
+    state = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
+    network.load_state_dict(state)
+    return network.eval(), classes, card
+
+
+def fingerprint(path: Path) -> str:
+    """Return the first 16 hexadecimal digits of a file's SHA-256."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]

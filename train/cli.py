@@ -1,0 +1,127 @@
+"""The command line of stage two.
+
+```
+segtrain fit     --config C --data.store S --data.val.root R --output runs/a       train; --ckpt_path .../last.ckpt resumes
+segtrain test    --ckpt_path C --data.val.root R --data.val.split val              mIoU, per class, boundary; table, JSON, plots
+segtrain predict --ckpt_path C --images FOLDER --output O                          masks and overlays for images of any size
+segtrain relabel --ckpt_path C --data.store S --output S2                          self-training: correct the store
+segtrain export  --ckpt_path C --output D                                          ONNX and friends, with a card and a check
+```
+
+fit, validate and test are Lightning's, with everything of its trainer under --trainer; the others are plain functions.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+from data.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+LIGHTNING = {
+    "fit": "Train a network on the masks of a store; resumes with --ckpt_path.",
+    "validate": "Measure a checkpoint quickly: mIoU and pixel accuracy.",
+    "test": "Measure a checkpoint: scales, flip, windows, CRF; table, JSON, plots, VOC server folder.",
+}
+# name -> (module, function, first line of its docstring)
+FUNCTIONS = {
+    "predict": ("train.predict", "predict", "Write masks and overlays for a folder of images, or one image."),
+    "relabel": ("train.relabel", "relabel", "Correct the masks of a store with a trained network and the labels."),
+    "export": ("train.export", "export", "Write a network as ONNX or TorchScript, with a card, and check it."),
+}
+_NOISE = (
+    ".*args parameter is intended to run from within Python.*",
+    ".*does not have many workers.*",
+    ".*is smaller than the logging interval.*",
+    ".*LeafSpec.*is deprecated.*",
+    ".*GPU available but not used.*",
+    ".*pin_memory.*no accelerator is found.*",
+    ".*defined a `validation_step` but have no `val_dataloader`.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*recommended to use `self.log.*sync_dist=True.*",
+)
+
+
+def usage() -> str:
+    """Return the list of commands."""
+    rows = {**LIGHTNING, **{name: summary for name, (_, _, summary) in FUNCTIONS.items()}}
+    lines = [f"  {name:<9} {summary}" for name, summary in rows.items()]
+    return "\n".join(
+        ["usage: segtrain COMMAND [options]", "", "A segmentation network from a store of masks.", "", *lines, ""]
+        + ["segtrain COMMAND --help lists the options; --print_config shows a configuration."]
+    )
+
+
+def run(args: list[str]) -> None:
+    """Run the command; exits through SystemExit on wrong usage."""
+    if not args or args[0] in {"-h", "--help"}:
+        print(usage())
+        return
+    command, rest = args[0], args[1:]
+    if command in LIGHTNING:
+        from train.lightning_cli import run_lightning
+
+        run_lightning(command, rest)
+    elif command in FUNCTIONS:
+        _run_function(command, rest)
+    else:
+        print(f"error: unknown command {command!r}\n{usage()}", file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR)
+
+
+def _run_function(command: str, args: list[str]) -> None:
+    from jsonargparse import auto_cli, set_parsing_settings
+
+    module, function, _ = FUNCTIONS[command]
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    called: Callable[..., Any] = getattr(import_module(module), function)
+    auto_cli(called, args=args, as_positional=False, prog=f"segtrain {command}", parser_class=parser_class())
+
+
+def parser_class() -> type:
+    """Return an argument parser without abbreviations that prints errors as one line and exits with status 2."""
+    from train.arguments import LineParser
+
+    return LineParser
+
+
+def configure() -> None:
+    """Send log lines to stderr, and keep libraries quiet about what is not for the user."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", force=True)
+    for package in ("data", "train"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message)
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of an error as one line; out of a loader process it comes wrapped in a traceback."""
+    text = str(error).strip()
+    if "Caught" in text and "Traceback" in text:
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0, 2 for a wrong input, 130 when interrupted."""
+    configure()
+    try:
+        run(list(sys.argv[1:] if args is None else args))
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("\ninterrupted; go on with --ckpt_path and the last checkpoint", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""The data of a training run: a store of masks to learn from, ground truth to validate on."""
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+from torch.utils.data import BatchSampler, DataLoader, Subset
+
+from data.classes import ClassSet
+from data.errors import ConfigError, StoreError
+from data.samples import DataConfig
+from data.store import MaskStore
+from train.dataset import EpochOrder, ResumableLoader, TrainingSet, TruthSet, list_training, list_truth
+from train.transforms import AugmentConfig, Augmentation
+
+_log = logging.getLogger(__name__)
+
+
+class SegmentationData(pl.LightningDataModule):
+    """Images with masks from a store, and a data set with ground truth.
+
+    Args:
+        store: mask store to learn from (written by `pseudolabel generate` or `segtrain relabel`).
+        root: folder of the store's images, if they are not where the store says.
+        masks: the store's masks, the same without their ignore band (argmax), or the true masks for comparison.
+        truth: folder of true masks named <id>.png for masks=truth; where the data set keeps them if not given.
+        weights: confidence weighs each pixel by what the store's soft maps say for its label.
+        augment: crops, scales, flips and colours.
+        val: data set with ground truth that is measured on (fit may go without, test may not).
+        val_limit: measure on at most so many images.
+        batch_size: images a step and process.
+        workers: loader processes; 0 loads in the training process.
+        cache: keep decoded images in memory; for small data sets.
+
+    Attributes:
+        seed: of order and augmentation; the command line sets it to --seed_everything.
+
+    """
+
+    def __init__(
+        self,
+        store: Path | None = None,
+        root: Path | None = None,
+        masks: Literal["store", "argmax", "truth"] = "store",
+        truth: Path | None = None,
+        weights: Literal["none", "confidence"] = "none",
+        augment: AugmentConfig = AugmentConfig(),  # noqa: B008 - frozen
+        val: DataConfig | None = None,
+        val_limit: int | None = None,
+        batch_size: int = 10,
+        workers: int = 4,
+        cache: bool = False,
+    ) -> None:
+        super().__init__()
+        self.store_path, self.root, self.masks, self.truth, self.weights = store, root, masks, truth, weights
+        self.augment, self.val, self.val_limit = augment, val, val_limit
+        self.batch_size, self.workers, self.cache = batch_size, workers, cache
+        self.seed = 0
+        self.need_truth = True
+        self.classes: ClassSet | None = None
+        self.training: TrainingSet | None = None
+        self.measured: TruthSet | Subset[Any] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Open the store and the validation data, and look that they fit together."""
+        if stage == "fit" and self.training is None:
+            self.training = self._open_training()
+        if self.val is not None and self.measured is None:
+            samples, classes = list_truth(self.val, self.classes, self.need_truth)
+            self.classes = self.classes or classes
+            measured = TruthSet(samples)
+            count = min(len(measured), self.val_limit or len(measured))
+            self.measured = Subset(measured, range(count))
+        if stage in {"validate", "test"} and self.measured is None:
+            raise ConfigError("There is nothing to measure on; name a data set with --data.val.root.")
+
+    def _open_training(self) -> TrainingSet:
+        if self.store_path is None:
+            raise ConfigError("There is nothing to learn from; name a mask store with --data.store.")
+        store = MaskStore.open(self.store_path)
+        if self.classes is not None and self.classes.names != store.classes.names:
+            raise StoreError(
+                f"{self.store_path} has the classes {', '.join(store.classes.names[:4])}, ..., the checkpoint "
+                f"{', '.join(self.classes.names[:4])}, ...: they must be the same; see --data.store and --ckpt_path."
+            )
+        self.classes = store.classes
+        samples = list_training(store, self.masks, self.truth, self.root)
+        return TrainingSet(
+            samples,
+            len(store.classes) + 1,
+            Augmentation(self.augment),
+            self.seed,
+            soft_from=store if self.weights == "confidence" else None,
+            cache=self.cache,
+        )
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the loader of training batches; its order goes on where a checkpoint stopped."""
+        assert self.training is not None
+        rank, world_size = self._place()
+        order = EpochOrder(len(self.training), self.seed, rank, world_size)
+        if len(order) < self.batch_size:
+            raise ConfigError(
+                f"{len(self.training)} images for {world_size} process(es) do not fill one batch of "
+                f"{self.batch_size}; the last, smaller batch is always dropped: lower --data.batch_size."
+            )
+        loader = ResumableLoader(
+            self.training,
+            batch_sampler=BatchSampler(order, self.batch_size, drop_last=True),
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=self._on_gpu(),
+        )
+        loader.order = order
+        return loader
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Return the loader of validation images, one at a time, or nothing."""
+        return self._measure_loader() if self.measured is not None else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of test images, one at a time."""
+        return self._measure_loader()
+
+    def _measure_loader(self) -> DataLoader[Any]:
+        assert self.measured is not None
+        rank, world_size = self._place()
+        # Each image is measured by one process and once: no padding of the last round, as DistributedSampler does.
+        mine = range(rank, len(self.measured), world_size)
+        return DataLoader(
+            Subset(self.measured, mine), batch_size=None, num_workers=self.workers, pin_memory=self._on_gpu()
+        )
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -1,0 +1,273 @@
+"""Training images with the masks of a store, and validation images with their ground truth."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.classes import IGNORE, ClassSet
+from data.errors import ImageError, StoreError
+from data.masks import read_mask
+from data.samples import DataConfig, Sample, open_samples, read_image, read_truth
+from data.store import MaskStore, SoftMaps
+from train.transforms import Augmentation
+
+Masks = Literal["store", "argmax", "truth"]
+Key = tuple[int, int]  # epoch, index: what a drawn training sample depends on
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """One image to learn from: its id, its file, and the file of its mask."""
+
+    id: str
+    image_path: Path
+    mask_path: Path
+
+
+def list_training(store: MaskStore, masks: Masks, truth: Path | None, root: Path | None) -> list[TrainingSample]:
+    """Return the samples of a store, sorted by id, after a look that every file is there.
+
+    Args:
+        store: the store.
+        masks: its masks with the ignore band, its masks without (`argmax`), or the true masks in their stead.
+        truth: folder of true masks named <id>.png; where the store's data set keeps them if not given.
+        root: folder of the data set, if it is not where the store says.
+
+    Raises:
+        StoreError: no images, or files that are missing; the message counts them and names the first.
+
+    """
+    records = sorted(store.records(), key=lambda record: record["id"])
+    if not records:
+        raise StoreError(f"The store {store.path} holds no finished image; run `pseudolabel generate` first.")
+    truths = _true_masks(store, truth, root) if masks == "truth" else {}
+    folder = store.path / ("argmax" if masks == "argmax" else "masks")
+    samples = [
+        TrainingSample(
+            record["id"],
+            store.image_path(record, root),
+            truths.get(record["id"], Path("-")) if masks == "truth" else folder / f"{record['id']}.png",
+        )
+        for record in records
+    ]
+    _check_files([sample.image_path for sample in samples], "images", "--data.root names the folder they are under")
+    _check_files([sample.mask_path for sample in samples], "masks", "--data.truth, or generate them again")
+    return samples
+
+
+def _true_masks(store: MaskStore, truth: Path | None, root: Path | None) -> dict[str, Path]:
+    if truth is not None:
+        return {path.stem: path for path in Path(truth).glob("*.png")}
+    known = {field.name for field in fields(DataConfig)}
+    stored = {key: value for key, value in store.header["data"].items() if key in known and value is not None}
+    config = DataConfig(**{**stored, "root": Path(root or stored.get("root", "."))})
+    samples = open_samples(config, need_labels=False).samples
+    return {sample.id: sample.truth_path for sample in samples if sample.truth_path is not None}
+
+
+def _check_files(paths: list[Path], what: str, remedy: str) -> None:
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise StoreError(f"{len(missing)} of {len(paths)} {what} are missing, the first {missing[0]}; {remedy}.")
+
+
+class TrainingSet(Dataset[dict[str, Any]]):
+    """Augmented images and masks; a sample is drawn from (seed, epoch, index), so its order and process do not matter.
+
+    Items: `image` uint8 (3, crop, crop) RGB; `mask` uint8 (crop, crop) with `IGNORE`; `weight` float (crop, crop) in
+    [0, 1] where confidence weights are used; `id`.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[TrainingSample],
+        n_classes: int,
+        augmentation: Augmentation,
+        seed: int,
+        *,
+        soft_from: MaskStore | None = None,
+        cache: bool = False,
+    ) -> None:
+        self._samples = samples
+        self._n_classes = n_classes
+        self._augmentation = augmentation
+        self._seed = seed
+        self._soft_from = soft_from
+        self._cache: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray | None]] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        epoch, index = key
+        rgb, mask, weight = self._load(index)
+        image, mask, weight = self._augmentation(rgb, mask, weight, sample_seed(self._seed, epoch, index))
+        item: dict[str, Any] = {"image": to_tensor(image), "mask": torch.from_numpy(np.ascontiguousarray(mask))}
+        if weight is not None:
+            item["weight"] = torch.from_numpy(weight.astype(np.float32) / 255)
+        return item | {"id": self._samples[index].id}
+
+    def histogram(self, looked_at: int) -> np.ndarray:
+        """Return the number of pixels of each mask value over some masks, evenly picked."""
+        picked = range(0, len(self), max(1, len(self) // looked_at))
+        counts = (np.bincount(read_mask(self._samples[index].mask_path).ravel(), minlength=256) for index in picked)
+        return sum(counts, np.zeros(256, np.int64))
+
+    def _load(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        if self._cache is not None and index in self._cache:
+            return self._cache[index]
+        sample = self._samples[index]
+        rgb, mask = read_image(sample.image_path), read_mask(sample.mask_path)
+        check_mask(mask, rgb.shape[:2], self._n_classes, sample.mask_path)
+        soft = self._soft_from.read_soft(sample.id) if self._soft_from else None
+        if self._soft_from and soft is None:
+            raise StoreError(f"{self._soft_from.path} has no soft maps of {sample.id!r}; use --data.weights none.")
+        loaded = (rgb, mask, None if soft is None else confidence(soft, mask))
+        if self._cache is not None:
+            self._cache[index] = loaded
+        return loaded
+
+
+def check_mask(mask: np.ndarray, size_hw: tuple[int, ...], n_classes: int, path: Path) -> None:
+    """Raise ImageError if a mask has another size than its image or a class that does not exist."""
+    if mask.shape != tuple(size_hw):
+        raise ImageError(
+            f"The mask {path} has {mask.shape[0]} x {mask.shape[1]} pixels (height x width), its image {size_hw[0]} x "
+            f"{size_hw[1]}: they must be equal; was the image replaced after `pseudolabel generate`?"
+        )
+    wrong = mask[(mask >= n_classes) & (mask != IGNORE)]
+    if wrong.size:
+        raise ImageError(
+            f"The mask {path} holds class {wrong.max()}, but ids end at {n_classes - 1}: wrong class list?"
+        )
+
+
+def confidence(soft: SoftMaps, mask: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
+    """Return how much the soft maps support the mask, 0 to 255 for 0 to 1.
+
+    A pixel of a class gets that class's score; a background pixel gets the background's probability, or 1 minus the
+    largest class score where the maps hold no background. Ours; the paper trains on all kept pixels alike.
+    """
+    maps = upsample_maps(soft)
+    background = maps[0] if soft.background else 1 - maps.max(axis=0)
+    support = np.where(mask == 0, background, 0).astype(np.float32)
+    for row, label in enumerate(soft.labels, start=int(soft.background)):
+        support = np.where(mask == label, maps[row], support)
+    return np.round(255 * np.clip(support, 0, 1)).astype(np.uint8)
+
+
+def upsample_maps(soft: SoftMaps) -> np.ndarray:
+    """Return soft maps as float32 (rows, height, width) of the image: bilinear to the grid's area, crop, to the image."""
+    maps = torch.from_numpy(soft.maps.astype(np.float32))[None]
+    padded = torch.nn.functional.interpolate(maps, size=soft.padded_hw, mode="bilinear", align_corners=False)
+    valid = padded[..., : soft.resized_hw[0], : soft.resized_hw[1]]
+    return torch.nn.functional.interpolate(valid, size=soft.image_hw, mode="bilinear", align_corners=False)[0].numpy()
+
+
+def to_tensor(rgb: UInt8[np.ndarray, "height width 3"]) -> Tensor:
+    """Return an image as a uint8 tensor (3, height, width)."""
+    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """Return the seed of one sample in one epoch, 32 bits, independent of all others."""
+    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
+
+
+class EpochOrder(Sampler[Key]):
+    """The order of an epoch: a permutation that depends on (seed, epoch), dealt out to the processes in turn."""
+
+    def __init__(self, length: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self._length, self._seed, self._rank, self._world_size = length, seed, rank, world_size
+        self.epoch = 0
+        self.first = 0  # samples of this process to leave out at the start, once: a resumed run has seen them
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; Lightning calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._length // self._world_size  # the same on all processes, as they step together
+
+    def __iter__(self) -> Iterator[Key]:
+        order = np.random.default_rng((self._seed, self.epoch)).permutation(self._length)
+        mine = order[self._rank :: self._world_size][: len(self)]
+        first, self.first = self.first, 0
+        for index in mine[first:]:
+            yield self.epoch, int(index)
+
+
+class ResumableLoader(DataLoader):
+    """A loader that remembers how many batches of which epoch it gave out; Lightning keeps that in the checkpoint."""
+
+    order: EpochOrder
+    given = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches that are left of the epoch."""
+        if not self.order.first:
+            self.given = 0
+        return self._count(super().__iter__())  # outside the generator, so that the workers start at once
+
+    def _count(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            self.given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the loader stands."""
+        return {"epoch": self.order.epoch, "given": self.given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from where a loader stood; an epoch that was given out whole is over."""
+        whole = state["given"] >= len(self)
+        self.order.set_epoch(state["epoch"] + int(whole))
+        self.given = 0 if whole else state["given"]
+        self.order.first = self.given * self.batch_sampler.batch_size  # type: ignore[union-attr]
+
+
+class TruthSet(Dataset[dict[str, Any]]):
+    """Whole images with their ground truth: `image` uint8 (3, H, W), `truth` uint8 (H, W) or None, `id`, `size_hw`."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self._samples[index]
+        rgb = read_image(sample.image_path)
+        truth = read_truth(sample.truth_path, rgb.shape[:2], sample.image_path) if sample.truth_path else None
+        return {"image": to_tensor(rgb), "truth": truth, "id": sample.id}
+
+
+def list_truth(config: DataConfig, classes: ClassSet | None, need_truth: bool) -> tuple[list[Sample], ClassSet]:
+    """Return the samples of a data set that have ground truth (or all of them), and their classes.
+
+    Raises:
+        ConfigError, LabelError: as `data.samples.open_samples`.
+        StoreError: none has ground truth, or its classes are not those of the network.
+
+    """
+    found = open_samples(config, need_labels=False, need_truth=True)
+    samples = [sample for sample in found.samples if sample.truth_path is not None or not need_truth]
+    if not samples:
+        raise StoreError(
+            f"No image of split {config.split!r} in {config.root} has ground truth; check --data.val.split and "
+            "--data.val.truth."
+        )
+    if classes is not None and classes.names != found.classes.names:
+        raise StoreError(
+            f"The network knows {len(classes)} classes ({', '.join(classes.names[:3])}, ...), the data in "
+            f"{config.root} {len(found.classes)} ({', '.join(found.classes.names[:3])}, ...): they must be the same; "
+            "see --data.val.classes."
+        )
+    return samples, found.classes

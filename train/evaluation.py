@@ -1,0 +1,155 @@
+"""What `segtrain test` writes: a table, scores.json, two plots, and the folder the VOC server takes."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from jaxtyping import Int64
+
+from data.classes import ClassSet
+from data.masks import write_atomically, write_mask
+from data.scoring import Scores, score
+from train.inference import InferenceConfig
+
+SCORES_FORMAT = "segtrain-scores"
+SCORES_VERSION = 1
+# Folder and file names of results2_cls submissions: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc
+VOC_TEST_FOLDER = "results/VOC2012/Segmentation/comp5_test_cls"
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What a measurement writes."""
+
+    output: Path | None = None
+    """Folder for scores.json and the plots; <checkpoint without .ckpt>_test if not given."""
+    plots: bool = True
+    """Draw the IoU of each class and the confusion matrix."""
+    save_masks: bool = False
+    """Write the predicted masks to masks/ in the output folder."""
+    save_voc_test: Path | None = None
+    """Write predictions as the VOC evaluation server takes them into this folder; works without ground truth."""
+
+
+class Evaluator(pl.Callback):
+    """Collects a test run's confusion matrices and predictions, and reports them."""
+
+    def __init__(self, inference: InferenceConfig, report: ReportConfig, checkpoint: Path, quick: bool) -> None:
+        self.inference, self.report, self.checkpoint, self.quick = inference, report, checkpoint, quick
+        self.output = report.output or checkpoint.with_name(f"{checkpoint.stem}_test")
+        self._images = 0
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Write the prediction of an image where that is wanted."""
+        self._images += 1
+        decisions = outputs["decisions"].cpu().numpy()
+        folders = [self.output / "masks"] if self.report.save_masks else []
+        if self.report.save_voc_test is not None:
+            folders.append(self.report.save_voc_test / VOC_TEST_FOLDER)
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_mask(folder / f"{batch['id']}.png", decisions)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Add the matrices of all processes up, and report on the first."""
+        matrices = pl_module.gather_matrices()
+        images = int(trainer.strategy.reduce(pl_module.device_tensor(self._images), reduce_op="sum"))
+        if not trainer.is_global_zero:
+            return
+        if self.report.save_voc_test is not None:
+            print(f"For the VOC server: {self.report.save_voc_test / VOC_TEST_FOLDER} ({images} images)")
+        if not matrices["all"].sum():
+            return
+        scores = score(matrices["all"])
+        boundary = score(matrices["boundary"]) if "boundary" in matrices else None
+        if not self.quick:
+            print(table(scores, boundary, pl_module.classes))
+        print(f"mIoU {scores.miou:.4f}   pixel accuracy {scores.pixel_accuracy:.4f}   images {images}", flush=True)
+        if not self.quick:
+            self._write(scores, boundary, pl_module.classes, images)
+
+    def _write(self, scores: Scores, boundary: Scores | None, classes: ClassSet, images: int) -> None:
+        from train.checkpoint import fingerprint, to_plain
+
+        self.output.mkdir(parents=True, exist_ok=True)
+        content = scores_json(scores, boundary, classes) | {
+            "images": images,
+            "checkpoint": {"path": str(self.checkpoint), "fingerprint": fingerprint(self.checkpoint)},
+            "inference": to_plain(self.inference),
+        }
+        write_atomically(self.output / "scores.json", (json.dumps(content, indent=1) + "\n").encode())
+        if self.report.plots:
+            draw_bars(scores, classes, self.output / "per_class.png")
+            draw_confusion(scores.matrix, classes, self.output / "confusion.png")
+        print(f"Written: {self.output}")
+
+
+def table(scores: Scores, boundary: Scores | None, classes: ClassSet) -> str:
+    """Return a text table with one row a class: IoU, boundary IoU, precision, recall, in per cent."""
+    lines = [f"{'class':<18}{'IoU':>8}{'boundary':>10}{'precision':>11}{'recall':>8}"]
+    for index in range(len(scores.iou)):
+        cells = [scores.iou[index], boundary.iou[index] if boundary else math.nan]
+        cells += [scores.precision[index], scores.recall[index]]
+        texts = ["-" if math.isnan(cell) else f"{100 * cell:.1f}" for cell in cells]
+        lines.append(f"{classes.name(index):<18}{texts[0]:>8}{texts[1]:>10}{texts[2]:>11}{texts[3]:>8}")
+    mean = f"{100 * boundary.miou:.1f}" if boundary else "-"
+    lines.append(f"{'mean':<18}{100 * scores.miou:>8.1f}{mean:>10}")
+    return "\n".join(lines)
+
+
+def scores_json(scores: Scores, boundary: Scores | None, classes: ClassSet) -> dict[str, Any]:
+    """Return the figures as JSON values, shares from 0 to 1, null where a class never occurs."""
+    names = [classes.name(index) for index in range(len(scores.iou))]
+    return {
+        "format": SCORES_FORMAT,
+        "format_version": SCORES_VERSION,
+        "miou": _number(scores.miou),
+        "pixel_accuracy": _number(scores.pixel_accuracy),
+        "boundary_miou": _number(boundary.miou) if boundary else None,
+        "iou": {name: _number(value) for name, value in zip(names, scores.iou, strict=True)},
+        "boundary_iou": {name: _number(value) for name, value in zip(names, boundary.iou, strict=True)}
+        if boundary
+        else None,
+        "confusion_matrix": scores.matrix.tolist(),
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), 6)
+
+
+def draw_bars(scores: Scores, classes: ClassSet, path: Path) -> None:
+    """Draw the IoU of each class as a bar, best first."""
+    figure, axes = _figure(6, 1 + 0.25 * len(scores.iou))
+    order = [index for index in np.argsort(np.nan_to_num(scores.iou, nan=-1)) if not math.isnan(scores.iou[index])]
+    axes.barh([classes.name(index) for index in order], 100 * scores.iou[order], color="#4878a8")
+    axes.axvline(100 * scores.miou, color="#c04040", linewidth=1, label=f"mean {100 * scores.miou:.1f}")
+    axes.set(xlabel="IoU in per cent", xlim=(0, 100))
+    axes.legend(loc="lower right", frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def draw_confusion(matrix: Int64[np.ndarray, "classes classes"], classes: ClassSet, path: Path) -> None:
+    """Draw the confusion matrix, each row (true class) divided by its sum."""
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = 2.5 + 0.25 * len(matrix)
+    figure, axes = _figure(side, side)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    names = [classes.name(index) for index in range(len(matrix))]
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="true", title="share of the true class")
+    figure.savefig(path, dpi=120)
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # without pyplot: no global state, no display
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()

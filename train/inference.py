@@ -1,0 +1,162 @@
+"""From a network and an image of any size to class probabilities: scales, flips, sliding windows, CRF."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from data.errors import ConfigError
+from train.network import IMAGENET_MEAN, SIZE_MULTIPLE
+
+Network = Callable[[Tensor], Tensor]
+Images = Float[Tensor, "n 3 height width"]
+Probabilities = Float[Tensor, "n classes height width"]
+
+
+@dataclass(frozen=True)
+class CrfConfig:
+    """Dense CRF over the network's probabilities (pydensecrf)."""
+
+    enabled: bool = False
+    """Run it; the paper does, and it takes about a second for a VOC image."""
+    iterations: int = 10
+    """Rounds of mean field; 0 changes nothing."""
+    sxy_gaussian: float = 1.0
+    """Width of the smoothing term, in pixels."""
+    compat_gaussian: float = 3.0
+    """Weight of the smoothing term."""
+    sxy_bilateral: float = 67.0
+    """Width in space of the colour term, in pixels."""
+    srgb_bilateral: float = 3.0
+    """Width in colour of the colour term, in grey levels."""
+    compat_bilateral: float = 4.0
+    """Weight of the colour term."""
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """How an image is shown to the network."""
+
+    scales: tuple[float, ...] = (1.0,)
+    """Show it at these sizes; the paper: 0.5, 0.75, 1."""
+    merge: Literal["mean", "max"] = "mean"
+    """How the probabilities of scales and flips become one; the paper: max."""
+    flip: bool = False
+    """Show it mirrored too."""
+    window: int | None = None
+    """Cut larger images into overlapping squares of this side in pixels; whole images when not given."""
+    overlap: float = 0.33
+    """Share of a window's side that it has in common with the next one."""
+    crf: CrfConfig = field(default_factory=CrfConfig)
+    """Sharpen the result along edges of the image."""
+
+
+def probabilities(network: Network, images: Images, config: InferenceConfig) -> Probabilities:
+    """Return the class probabilities of images of one size, before any CRF; they sum to 1 over the classes.
+
+    Args:
+        network: takes RGB in 0..255, sides multiples of `SIZE_MULTIPLE`, gives scores.
+        images: RGB in 0..255.
+        config: scales, flip, window.
+
+    """
+    if not config.scales or min(config.scales) <= 0:
+        raise ConfigError(f"--inference.scales is {config.scales}; it takes one or more factors above 0.")
+    size_hw = images.shape[-2:]
+    merged: Tensor | None = None
+    count = 0
+    for view, flipped in _views(images, config):
+        part = _windows(network, view, config).softmax(dim=1)
+        part = F.interpolate(part, size=size_hw, mode="bilinear", align_corners=False)
+        part = part.flip(-1) if flipped else part
+        if merged is None:
+            merged = part
+        else:
+            merged = torch.maximum(merged, part) if config.merge == "max" else merged + part
+        count += 1
+    assert merged is not None
+    return merged / merged.sum(dim=1, keepdim=True) if count > 1 else merged
+
+
+def _views(images: Images, config: InferenceConfig) -> Iterator[tuple[Images, bool]]:
+    height, width = images.shape[-2:]
+    for scale in config.scales:
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        view = images
+        if size != (height, width):
+            view = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=scale < 1)
+        yield view, False
+        if config.flip:
+            yield view.flip(-1), True
+
+
+def _windows(network: Network, images: Images, config: InferenceConfig) -> Tensor:
+    """Return the scores of an image, from overlapping windows where it is larger than one."""
+    height, width = images.shape[-2:]
+    if config.window is None or max(height, width) <= config.window:
+        return padded_scores(network, images)
+    if config.window < SIZE_MULTIPLE or not 0 <= config.overlap < 1:
+        raise ConfigError(f"--inference.window takes {SIZE_MULTIPLE} pixels or more, --inference.overlap 0 to below 1.")
+    total: Tensor | None = None
+    count = images.new_zeros(1, 1, height, width)
+    for top in window_starts(height, config.window, config.overlap):
+        for left in window_starts(width, config.window, config.overlap):
+            at = (..., slice(top, top + config.window), slice(left, left + config.window))
+            part = padded_scores(network, images[at])
+            if total is None:
+                total = part.new_zeros(part.shape[0], part.shape[1], height, width)
+            total[at] += part
+            count[at] += 1
+    assert total is not None
+    return total / count
+
+
+def window_starts(length: int, window: int, overlap: float) -> list[int]:
+    """Return where windows begin so that they cover a length, evenly spread, overlapping by at least the share.
+
+    >>> window_starts(100, 40, 0.25)
+    [0, 30, 60]
+    """
+    if length <= window:
+        return [0]
+    step = max(1, int(window * (1 - overlap)))
+    count = -(-(length - window) // step) + 1
+    return [round(i * (length - window) / (count - 1)) for i in range(count)]
+
+
+def padded_scores(network: Network, images: Images) -> Tensor:
+    """Return scores for images of any size: pad right and bottom to what the network takes, and cut it off again."""
+    height, width = images.shape[-2:]
+    missing_h, missing_w = -height % SIZE_MULTIPLE, -width % SIZE_MULTIPLE
+    if missing_h or missing_w:
+        fill = 255 * torch.tensor(IMAGENET_MEAN, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
+        images = F.pad(images - fill, (0, missing_w, 0, missing_h)) + fill
+    return network(images)[..., :height, :width].float()
+
+
+def sharpen(
+    rgb: UInt8[np.ndarray, "height width 3"], probability: Float[np.ndarray, "classes height width"], config: CrfConfig
+) -> Float[np.ndarray, "classes height width"]:
+    """Return the probabilities after the dense CRF; classes that nowhere reach 1 % are left out of it, for speed."""
+    if not config.enabled:
+        return probability
+    from data.densecrf import dense_crf
+
+    kept = probability.max(axis=(1, 2)) >= 0.01
+    result = np.zeros_like(probability)
+    result[kept] = dense_crf(
+        rgb,
+        probability[kept],
+        iterations=config.iterations,
+        sxy_gaussian=config.sxy_gaussian,
+        compat_gaussian=config.compat_gaussian,
+        sxy_bilateral=config.sxy_bilateral,
+        srgb_bilateral=config.srgb_bilateral,
+        compat_bilateral=config.compat_bilateral,
+    )
+    return result

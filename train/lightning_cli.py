@@ -1,0 +1,228 @@
+"""fit, validate and test: LightningCLI with fixed classes, run folders, loggers and checkpoints."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytorch_lightning as pl
+from jsonargparse import Namespace, set_parsing_settings
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from data.classes import ClassSet
+from data.errors import ConfigError
+from train.arguments import exit_with_line
+from train.callbacks import AveragedWeights, EarlyWarnings
+from train.checkpoint import read_card, to_plain
+from train.datamodule import SegmentationData
+from train.evaluation import Evaluator, ReportConfig
+from train.inference import InferenceConfig
+from train.module import SegmentationModule
+
+_log = logging.getLogger(__name__)
+
+
+class RunParser(LightningArgumentParser):
+    """Lightning's parser without abbreviations, and with one-line errors."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message as one line and exit."""
+        exit_with_line(self, message, ex)
+
+
+class SegtrainCLI(LightningCLI):
+    """LightningCLI that keeps a run in one folder and never overrides a checkpoint silently."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the commands and the arguments of the trainer's methods that are not options."""
+        hidden = {"model", "datamodule", "weights_only", "verbose"}
+        return {
+            "fit": hidden | {"train_dataloaders", "val_dataloaders"},
+            "validate": hidden | {"dataloaders"},
+            "test": hidden | {"dataloaders"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what is neither trainer, nor model, nor data."""
+        parser.add_argument("--output", type=Path, default=Path("runs/last"), help="Folder of the run.")
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="fit: begin anew in a folder that holds a run already."
+        )
+        parser.add_argument(
+            "--ema_decay", type=float, default=0.0, help="fit: average the weights with this decay; 0 is off."
+        )
+        parser.add_argument(
+            "--checkpoint_every", type=int, default=500, help="fit: steps between two writes of last.ckpt."
+        )
+        parser.add_argument("--wandb", type=str | None, default=None, help="Log to this Weights & Biases project too.")
+        parser.add_argument("--inference", type=InferenceConfig, default=InferenceConfig())
+        parser.add_argument("--report", type=ReportConfig, default=ReportConfig())
+
+    def _parse_ckpt_path(self) -> None:
+        """Take the model's settings from the checkpoint; a setting given here that differs stops the run.
+
+        Lightning's own version of this keeps the checkpoint's value without a word.
+        """
+        path = self._own("ckpt_path")
+        if path is None:
+            if self._command() in {"validate", "test"}:
+                raise ConfigError(f"{self._command()} needs a checkpoint; name it with --ckpt_path.")
+            return
+        card = read_card(Path(path))
+        stored = card["settings"]
+        given = to_plain(_plain_namespace(self._given.get("model")))
+        changed = [line for line in differences(stored, given) if line]
+        if changed:
+            raise ConfigError(
+                f"The checkpoint {path} was trained with other settings ({'; '.join(changed)}); leave these out, or "
+                "begin a new run without --ckpt_path."
+            )
+        self.config = self.parser.parse_object({self._command(): {"model": stored}}, self.config)
+        self.card = card
+
+    card: dict[str, Any] | None = None
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse twice: with defaults, and without to know what was given."""
+        super().parse_arguments(parser, args)
+        self._given = parser.parse_args(args, defaults=False).get(self._command(), Namespace())
+
+    def after_instantiate_classes(self) -> None:
+        """Hand on the seed, and the checkpoint's classes."""
+        self.datamodule.seed = int(self._own("seed_everything"))
+        if self.card is not None:
+            self.model.pretrained = False
+            self.model.classes = self.datamodule.classes = ClassSet.from_json(self.card["classes"])
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Build the trainer with the run's loggers, checkpoints and callbacks."""
+        output = Path(self._own("output"))
+        settings = self._own("trainer")
+        logger = settings.get("logger")
+        if logger is None or logger is True:
+            kwargs["logger"] = self._loggers(output) if self._command() == "fit" else False
+        kwargs.setdefault("default_root_dir", str(output))
+        self.trainer_defaults["callbacks"] = self._callbacks(output) if self._command() == "fit" else []
+        return super().instantiate_trainer(**kwargs)
+
+    def _loggers(self, output: Path) -> list[Logger]:
+        loggers: list[Logger] = [CSVLogger(output, "csv"), TensorBoardLogger(output, "tensorboard")]
+        if self._own("wandb"):
+            try:
+                from pytorch_lightning.loggers import WandbLogger
+
+                loggers.append(WandbLogger(project=self._own("wandb"), save_dir=str(output)))
+            except ModuleNotFoundError as error:
+                raise ConfigError("--wandb needs the package wandb: pip install 'text2mask-wsss[wandb]'.") from error
+        return loggers
+
+    def _callbacks(self, output: Path) -> list[Callback]:
+        folder = output / "checkpoints"
+        callbacks: list[Callback] = [EarlyWarnings(), LearningRateMonitor("step")]
+        if self._own("ema_decay"):
+            callbacks.append(AveragedWeights(self._own("ema_decay")))  # before the checkpoints, which read it
+        shared: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "enable_version_counter": False}
+        if self.datamodule.val is not None:
+            callbacks.append(ModelCheckpoint(filename="best", monitor="val/miou", mode="max", **shared))
+        callbacks.append(ModelCheckpoint(filename="last", every_n_train_steps=self._own("checkpoint_every"), **shared))
+        return callbacks
+
+    def before_fit(self) -> None:
+        """Refuse to mix two runs in one folder; keep the configuration beside the checkpoints."""
+        output = Path(self._own("output"))
+        last = output / "checkpoints" / "last.ckpt"
+        if last.exists() and self._own("ckpt_path") is None and not self._own("overwrite") and is_first_process():
+            raise ConfigError(
+                f"{output} holds a run already; go on with --ckpt_path {last}, name another --output, or give "
+                "--overwrite true."
+            )
+        if is_first_process():
+            output.mkdir(parents=True, exist_ok=True)
+            parser = self._parser("fit")
+            parser.save(self.config["fit"], str(output / "config.yaml"), overwrite=True, skip_validation=True)
+
+    def after_fit(self) -> None:
+        """Write the last weights and say where everything is."""
+        output = Path(self._own("output"))
+        last = output / "checkpoints" / "last.ckpt"
+        if not self.trainer.fast_dev_run:
+            self.trainer.save_checkpoint(last)
+        best = output / "checkpoints" / "best.ckpt"
+        if self.trainer.is_global_zero:
+            use = best if self.datamodule.val is not None else last
+            print(f"Run: {output}. Measure it with: segtrain test --ckpt_path {use} --data.val.root R")
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train."""
+        self.trainer.fit(**{**kwargs, "weights_only": True})
+
+    def validate(self, **kwargs: Any) -> None:
+        """Measure mIoU and pixel accuracy."""
+        self._measure(quick=True, **kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Measure everything, and write the report."""
+        self._measure(quick=False, **kwargs)
+
+    def _measure(self, quick: bool, **kwargs: Any) -> None:
+        path = Path(self._own("ckpt_path"))
+        inference, report = self._own_init("inference"), self._own_init("report")
+        evaluator = Evaluator(inference, report, path, quick)
+        self.model.inference, self.model.boundary = inference, not quick
+        self.datamodule.need_truth = report.save_voc_test is None
+        self.trainer.callbacks.append(evaluator)  # type: ignore[attr-defined]
+        kwargs.pop("verbose", None)
+        self.trainer.test(self.model, self.datamodule, ckpt_path=str(path), verbose=False, weights_only=True)
+
+    def _command(self) -> str:
+        return str(self.config["subcommand"])
+
+    def _own(self, key: str) -> Any:
+        return self.config[self._command()].get(key)
+
+    def _own_init(self, key: str) -> Any:
+        return self.config_init[self._command()].get(key)
+
+
+def _plain_namespace(value: Any) -> Any:
+    return value.as_dict() if isinstance(value, Namespace) else value or {}
+
+
+def differences(stored: dict[str, Any], given: dict[str, Any], prefix: str = "--model") -> list[str]:
+    """Return a line for each given setting that differs from the stored one."""
+    lines = []
+    for key, value in given.items():
+        name, there = f"{prefix}.{key}", stored.get(key)
+        if isinstance(value, dict) and isinstance(there, dict) and key != "encoder_args":
+            lines += differences(there, value, name)
+        elif value != there:
+            lines.append(f"{name}: {there} there, {value} here")
+    return lines
+
+
+def is_first_process() -> bool:
+    """Return whether this is the process that writes; before Lightning has counted them."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def run_lightning(command: str, args: list[str]) -> None:
+    """Parse and run fit, validate or test."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    SegtrainCLI(
+        SegmentationModule,
+        SegmentationData,
+        args=[command, *args],
+        parser_class=RunParser,
+        parser_kwargs={"prog": "segtrain"},
+        trainer_defaults={"use_distributed_sampler": False, "max_epochs": 30, "benchmark": True},
+        save_config_callback=None,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )

@@ -1,0 +1,252 @@
+"""The training step, the schedule and the figures: what Lightning calls."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from data.classes import ClassSet
+from data.errors import ConfigError
+from data.scoring import boundary_confusion, confusion_matrix, score
+from train.checkpoint import CARD_KEY, make_card, to_plain
+from train.inference import InferenceConfig, padded_scores, probabilities, sharpen
+from train.losses import LossConfig, segmentation_loss
+from train.network import NetworkConfig, Segmenter, build_network
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How the weights are moved."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW."""
+    lr: float = 0.007
+    """Learning rate of the encoder at the start."""
+    head_lr_factor: float = 10.0
+    """The decoder's learning rate is so many times the encoder's."""
+    bias_lr_factor: float = 1.0
+    """The decoder's biases learn so many times faster still, without weight decay (DeepLabV2: 2)."""
+    momentum: float = 0.9
+    """Of SGD; the first beta of AdamW."""
+    weight_decay: float = 1e-4
+    """Decay of weights."""
+    poly_power: float = 0.9
+    """The rate falls as (1 - step / steps) ** power."""
+    warmup_steps: int = 0
+    """The rate rises linearly over so many steps at the start."""
+
+
+class SegmentationModule(pl.LightningModule):
+    """A segmentation network in training.
+
+    Args:
+        network: which network.
+        loss: what is minimised.
+        optimizer: how.
+        batch_norm: train lets the encoder's batch norm learn; frozen keeps its statistics and factors, as the paper does
+            with ImageNet weights and small batches (--trainer.sync_batchnorm true shares statistics between GPUs).
+        channels_last: keep images with channels innermost, which tensor cores and some CPUs like better.
+
+    """
+
+    def __init__(
+        self,
+        network: NetworkConfig = NetworkConfig(),  # noqa: B008 - frozen
+        loss: LossConfig = LossConfig(),  # noqa: B008
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
+        batch_norm: Literal["train", "frozen"] = "train",
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.settings = {
+            "network": to_plain(network),
+            "loss": to_plain(loss),
+            "optimizer": to_plain(optimizer),
+            "batch_norm": batch_norm,
+            "channels_last": channels_last,
+        }
+        self.network_config, self.loss_config, self.optimizer_config = network, loss, optimizer
+        self.batch_norm, self.channels_last = batch_norm, channels_last
+        self.classes: ClassSet | None = None
+        self.network: Segmenter | None = None
+        self.pretrained = True
+        self.inference = InferenceConfig()
+        self.boundary = False
+        self._matrices: dict[str, np.ndarray] = {}
+
+    def setup(self, stage: str) -> None:
+        """Learn from the data what the classes are, unless a checkpoint said so."""
+        if self.classes is None:
+            self.classes = self.trainer.datamodule.classes  # type: ignore[attr-defined]
+
+    def configure_model(self) -> None:
+        """Build the network, once its number of classes is known."""
+        if self.network is None:
+            assert self.classes is not None
+            self.network = build_network(self.network_config, len(self.classes) + 1, self.pretrained)
+            if self.channels_last:
+                self.network = self.network.to(memory_format=torch.channels_last)
+            if self.batch_norm == "frozen":
+                _freeze_batch_norm(self.network.encoder)
+
+    def train(self, mode: bool = True) -> "SegmentationModule":
+        """Set the mode; frozen batch norm stays in evaluation mode."""
+        super().train(mode)
+        if self.batch_norm == "frozen" and self.network is not None:
+            _freeze_batch_norm(self.network.encoder)
+        return self
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        """Return scores for RGB in 0..255."""
+        assert self.network is not None
+        rgb = rgb.contiguous(memory_format=torch.channels_last) if self.channels_last else rgb
+        return self.network(rgb)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss and the decisions of a batch."""
+        labels = batch["mask"].long()
+        scores = self._scores_at_scales(batch["image"].float())
+        parts = [segmentation_loss(self.loss_config, each, labels, batch.get("weight")) for each in scores]
+        loss = torch.stack(parts).sum()
+        if not torch.isfinite(loss):
+            raise ConfigError(_not_finite(float(loss.detach()), self.global_step, self.optimizer_config.lr))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(labels))
+        return {"loss": loss, "decisions": scores[0].detach().argmax(1), "labels": labels}
+
+    def _scores_at_scales(self, images: Tensor) -> list[Tensor]:
+        """Return scores at full size, for each scale of the loss, and their maximum if that is wanted."""
+        size = images.shape[-2:]
+        result = []
+        for scale in self.loss_config.scales:
+            view = images
+            if scale != 1:
+                smaller = [max(32, 32 * round(side * scale / 32)) for side in size]
+                view = F.interpolate(images, size=smaller, mode="bilinear", align_corners=False)
+            scores = padded_scores(self, view)
+            result.append(F.interpolate(scores, size=size, mode="bilinear", align_corners=False))
+        if self.loss_config.max_over_scales and len(result) > 1:
+            result.append(torch.stack(result).amax(0))
+        return result
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed dropout by the step, so that a resumed run draws what the uninterrupted one drew."""
+        seed = self.trainer.datamodule.seed  # type: ignore[attr-defined]
+        torch.manual_seed((seed * 1_000_003 + self.global_step) * 1024 + self.global_rank)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Add one image to the confusion matrix."""
+        self.measure(batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Add one image to the confusion matrix and return its prediction."""
+        return {"decisions": torch.from_numpy(self.measure(batch))}
+
+    def measure(self, batch: dict[str, Any]) -> np.ndarray:
+        """Predict one image, count it against its truth if there is one, and return the class ids (H, W)."""
+        assert self.classes is not None
+        image = batch["image"]
+        found = probabilities(self, image[None].float(), self.inference)[0]
+        if self.inference.crf.enabled:
+            rgb = image.permute(1, 2, 0).cpu().numpy()
+            decisions = sharpen(rgb, found.float().cpu().numpy(), self.inference.crf).argmax(0).astype(np.uint8)
+        else:
+            decisions = found.argmax(0).to(torch.uint8).cpu().numpy()
+        if batch["truth"] is not None:
+            self._count(torch.as_tensor(batch["truth"]).cpu().numpy(), decisions)
+        return decisions
+
+    def _count(self, truth: np.ndarray, decisions: np.ndarray) -> None:
+        assert self.classes is not None
+        n_classes = len(self.classes) + 1
+        counts = {"all": confusion_matrix(truth, decisions, n_classes)}
+        if self.boundary:
+            counts["boundary"] = boundary_confusion(truth, decisions, n_classes)
+        for name, matrix in counts.items():
+            self._matrices[name] = self._matrices.get(name, 0) + matrix
+
+    def device_tensor(self, number: int) -> Tensor:
+        """Return a number as a tensor that processes can add up."""
+        return torch.tensor(number, device=self.device)
+
+    def gather_matrices(self) -> dict[str, np.ndarray]:
+        """Return the confusion matrices summed over all processes, and begin new ones."""
+        assert self.classes is not None
+        n_classes = len(self.classes) + 1
+        matrices, self._matrices = self._matrices, {}
+        result = {}
+        for name in ("all", "boundary") if self.boundary else ("all",):
+            mine = matrices.get(name, np.zeros((n_classes, n_classes), np.int64))
+            total = self.trainer.strategy.reduce(torch.from_numpy(mine).to(self.device), reduce_op="sum")
+            result[name] = total.cpu().numpy()
+        return result
+
+    def on_validation_epoch_end(self) -> None:
+        """Log mIoU and pixel accuracy over the whole data set and all processes."""
+        scores = score(self.gather_matrices()["all"])
+        self.log("val/miou", scores.miou, prog_bar=True, rank_zero_only=False, sync_dist=False)
+        self.log("val/pixel_accuracy", scores.pixel_accuracy, sync_dist=False)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return the optimizer with its groups and the polynomial schedule."""
+        assert self.network is not None
+        config = self.optimizer_config
+        groups = parameter_groups(self.network, config)
+        match config.name:
+            case "sgd":
+                optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=config.momentum)
+            case "adamw":
+                optimizer = torch.optim.AdamW(groups, betas=(config.momentum, 0.999))
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = LambdaLR(optimizer, lambda step: poly_factor(step, steps, config))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the card beside the weights."""
+        assert self.classes is not None
+        checkpoint[CARD_KEY] = make_card(self.classes, self.settings)
+
+
+def poly_factor(step: int, steps: int, config: OptimizerConfig) -> float:
+    """Return what the learning rate is multiplied with: linear warm-up, then (1 - step / steps) ** power.
+
+    >>> poly_factor(50, 100, OptimizerConfig(poly_power=1.0))
+    0.5
+    """
+    warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    return warm * max(0.0, 1 - step / steps) ** config.poly_power
+
+
+def parameter_groups(network: Segmenter, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Return the parameters in groups: encoder and decoder have their own rates; norms and biases do not decay."""
+    groups = []
+    for part, lr in ((network.encoder, config.lr), *_decoder_parts(network, config.lr * config.head_lr_factor)):
+        trained = [(name, value) for name, value in part.named_parameters() if value.requires_grad]
+        matrices = [value for _, value in trained if value.ndim > 1]
+        norms = [value for name, value in trained if value.ndim <= 1]
+        bias_lr = lr if part is network.encoder else lr * config.bias_lr_factor
+        groups.append({"params": matrices, "lr": lr, "weight_decay": config.weight_decay})
+        groups.append({"params": norms, "lr": bias_lr, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
+
+
+def _decoder_parts(network: Segmenter, lr: float) -> list[tuple[nn.Module, float]]:
+    return [(network.decoder, lr), (network.head, lr)]
+
+
+def _freeze_batch_norm(encoder: nn.Module) -> None:
+    for layer in encoder.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.eval()
+            layer.requires_grad_(False)
+
+
+def _not_finite(loss: float, step: int, lr: float) -> str:
+    return (
+        f"The loss became {loss} at step {step} (learning rate {lr}): training stopped. Lower --model.optimizer.lr, set "
+        "--trainer.gradient_clip_val 1, or give --model.optimizer.warmup_steps; with 16-mixed try bf16-mixed."
+    )

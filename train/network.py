@@ -1,0 +1,224 @@
+"""The networks: DeepLab decoders on the encoders of segmentation-models-pytorch.
+
+This is the only file that touches segmentation-models-pytorch. Its internals that we rely on: a model has `encoder`,
+`decoder` and `segmentation_head`; `get_encoder` builds an encoder that returns a list of feature maps, coarsest last.
+"""
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
+from torch import Tensor, nn
+
+from data.errors import ConfigError, ModelError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]; every timm and torchvision recipe uses these
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SIZE_MULTIPLE = 32  # height and width of an input: the deepest feature map of an undilated encoder is 1/32
+
+_PREFIXES = ("network.encoder.", "model.encoder.", "encoder.", "module.", "backbone.", "model.")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Which network is built."""
+
+    architecture: Literal["deeplabv3plus", "deeplabv3", "deeplabv2"] = "deeplabv3plus"
+    """Decoder: DeepLabV3+ (arXiv 1802.02611), DeepLabV3 (1706.05587) or DeepLabV2 (1606.00915)."""
+    encoder: str = "resnet50"
+    """Any encoder of segmentation-models-pytorch by its name; timm's with the prefix tu-, such as tu-convnext_tiny."""
+    weights: str | None = "imagenet"
+    """First weights of the encoder: imagenet (fetched from the hub), a local file, or null for random ones."""
+    output_stride: Literal[8, 16] | None = None
+    """Pixels of the image for one cell of the coarsest map; 16 for V3+, 8 for V3 and V2 when not given."""
+    decoder_channels: int = 256
+    """Width of the decoder; V2 has none."""
+    atrous_rates: tuple[int, ...] | None = None
+    """Dilations of the pyramid; 12, 24, 36 for V3 and V3+, 6, 12, 18, 24 for V2 when not given."""
+    dropout: float = 0.5
+    """Share of channels dropped behind the pyramid while training; V2 has none."""
+    encoder_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments for timm.create_model, for tu- encoders only, such as {channels: [32, 64, 128, 256]}."""
+
+
+class PyramidHead(nn.Module):
+    """DeepLabV2's decoder: the sum of parallel dilated 3x3 convolutions, straight to class scores (section 3.2)."""
+
+    def __init__(self, in_channels: int, n_classes: int, rates: tuple[int, ...]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Conv2d(in_channels, n_classes, 3, padding=rate, dilation=rate) for rate in rates
+        )
+        for branch in self.branches:
+            nn.init.normal_(branch.weight, std=0.01)
+            nn.init.zeros_(branch.bias)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Return class scores at the size of the coarsest feature map."""
+        return torch.stack([branch(features[-1]) for branch in self.branches]).sum(0)
+
+
+class Segmenter(nn.Module):
+    """Normalisation, encoder, decoder: RGB values in 0 to 255 in, class scores out.
+
+    The normalisation is part of the network, so nobody who deploys it can get it wrong.
+
+    Shape:
+        - Input: (N, 3, H, W), float, RGB in 0..255; H and W multiples of `SIZE_MULTIPLE`.
+        - Output: (N, classes with background, H, W), unnormalised scores.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.head = encoder, decoder, head
+        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, rgb: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n classes height width"]:
+        """Return the class scores of each pixel."""
+        scores = self.head(self.decoder(self.encoder((rgb - self.mean) / self.std)))
+        if scores.shape[-2:] != rgb.shape[-2:]:
+            scores = F.interpolate(scores, size=rgb.shape[-2:], mode="bilinear", align_corners=False)
+        return scores
+
+
+def build_network(config: NetworkConfig, n_classes: int, pretrained: bool = True) -> Segmenter:
+    """Build a network.
+
+    Args:
+        config: which one.
+        n_classes: number of classes, the background included.
+        pretrained: False leaves the encoder's weights random, because others are going to be loaded.
+
+    Raises:
+        ModelError: no such encoder, one without dilation, or weights that cannot be had; the message says which.
+
+    """
+    weights = config.weights if pretrained else None
+    hub_weights = "imagenet" if weights == "imagenet" else None
+    if config.encoder_args and not config.encoder.startswith("tu-"):
+        raise ConfigError("--model.network.encoder_args goes with timm encoders alone, whose names begin with tu-.")
+    try:
+        network = _assemble(config, n_classes, hub_weights)
+    except Exception as error:  # timm, smp and the hub client raise many kinds; each becomes one sentence
+        raise _explain(config, hub_weights, error) from error
+    if weights is not None and hub_weights is None:
+        load_encoder_weights(network.encoder, Path(weights))
+    return network
+
+
+def _assemble(config: NetworkConfig, n_classes: int, hub_weights: str | None) -> Segmenter:
+    shared: dict[str, Any] = {
+        "encoder_name": config.encoder,
+        "encoder_weights": _smp_weights(config.encoder, hub_weights),
+        "decoder_channels": config.decoder_channels,
+        "decoder_aspp_dropout": config.dropout,
+        "decoder_atrous_rates": config.atrous_rates or (12, 24, 36),
+        "classes": n_classes,
+        **config.encoder_args,
+    }
+    match config.architecture:
+        case "deeplabv3plus":
+            model = smp.DeepLabV3Plus(encoder_output_stride=config.output_stride or 16, **shared)
+        case "deeplabv3":
+            model = smp.DeepLabV3(encoder_output_stride=config.output_stride or 8, **shared)
+        case "deeplabv2":
+            encoder = get_encoder(
+                config.encoder,
+                weights=shared["encoder_weights"],
+                output_stride=config.output_stride or 8,
+                **config.encoder_args,
+            )
+            head = PyramidHead(encoder.out_channels[-1], n_classes, config.atrous_rates or (6, 12, 18, 24))
+            return Segmenter(encoder, head, nn.Identity())
+    return Segmenter(model.encoder, model.decoder, model.segmentation_head)
+
+
+def _smp_weights(encoder: str, hub_weights: str | None) -> Any:
+    return (True if hub_weights else None) if encoder.startswith("tu-") else hub_weights
+
+
+def _explain(config: NetworkConfig, hub_weights: str | None, error: Exception) -> ModelError:
+    """Return the error for a network that could not be built: unknown name, unreachable weights, or no dilation."""
+    reason = " ".join(str(error).split())[:200]
+    if _is_unknown(config.encoder):
+        near = difflib.get_close_matches(config.encoder, _known_encoders(), n=3)
+        return ModelError(
+            f"Unknown encoder {config.encoder!r}; --model.network.encoder takes a name of segmentation-models-pytorch "
+            f"or tu- and a timm name{', such as ' + ', '.join(near) if near else ''}."
+        )
+    if hub_weights:
+        return ModelError(
+            f"The ImageNet weights of {config.encoder!r} cannot be fetched ({reason}); give a local file with "
+            "--model.network.weights FILE, or train from scratch with --model.network.weights null."
+        )
+    return ModelError(
+        f"The encoder {config.encoder!r} does not go with {config.architecture} ({reason}); DeepLab needs an encoder "
+        "that can be dilated, such as resnet50: see --model.network.encoder."
+    )
+
+
+def _known_encoders() -> list[str]:
+    import timm
+
+    return [*get_encoder_names(), *(f"tu-{name}" for name in timm.list_models())]
+
+
+def _is_unknown(encoder: str) -> bool:
+    import timm
+
+    if encoder.startswith("tu-"):
+        return not timm.is_model(encoder.removeprefix("tu-"))
+    return encoder not in get_encoder_names() and not encoder.startswith("timm-")
+
+
+def load_encoder_weights(encoder: nn.Module, path: Path) -> None:
+    """Load a local file of weights (.safetensors, or a .pth read without unpickling code) into an encoder.
+
+    Common prefixes are stripped and a classifier in the file is left out; everything the encoder has must be there.
+
+    Raises:
+        ModelError: no such file, unreadable, or weights of another encoder.
+
+    """
+    state = {_strip(key): value for key, value in _read_weights(path).items()}
+    wanted = encoder.state_dict()
+    if not any(key in state for key in wanted) and any(f"model.{key}" in wanted for key in state):
+        state = {f"model.{key}": value for key, value in state.items()}  # a plain timm file for a tu- encoder
+    optional = {key for key in wanted if key.endswith("num_batches_tracked")}
+    bad = [key for key in wanted if key not in optional and getattr(state.get(key), "shape", None) != wanted[key].shape]
+    if bad:
+        raise ModelError(
+            f"{path} does not hold the weights of this encoder: {len(bad)} of {len(wanted)} tensors are missing or of "
+            f"another shape, first {bad[0]!r}; check --model.network.encoder and --model.network.weights."
+        )
+    encoder.load_state_dict({key: state.get(key, wanted[key]) for key in wanted})
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ModelError(
+            f"There is no file {path}; --model.network.weights takes imagenet, a file of weights, or null (from scratch)."
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(f"Cannot read the weights {path}: {reason}; save them as .safetensors.") from error
+    return content.get("state_dict", content)
+
+
+def _strip(key: str) -> str:
+    for prefix in _PREFIXES:
+        key = key.removeprefix(prefix)
+    return key
