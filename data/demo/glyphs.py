@@ -99,8 +99,9 @@ def place(glyph: Glyph, side_px: int, degrees: int, flip: bool) -> UInt8[np.ndar
     # Fixed-point cosine and sine: rounded once, the rest is exact.
     cosine, sine = (round(f(math.radians(degrees)) * ONE) for f in (math.cos, math.sin))
     longest = max(height, width)
-    out_width = (abs(cosine) * width + abs(sine) * height) * side_px // (longest * ONE) + 1
-    out_height = (abs(sine) * width + abs(cosine) * height) * side_px // (longest * ONE) + 1
+    # Rounded up: a pixel cut at the rim still belongs to the picture.
+    out_width = -(-(abs(cosine) * width + abs(sine) * height) * side_px // (longest * ONE))
+    out_height = -(-(abs(sine) * width + abs(cosine) * height) * side_px // (longest * ONE))
     step_cosine, step_sine = cosine * longest // side_px, sine * longest // side_px
     # Twice the distance of a pixel's centre from the picture's, to stay in whole numbers.
     across = 2 * np.arange(out_width, dtype=np.int32) - (out_width - 1)

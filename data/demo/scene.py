@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Bool, UInt8
 
 from data.classes import VOC
 from data.demo.glyphs import Drawings, Glyph, glyphs_of, load_glyphs, place
@@ -264,7 +264,7 @@ def _add_noise(rgb: UInt8[np.ndarray, "size size 3"], rng: np.random.Generator) 
     return np.clip(rgb + NOISE[random_bytes(rng, *rgb.shape)], 0, 255).astype(np.uint8)
 
 
-def _describe(glyph: Glyph, visible: Int32[np.ndarray, "size size"]) -> Instance:
+def _describe(glyph: Glyph, visible: Bool[np.ndarray, "size size"]) -> Instance:
     """Return the record of one object, from where it is visible."""
     rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
     box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
