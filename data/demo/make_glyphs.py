@@ -258,7 +258,7 @@ def add_base(image: Image.Image, base: str, rgb: RGB) -> Image.Image:
     big = Image.new("RGBA", (160 * zoom, 180 * zoom))
     pen = ImageDraw.Draw(big)
 
-    def scaled(*values: float) -> list[float]:
+    def scaled(*values: int) -> list[int]:
         return [value * zoom for value in values]
 
     match base:
