@@ -35,8 +35,12 @@ def open_folder(config: DataConfig, need_labels: bool = True, need_truth: bool =
     return to_samples(list_folder(config), config, need_labels, need_truth)
 
 
-def list_folder(config: DataConfig) -> Listing:
+def list_folder(config: DataConfig, own_classes: bool = True) -> Listing:
     """List the images of a folder and the class names their labels give.
+
+    Args:
+        config: which folder.
+        own_classes: read the configured class file or the folder's classes.yaml; False finds the classes afresh.
 
     Raises:
         ConfigError: no images, or no folder for the split.
@@ -50,7 +54,7 @@ def list_folder(config: DataConfig) -> Listing:
     if not images:
         more = f" ({len(unsupported)} files such as {unsupported[0]} are not read: convert them)" if unsupported else ""
         raise ConfigError(f"{base} holds no images{more}; --root must name a folder of JPEG, PNG, WebP or TIFF files.")
-    classes = find_classes(config)
+    classes = find_classes(config) if own_classes else None
     table = label_file(config, base)
     if table is not None:
         names, orphans = match_rows(read_label_table(table, classes), images)

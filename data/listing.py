@@ -74,7 +74,7 @@ def to_samples(listing: Listing, config: DataConfig, need_labels: bool, need_tru
         LabelError: an unknown class, no labels at all, or an image without labels under `unlabelled="stop"`.
 
     """
-    classes = listing.classes or suggest_classes(_distinct(listing.names))
+    classes = listing.classes or suggest_classes(distinct_names(listing.names))
     labels = _label_ids(listing, classes)
     keep = [position for position, found in enumerate(labels) if found or not need_labels]
     notes = [*_label_notes(listing)]
@@ -153,7 +153,7 @@ def suggest_classes(names: Sequence[str]) -> ClassSet:
     )
 
 
-def _distinct(names: Sequence[tuple[str, ...]]) -> list[str]:
+def distinct_names(names: Sequence[tuple[str, ...]]) -> list[str]:
     """Return the class names found, sorted; of several spellings of one class the first in the alphabet."""
     spelt = sorted({name for group in set(names) for name in group})
     if not spelt:

@@ -34,7 +34,7 @@ DataFormat = Literal["voc", "coco", "folder"]
 MAX_PIXELS = 89_478_485
 MAX_ID_BYTES = 200  # file systems allow 255 bytes a name; suffixes and temporary names need some
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jfif"})
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, UnidentifiedImageError)
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, UnidentifiedImageError)
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -186,7 +186,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
         raise ImageError(f"There is no image {path}; check the label file and --root.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(path, str(error)) from error
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         reason = " ".join(str(error).split())
         raise ImageError(
             f"Cannot read the image {path}: {reason}; replace or convert it, or leave such images out with "
@@ -228,7 +228,7 @@ def read_orientation(path: Path) -> int:
     try:
         with Image.open(path) as image:
             value = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -246,7 +246,7 @@ def size_of(path: Path) -> tuple[int, int]:
             turned = image.getexif().get(_EXIF_ORIENTATION, 1) in range(5, 9) and image.format != "TIFF"
     except FileNotFoundError as error:
         raise ImageError(f"There is no image {path}; check the label file and --root.") from error
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise ImageError(f"Cannot read the image {path}: {' '.join(str(error).split())}; replace it.") from error
     return (width, height) if turned else (height, width)  # Pillow reports a TIFF's size upright already
 

@@ -1,0 +1,43 @@
+"""The command `export`: the masks of a store for annotation tools and other trainers."""
+
+from pathlib import Path
+from typing import Literal
+
+
+def export(
+    store: Path,
+    format: Literal["coco", "yolo", "voc", "labelstudio"],
+    output: Path | None = None,
+    source: Literal["masks", "argmax"] = "masks",
+    images: Literal["auto", "none", "link", "copy"] = "auto",
+    orientation: Literal["upright", "raw"] = "upright",
+    components: bool = False,
+    min_area_px: int = 1,
+    root: Path | None = None,
+    url_prefix: str = "/data/local-files/?d=",
+) -> None:
+    """Write a store's masks in another format.
+
+    Args:
+        store: Folder of the mask store, of `pseudolabel generate` or of `segtrain predict`.
+        format: coco: JSON with RLE. yolo: polygons. voc: folders of palette PNGs. labelstudio: brush masks.
+        output: New folder to write to; the store's name and the format if not given.
+        source: masks: undecided pixels (255) stay undecided. argmax: every pixel gets its best class.
+        images: Put the images beside the labels: link, copy or none; auto links for yolo and voc.
+        orientation: upright: as viewers show the image. raw: as the file stores it, for readers that pass EXIF over.
+        components: coco: an object for each connected region, not for each class.
+        min_area_px: Leave out regions of fewer pixels (yolo, and coco with components).
+        root: Folder of the images, if it is not where the store says.
+        url_prefix: labelstudio: what comes before an image's path, local file storage if not given.
+
+    """
+    from data.export import ExportOptions, export_store
+    from data.store import MaskStore
+
+    opened = MaskStore.open(store)
+    target = output or opened.path.with_name(f"{opened.path.resolve().name}_{format}")
+    options = ExportOptions(source, images, orientation, components, min_area_px, root, url_prefix)
+    exported = export_store(opened, format, target, options)
+    print(f"Wrote the masks of {exported.n_images} images to {target}; open {exported.opens}.")
+    for note in exported.notes:
+        print(note)

@@ -1,0 +1,39 @@
+"""The command `init`: from a folder of images to a class file."""
+
+from pathlib import Path
+
+
+def init(root: Path, output: Path | None = None, overwrite: bool = False) -> None:
+    """Look at a folder of images and write its class file.
+
+    The file lists the classes found in labels.csv, labels.jsonl, class folders, VOC annotations or COCO's JSON, with a
+    suggested prompt phrase and background words for each. Read it over and correct it: the phrases are what the
+    diffusion model is asked for.
+
+    Args:
+        root: Folder of the data set.
+        output: Class file to write (YAML); classes.yaml in the folder if not given.
+        overwrite: Replace a class file that is there.
+
+    """
+    from collections import Counter
+
+    from data.checks import list_data
+    from data.classes import class_key, save_classes
+    from data.errors import ConfigError
+    from data.listing import distinct_names, suggest_classes
+    from data.samples import DataConfig, detect_format
+
+    path = output or root / "classes.yaml"
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists; edit it, write elsewhere with --output, or replace it with --overwrite.")
+    config = DataConfig(root=root)
+    listing = list_data(config, own_classes=False)
+    counts = Counter(class_key(name) for names in listing.names for name in names)
+    classes = listing.classes or suggest_classes(distinct_names(listing.names))
+    save_classes(classes, path)
+    unlabelled = sum(1 for names in listing.names if not names)
+    print(f"{len(listing.ids)} images ({detect_format(config)}), {unlabelled} without labels, {len(classes)} classes:")
+    for name, phrase in zip(classes.names, classes.phrases, strict=True):
+        print(f"  {counts[class_key(name)]:7d}  {name}" + (f'  ("{phrase}")' if phrase != name else ""))
+    print(f"Wrote {path}; correct the phrases and background words in it, then: pseudolabel check --root {root}")

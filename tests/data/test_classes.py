@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.classes import COCO, DEFAULT_BACKGROUND, VOC, ClassSet, load_classes, save_classes, voc_palette
+from data.errors import ConfigError, LabelError
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=12).filter(
+    lambda text: text.strip(" _-\u00a0") and text.strip()
+)
+
+
+def test_counts_and_order():
+    assert len(VOC) == 20
+    assert len(COCO) == 80
+    assert VOC.index("aeroplane") == 1
+    assert VOC.index("tvmonitor") == 20
+    assert COCO.index("toothbrush") == 80
+    assert COCO.name(12) == "stop sign"
+    assert (VOC.name(0), VOC.name(255)) == ("background", "ignore")
+
+
+def test_phrases_and_background_words():
+    assert VOC.phrases[VOC.index("tvmonitor") - 1] == "tv monitor screen"
+    assert VOC.phrases[VOC.index("diningtable") - 1] == "dining table"
+    assert VOC.background_words[VOC.index("cow") - 1] == ("grass", "stone", "rocks")
+    assert VOC.background_words[VOC.index("cat") - 1] == DEFAULT_BACKGROUND
+    assert COCO.phrases[24] == "backpack, bag"
+    assert COCO.phrases[30] == "snowboard" if COCO.names[30] == "snowboard" else COCO.phrases[31] == "snowboard"
+    assert set(COCO.background_words) == {DEFAULT_BACKGROUND}
+
+
+@pytest.mark.parametrize("spelling", ["diningtable", "Dining Table", "dining_table", "DINING-TABLE"])
+def test_spellings_of_one_class(spelling):
+    assert VOC.index(spelling) == 11
+
+
+def test_an_unknown_class_names_the_nearest():
+    with pytest.raises(LabelError, match=r"'bycicle' \(did you mean 'bicycle'\?\)"):
+        VOC.index("bycicle")
+    with pytest.raises(LabelError, match="ids go from 0"):
+        VOC.name(21)
+
+
+def test_palette_is_the_development_kits():
+    palette = voc_palette()
+    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
+    for value, colour in known.items():
+        assert tuple(palette[value]) == colour
+    assert len(np.unique(palette, axis=0)) == 256
+
+
+def test_json_round_trip():
+    assert ClassSet.from_json(COCO.to_json()) == COCO
+    with pytest.raises(ConfigError, match="phrases"):
+        ClassSet.from_json({"names": ["a"]})
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=WORDS, phrase=WORDS, words=st.lists(WORDS, max_size=3))
+def test_class_file_round_trip(tmp_path_factory, name, phrase, words):
+    path = tmp_path_factory.getbasetemp() / "classes.yaml"
+    classes = ClassSet((name, "other class"), (phrase, "other"), (tuple(words), ()))
+    save_classes(classes, path)
+    assert load_classes(path) == classes
+
+
+def test_short_class_file(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("default_background: [sky]\nclasses:\n- cat\n- {name: garden_gnome, background: [lawn]}\n")
+    classes = load_classes(path)
+    assert classes.phrases == ("cat", "garden gnome")
+    assert classes.background_words == (("sky",), ("lawn",))
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", "no list of classes"),
+        ("classes: []", "no list of classes"),
+        ("classes: [yes]", "no class"),
+        ("classes: [{name: a, colour: red}]", "'colour' in class 'a' is unknown"),
+        ("classes: [{name: a, background: sky}]", "list of words"),
+        ("classes: [a, A]", "must differ"),
+        ("format_version: 2\nclasses: [a]", "format_version 2"),
+        ("classes: [", "Cannot read the class file"),
+    ],
+)
+def test_faulty_class_files(tmp_path, text, match):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=match) as caught:
+        load_classes(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_class_file(tmp_path):
+    with pytest.raises(ConfigError, match="pseudolabel init"):
+        load_classes(tmp_path / "none.yaml")
+
+
+def test_too_many_classes():
+    names = tuple(f"class {number}" for number in range(255))
+    with pytest.raises(ConfigError, match="1 to 254"):
+        ClassSet(names, names, ((),) * 255)
