@@ -1,0 +1,274 @@
+"""A page about a store for people: overlays, coverage, warnings, classes; ground truth is welcome, not needed."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.classes import ClassSet
+from data.errors import StoreError, UserError
+from data.masks import colorize, overlay, write_atomically
+from data.samples import read_image, read_truth
+from data.store import MaskStore
+from pseudolabel import page
+from pseudolabel.score import StoreScores, score_store, truth_paths
+
+NAMED = 6  # image ids named for each kind of warning
+
+FILTER = """<script>
+const pick = document.getElementById("pick"), warned = document.getElementById("warned");
+function filter() { for (const card of document.querySelectorAll(".card")) {
+  const labels = card.dataset.labels.split(" ");
+  card.hidden = (pick.value && !labels.includes(pick.value)) || (warned.checked && !card.dataset.warned); } }
+pick.addEventListener("change", filter); warned.addEventListener("change", filter);
+</script>"""
+
+
+@dataclass
+class Coverage:
+    """Sums over a store's index.
+
+    Attributes:
+        images: number of images.
+        seconds: time they took.
+        ignore: sum of their shares of undecided pixels.
+        with_label: number of images that carry each class.
+        pixels: by class, the sum over these images of the class's share of pixels.
+        empty: number of images that carry the class but show no pixel of it.
+        warnings: ids of images by warning.
+
+    """
+
+    images: int = 0
+    seconds: float = 0.0
+    ignore: float = 0.0
+    with_label: Counter[int] = field(default_factory=Counter)
+    pixels: Counter[int] = field(default_factory=Counter)
+    empty: Counter[int] = field(default_factory=Counter)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+    background: float = 0.0
+
+    @property
+    def warned(self) -> int:
+        """Number of images with at least one warning."""
+        return len({sample_id for ids in self.warnings.values() for sample_id in ids})
+
+
+def report(
+    store: Path, output: Path | None = None, limit: int = 48, root: Path | None = None, truth: str | None = None
+) -> None:
+    """Write one self-contained HTML page about a store.
+
+    Args:
+        store: Folder of the mask store.
+        output: The page; none: report.html in the store.
+        limit: Images shown; they are spread over the store, those with warnings first.
+        root: Folder of the data set, if it is not where the store says.
+        truth: Folder of ground-truth masks, relative to the root or absolute; none: the layout's own.
+
+    """
+    opened = MaskStore.open(store)
+    target = Path(output) if output is not None else Path(store) / "report.html"
+    html = report_page(opened, limit, root, truth)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, html.encode())
+    print(f"{target} ({len(html) / 1e6:.1f} MB): open it in a browser.")
+
+
+def report_page(store: MaskStore, limit: int = 48, root: Path | None = None, truth: str | None = None) -> str:
+    """Return the page about a store as HTML.
+
+    Raises:
+        StoreError: the store holds no finished image.
+
+    """
+    coverage = measure_coverage(store)
+    if not coverage.images:
+        raise StoreError(f"{store.path} holds no finished image yet; run pseudolabel generate first.")
+    truths, scores = _scores(store, root, truth)
+    shown = choose_images(store, limit, {sample_id for ids in coverage.warnings.values() for sample_id in ids})
+    model = store.header["model"].get("id", "a network")
+    lead = f"{coverage.images} masks made by {model}. One line of figures, one table, and {len(shown)} of the images."
+    return page.page(
+        f"Masks in {store.path.name}",
+        lead,
+        [
+            page.tiles(summary_tiles(coverage, scores)),
+            page.section("Classes", class_table(store.classes, coverage, scores)),
+            page.section("Warnings", warning_list(coverage)),
+            page.section("Images", gallery(store, shown, root, truths)),
+            page.section("Settings", settings(store)),
+        ],
+    )
+
+
+def measure_coverage(store: MaskStore) -> Coverage:
+    """Add up the index of a store; memory does not grow with it but for warnings."""
+    coverage = Coverage()
+    for record in store.records():
+        coverage.images += 1
+        coverage.seconds += record.get("seconds", 0.0)
+        coverage.ignore += record.get("ignore_share", 0.0)
+        shares = record.get("class_share", {})
+        coverage.background += shares.get("background", 0.0)
+        for label in record.get("labels", []):
+            share = shares.get(store.classes.name(label), 0.0)
+            coverage.with_label[label] += 1
+            coverage.pixels[label] += share
+            coverage.empty[label] += share == 0
+        for warning in record.get("warnings", []):
+            coverage.warnings.setdefault(warning, []).append(record["id"])
+    return coverage
+
+
+def _scores(store: MaskStore, root: Path | None, truth: str | None) -> tuple[dict[str, Path], StoreScores | None]:
+    """Return the ground truth and the figures, or neither where there is no ground truth and none was asked for."""
+    try:
+        return truth_paths(store, root, truth), score_store(store, root, truth)
+    except UserError:
+        if truth is not None:
+            raise
+        return {}, None
+
+
+def choose_images(store: MaskStore, limit: int, warned: set[str]) -> list[dict[str, Any]]:
+    """Return the records of the images to show, by id: a third with warnings, the rest spread over the store."""
+    ids = store.ids()
+    with_warnings = _spread([sample_id for sample_id in ids if sample_id in warned], limit // 3)
+    rest = _spread([sample_id for sample_id in ids if sample_id not in warned], limit - len(with_warnings))
+    if len(rest) < limit - len(with_warnings):
+        with_warnings = _spread([sample_id for sample_id in ids if sample_id in warned], limit - len(rest))
+    chosen = {*with_warnings, *rest}
+    return sorted((record for record in store.records() if record["id"] in chosen), key=lambda record: record["id"])
+
+
+def _spread(ids: list[str], count: int) -> list[str]:
+    if len(ids) <= count:
+        return ids
+    return [ids[position * len(ids) // count] for position in range(count)]
+
+
+def summary_tiles(coverage: Coverage, scores: StoreScores | None) -> list[tuple[str, str]]:
+    """Return the figures at the top of the page."""
+    values = [(f"{coverage.images:,}", "images")]
+    if scores is not None:
+        if scores.before_crf is not None:
+            values.append((f"{100 * scores.before_crf.miou:.1f} %", "mIoU before CRF"))
+        values.append((f"{100 * scores.after_crf.miou:.1f} %", "mIoU after CRF"))
+    values += [
+        (f"{100 * coverage.background / coverage.images:.1f} %", "background pixels"),
+        (f"{100 * coverage.ignore / coverage.images:.1f} %", "undecided pixels (255)"),
+        (f"{coverage.warned:,}", "images with warnings"),
+        (f"{coverage.seconds / coverage.images:.2f} s", "work an image"),
+    ]
+    return values
+
+
+def class_table(classes: ClassSet, coverage: Coverage, scores: StoreScores | None) -> str:
+    """Return the table of classes, the most frequent first."""
+    headings = ["class", "images", "share of their pixels", "without any pixel"]
+    if scores is not None:
+        headings += ["IoU before CRF", "IoU after CRF"]
+        if scores.missing_truth:
+            headings[-1] += f" ({scores.images} of {coverage.images} images have ground truth)"
+
+    def figures(position: int) -> list[str]:
+        if scores is None:
+            return []
+        before = None if scores.before_crf is None else float(scores.before_crf.iou[position])
+        return [page.bar(before, second=True), page.bar(float(scores.after_crf.iou[position]))]
+
+    rows = [
+        [
+            page.chip(classes, 0),
+            str(coverage.images),
+            page.bar(coverage.background / coverage.images),
+            "",
+            *figures(0),
+        ]
+    ]
+    for label, count in coverage.with_label.most_common():
+        share = page.bar(coverage.pixels[label] / count)
+        rows.append([page.chip(classes, label), str(count), share, str(coverage.empty[label]), *figures(label)])
+    total = None
+    if scores is not None:
+        before = None if scores.before_crf is None else scores.before_crf.miou
+        total = ["mean (mIoU)", "", "", "", page.bar(before, second=True), page.bar(scores.after_crf.miou)]
+    absent = [name for position, name in enumerate(classes.names, 1) if not coverage.with_label[position]]
+    note = f'<p class="soft">No image carries: {escape(", ".join(absent))}.</p>' if absent else ""
+    return page.table(headings, rows, total) + note
+
+
+def warning_list(coverage: Coverage) -> str:
+    """Return how often each warning was given, and for which images."""
+    if not coverage.warnings:
+        return "<p>None.</p>"
+    rows = []
+    for warning, ids in sorted(coverage.warnings.items(), key=lambda item: -len(item[1])):
+        more = ", ..." if len(ids) > NAMED else ""
+        rows.append([escape(warning), str(len(ids)), f"<code>{escape(', '.join(ids[:NAMED]))}{more}</code>"])
+    return page.table(["warning", "images", "for example"], rows)
+
+
+def gallery(store: MaskStore, records: list[dict[str, Any]], root: Path | None, truths: dict[str, Path]) -> str:
+    """Return a card for each image, under a choice of class."""
+    labels = sorted({label for record in records for label in record.get("labels", [])})
+    options = "".join(f'<option value="{label}">{escape(store.classes.name(label))}</option>' for label in labels)
+    filters = (
+        '<div class="filters"><label>Class <select id="pick"><option value="">all</option>'
+        f"{options}</select></label>"
+        '<label><input type="checkbox" id="warned"> with warnings only</label></div>'
+    )
+    cards = (card(store, record, root, truths.get(record["id"])) for record in records)
+    return "\n".join([filters, *cards, FILTER])
+
+
+def card(store: MaskStore, record: dict[str, Any], root: Path | None, truth: Path | None) -> str:
+    """Return image, attention of each class, mask and, where there is one, ground truth of one image side by side."""
+    labels, warnings = record.get("labels", []), record.get("warnings", [])
+    head = [f"<b>{escape(record['id'])}</b>", *(f"<span>{page.chip(store.classes, label)}</span>" for label in labels)]
+    head += [f'<span class="warn">{escape(warning)}</span>' for warning in warnings]
+    try:
+        pictures = image_strip(store, record, root, truth)
+    except UserError as error:
+        pictures = [f'<p class="warn">{escape(str(error))}</p>']
+    return (
+        f'<div class="card" data-labels="{" ".join(map(str, labels))}" data-warned="{"1" if warnings else ""}">'
+        f'<header>{"".join(head)}</header><div class="strip">{"".join(pictures)}</div></div>'
+    )
+
+
+def image_strip(store: MaskStore, record: dict[str, Any], root: Path | None, truth: Path | None) -> list[str]:
+    """Return the pictures of one image: image, attention, mask over the image, mask alone, truth."""
+    rgb_u8 = read_image(store.image_path(record, root))
+    size = page.thumbnail_size((rgb_u8.shape[0], rgb_u8.shape[1]))
+    small = page.shrink(rgb_u8, size)
+    pictures = [page.picture(small, "image")]
+    soft = store.read_soft(record["id"])
+    if soft is not None:
+        for label, heat in zip(soft.labels, page.heat_maps(soft, size), strict=True):
+            pictures.append(page.picture(page.heat_overlay(small, heat), escape(store.classes.name(label))))
+    mask = page.shrink_mask(store.read_mask(record["id"]), size)
+    pictures.append(page.picture(overlay(small, mask), f"mask ({100 * float(np.mean(mask == 255)):.0f} % undecided)"))
+    if truth is not None:
+        true = read_truth(truth, (record["height"], record["width"]))
+        pictures.append(page.picture(colorize(page.shrink_mask(true, size)), "ground truth", "flat"))
+    return pictures
+
+
+def settings(store: MaskStore) -> str:
+    """Return how the store was made, folded away."""
+    parts: Iterable[tuple[str, Any]] = (
+        ("Model", store.header["model"]),
+        ("Data", store.header["data"]),
+        ("Settings", store.header["config"]),
+    )
+    return "".join(
+        page.details(name, f"<pre>{escape(json.dumps(content, indent=1, ensure_ascii=False))}</pre>")
+        for name, content in parts
+    )
