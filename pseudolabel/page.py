@@ -35,20 +35,21 @@ code, pre { font: 13px/1.5 ui-monospace, "SFMono-Regular", Menlo, Consolas, "Dej
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .75rem 1rem;
   overflow-x: auto; }
 .tiles { display: flex; flex-wrap: wrap; gap: .75rem; }
-.tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .7rem 1rem;
-  min-width: 8.5rem; }
+.tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .6rem .9rem;
+  min-width: 7.5rem; }
 .tile b { display: block; font-size: 1.45rem; font-weight: 650; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: .85rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: var(--soft); font-weight: 500; font-size: .82rem; vertical-align: bottom; }
 td, th { padding: .28rem .8rem .28rem 0; border-bottom: 1px solid var(--line); }
-td.number, th.number { text-align: right; } tr.total td { font-weight: 650; border-top: 2px solid var(--line); }
+td.number, th.number { text-align: right; padding-right: 1.6rem; }
+tr.total td { font-weight: 650; border-top: 2px solid var(--line); }
 .bar { display: flex; align-items: center; gap: .5rem; min-width: 8rem; }
 .bar i { flex: 1; height: .55rem; border-radius: 3px; background: var(--line); overflow: hidden; display: block; }
 .bar i b { display: block; height: 100%; background: var(--accent); border-radius: 3px; }
 .bar.second i b { background: var(--accent2); }
-.bar span { width: 3.1rem; text-align: right; }
+.bar span { width: 3.4rem; text-align: right; white-space: nowrap; }
 .chip { display: inline-block; width: .8em; height: .8em; border-radius: 3px; margin-right: .45em;
   vertical-align: -.05em; border: 1px solid rgba(128,128,128,.45); }
 .card { border: 1px solid var(--line); background: var(--card); border-radius: 10px; padding: .7rem .8rem;
@@ -104,8 +105,13 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], total: Sequenc
     def cell(content: str) -> str:
         return f'<td class="number">{content}</td>' if content.isdigit() else f"<td>{content}</td>"
 
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
-    lines = ["<tr>" + "".join(map(cell, row)) + "</tr>" for row in rows]
+    cells = list(rows)
+    numbers = [bool(cells) and cells[0][column].isdigit() for column in range(len(headings))]
+    head = "".join(
+        f"<th{' class=number' if number else ''}>{escape(heading)}</th>"
+        for heading, number in zip(headings, numbers, strict=True)
+    )
+    lines = ["<tr>" + "".join(map(cell, row)) + "</tr>" for row in cells]
     if total is not None:
         lines.append('<tr class="total">' + "".join(map(cell, total)) + "</tr>")
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
@@ -134,7 +140,8 @@ def picture(rgb_u8: UInt8[np.ndarray, "height width 3"], caption: str, kind: Lit
     content = base64.b64encode(buffer.getvalue()).decode()
     height, width = rgb_u8.shape[:2]
     return (
-        f'<figure><img width="{width}" height="{height}" alt="" src="data:image/{mime};base64,{content}">'
+        f'<figure style="width:{width}px"><img width="{width}" height="{height}" alt="" '
+        f'src="data:image/{mime};base64,{content}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 

@@ -22,7 +22,7 @@ NAMED = 6  # image ids named for each kind of warning
 
 FILTER = """<script>
 const pick = document.getElementById("pick"), warned = document.getElementById("warned");
-function filter() { for (const card of document.querySelectorAll(".card")) {
+function filter() { for (const card of document.querySelectorAll(".gallery .card")) {
   const labels = card.dataset.labels.split(" ");
   card.hidden = (pick.value && !labels.includes(pick.value)) || (warned.checked && !card.dataset.warned); } }
 pick.addEventListener("change", filter); warned.addEventListener("change", filter);
@@ -188,7 +188,7 @@ def class_table(classes: ClassSet, coverage: Coverage, scores: StoreScores | Non
             page.chip(classes, 0),
             str(coverage.images),
             page.bar(coverage.background / coverage.images),
-            "",
+            "0",
             *figures(0),
         ]
     ]
@@ -225,7 +225,7 @@ def gallery(store: MaskStore, records: list[dict[str, Any]], root: Path | None, 
         '<label><input type="checkbox" id="warned"> with warnings only</label></div>'
     )
     cards = (card(store, record, root, truths.get(record["id"])) for record in records)
-    return "\n".join([filters, *cards, FILTER])
+    return "\n".join([filters, '<div class="gallery">', *cards, "</div>", FILTER])
 
 
 def card(store: MaskStore, record: dict[str, Any], root: Path | None, truth: Path | None) -> str:
@@ -254,7 +254,7 @@ def image_strip(store: MaskStore, record: dict[str, Any], root: Path | None, tru
         for label, heat in zip(soft.labels, page.heat_maps(soft, size), strict=True):
             pictures.append(page.picture(page.heat_overlay(small, heat), escape(store.classes.name(label))))
     mask = page.shrink_mask(store.read_mask(record["id"]), size)
-    pictures.append(page.picture(overlay(small, mask), f"mask ({100 * float(np.mean(mask == 255)):.0f} % undecided)"))
+    pictures.append(page.picture(overlay(small, mask), f"mask, {100 * float(np.mean(mask == 255)):.0f} % undecided"))
     if truth is not None:
         true = read_truth(truth, (record["height"], record["width"]))
         pictures.append(page.picture(colorize(page.shrink_mask(true, size)), "ground truth", "flat"))
