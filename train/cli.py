@@ -37,6 +37,7 @@ FUNCTIONS = {
 }
 _NOISE = (
     ".*args parameter is intended to run from within Python.*",
+    ".*could not find the monitored key.*",
     ".*does not have many workers.*",
     ".*is smaller than the logging interval.*",
     ".*LeafSpec.*is deprecated.*",
@@ -97,6 +98,8 @@ def configure() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", force=True)
     for package in ("data", "train"):
         logging.getLogger(package).setLevel(logging.INFO)
+    for package in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message)
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 from jsonargparse import Namespace, set_parsing_settings
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -125,6 +125,8 @@ class SegtrainCLI(LightningCLI):
     def _callbacks(self, output: Path) -> list[Callback]:
         folder = output / "checkpoints"
         callbacks: list[Callback] = [EarlyWarnings(), LearningRateMonitor("step")]
+        if self._own("trainer").get("enable_progress_bar") is not False:
+            callbacks.append(TQDMProgressBar(refresh_rate=5))
         if self._own("ema_decay"):
             callbacks.append(AveragedWeights(self._own("ema_decay")))  # before the checkpoints, which read it
         shared: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "enable_version_counter": False}
@@ -152,10 +154,10 @@ class SegtrainCLI(LightningCLI):
         output = Path(self._own("output"))
         last = output / "checkpoints" / "last.ckpt"
         if not self.trainer.fast_dev_run:
-            self.trainer.save_checkpoint(last)
+            self.trainer.save_checkpoint(last, weights_only=False)
         best = output / "checkpoints" / "best.ckpt"
         if self.trainer.is_global_zero:
-            use = best if self.datamodule.val is not None else last
+            use = best if best.exists() else last
             print(f"Run: {output}. Measure it with: segtrain test --ckpt_path {use} --data.val.root R")
 
     def fit(self, **kwargs: Any) -> None:
@@ -220,7 +222,7 @@ def run_lightning(command: str, args: list[str]) -> None:
         args=[command, *args],
         parser_class=RunParser,
         parser_kwargs={"prog": "segtrain"},
-        trainer_defaults={"use_distributed_sampler": False, "max_epochs": 30, "benchmark": True},
+        trainer_defaults={"use_distributed_sampler": False, "max_epochs": 30, "log_every_n_steps": 10, "enable_model_summary": False},
         save_config_callback=None,
         seed_everything_default=0,
         auto_configure_optimizers=False,

@@ -1,0 +1,232 @@
+"""Masks from a trained network for images of any size, written as a store that every other command reads."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from data.classes import IGNORE
+from data.errors import ConfigError, ImageError, LabelError
+from data.masks import overlay, write_atomically
+from data.samples import IMAGE_SUFFIXES, DataConfig, Sample, check_id, detect_format, open_samples, read_image
+from data.store import MaskStore, SoftMaps
+from train.checkpoint import fingerprint, load_network, to_plain
+from train.dataset import to_tensor
+from train.inference import InferenceConfig, Network, probabilities, sharpen
+
+_log = logging.getLogger(__name__)
+
+GRID_PX = 8  # side of a cell of the soft maps that are kept
+
+
+def predict(
+    ckpt_path: Path,
+    output: Path,
+    images: Path | None = None,
+    data: DataConfig | None = None,
+    inference: InferenceConfig = InferenceConfig(),  # noqa: B008 - frozen
+    ignore_below: float = 0.0,
+    overlays: bool = True,
+    soft: bool = True,
+    probabilities: bool = False,
+    device: str = "auto",
+    on_error: Literal["stop", "skip"] = "stop",
+) -> None:
+    """Write masks and overlays for a folder of images, or one image.
+
+    The output is a mask store: score, refine, report and export of `pseudolabel` work on it. The same command again
+    goes on where it stopped.
+
+    Args:
+        ckpt_path: checkpoint that `segtrain fit` wrote; nothing else is needed.
+        output: folder of the store that is written.
+        images: a folder, searched with its subfolders, or one image.
+        data: in place of images: a data set, such as --data.root R --data.split val.
+        inference: scales, flip, windows, CRF.
+        ignore_below: pixels whose best probability is below this are written as 255.
+        overlays: write overlays/<id>.jpg, the image with the mask over it.
+        soft: keep probabilities at an eighth of the size, from which `pseudolabel refine` starts.
+        probabilities: write probabilities/<id>.npz, float16 (classes with background, height, width).
+        device: auto, cpu, cuda, cuda:1.
+        on_error: an image that cannot be read: stop, or leave it out and name it at the end.
+
+    """
+    samples, source = _list_images(images, data)
+    network, classes, _ = load_network(ckpt_path)
+    network = network.to(choose_device(device))
+    config = {"inference": to_plain(inference), "ignore_below": ignore_below}
+    model = {"id": str(ckpt_path), "fingerprint": fingerprint(ckpt_path)}
+    store = MaskStore.open_or_create(output, classes=classes, config=config, model=model, data=source)
+    writer = _Writer(store, Path(source["root"]), inference, ignore_below, overlays, soft, probabilities)
+    done = store.finished()
+    left = [sample for sample in samples if sample.id not in done]
+    failed = []
+    for sample in tqdm(left, initial=len(samples) - len(left), total=len(samples), unit="image", desc="predict"):
+        try:
+            writer.write(network, sample)
+        except ImageError as error:
+            if on_error == "stop":
+                raise
+            failed.append(f"{sample.id}: {error}")
+    _say_what_is_there(output, len(samples), len(samples) - len(left), failed)
+
+
+def _list_images(images: Path | None, data: DataConfig | None) -> tuple[Sequence[Sample], dict[str, Any]]:
+    """Return the images and what the store's header says about them."""
+    if (images is None) == (data is None):
+        raise ConfigError("Name the images with --images FOLDER, or a data set with --data.root; one of the two.")
+    if data is not None:
+        found = open_samples(data, need_labels=False, need_truth=False).samples
+        fields = asdict(data) | {"format": detect_format(data), "root": Path(data.root).absolute()}
+        del fields["cache"]
+        return found, to_plain(fields)
+    assert images is not None
+    root = (images if images.is_dir() else images.parent).absolute()
+    return list_folder(images), {"format": "folder", "root": str(root), "split": "all"}
+
+
+def list_folder(images: Path) -> list[Sample]:
+    """Return the images in a folder and its subfolders, or the one image, with ids from their relative paths.
+
+    Raises:
+        ImageError: nothing there.
+        LabelError: two images whose ids would be the same.
+
+    """
+    if images.is_file():
+        return [Sample(check_id(images.stem), images.absolute(), ())]
+    if not images.is_dir():
+        raise ImageError(f"There is no file or folder {images}; --images takes an image or a folder of images.")
+    paths = sorted(path for path in images.absolute().rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise ImageError(f"{images} holds no image; known kinds are {', '.join(sorted(IMAGE_SUFFIXES))}.")
+    by_id: dict[str, Path] = {}
+    for path in paths:
+        name = check_id("__".join(path.relative_to(images.absolute()).with_suffix("").parts))
+        if name in by_id:
+            raise LabelError(f"{path} and {by_id[name]} would both be written as {name!r}; rename one of them.")
+        by_id[name] = path
+    return [Sample(name, path, ()) for name, path in by_id.items()]
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; "auto" is the first GPU, or the CPU where there is none.
+
+    Raises:
+        ConfigError: no such device here.
+
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {name} is not to be had here; use auto, cpu or cuda.") from error
+    return torch.device(name)
+
+
+@torch.inference_mode()
+def predict_image(
+    network: torch.nn.Module, rgb: UInt8[np.ndarray, "height width 3"], inference: InferenceConfig
+) -> tuple[Float[np.ndarray, "classes height width"], Float[np.ndarray, "classes height width"]]:
+    """Return the class probabilities of an image of any size, before and after the CRF (the same without one)."""
+    device = next(network.parameters()).device
+    call: Network = network
+    found = probabilities(call, to_tensor(rgb)[None].to(device).float(), inference)[0].float().cpu().numpy()
+    return found, sharpen(rgb, found, inference.crf)
+
+
+class _Writer:
+    """Predicts images and writes what was asked for."""
+
+    def __init__(
+        self,
+        store: MaskStore,
+        root: Path,
+        inference: InferenceConfig,
+        ignore_below: float,
+        overlays: bool,
+        soft: bool,
+        full: bool,
+    ) -> None:
+        self.store, self.root, self.inference, self.ignore_below = store, root, inference, ignore_below
+        self.overlays, self.soft, self.full = overlays, soft, full
+        for name, wanted in (("overlays", overlays), ("probabilities", full)):
+            if wanted:
+                (store.path / name).mkdir(exist_ok=True)
+
+    def write(self, network: torch.nn.Module, sample: Sample) -> None:
+        """Predict one image and write it; its line in the index comes last."""
+        start = time.perf_counter()
+        rgb = read_image(sample.image_path)
+        before, after = predict_image(network, rgb, self.inference)
+        argmax = after.argmax(0).astype(np.uint8)
+        mask = np.where(after.max(0) < self.ignore_below, np.uint8(IGNORE), argmax)
+        labels = tuple(int(label) for label in np.unique(argmax) if label)
+        if self.overlays:
+            write_atomically(self.store.path / "overlays" / f"{sample.id}.jpg", _jpeg(overlay(rgb, mask)))
+        if self.full:
+            path = self.store.path / "probabilities" / f"{sample.id}.npz"
+            write_atomically(path, _npz(after.astype(np.float16)))
+        record = make_record(sample.image_path, self.root, mask, argmax, labels, time.perf_counter() - start)
+        soft = shrink(before, labels) if self.soft else None
+        self.store.write(sample.id, mask, argmax=argmax, soft=soft, record=record)
+
+
+def make_record(
+    image_path: Path, root: Path, mask: np.ndarray, argmax: np.ndarray, labels: tuple[int, ...], seconds: float
+) -> dict[str, Any]:
+    """Return the index line of an image, with the keys that stage one writes."""
+    path = image_path.absolute()
+    return {
+        "image": path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path),
+        "labels": list(labels),
+        "ignore_share": round(float((mask == IGNORE).mean()), 5),
+        "class_share": {str(label): round(float((argmax == label).mean()), 5) for label in labels},
+        "warnings": [],
+        "seconds": round(seconds, 4),
+    }
+
+
+def shrink(probability: Float[np.ndarray, "classes height width"], labels: tuple[int, ...]) -> SoftMaps:
+    """Return the probabilities of background and labels as soft maps on a grid of `GRID_PX` pixels."""
+    height, width = probability.shape[1:]
+    rows = torch.from_numpy(np.ascontiguousarray(probability[[0, *labels]]))[None].float()
+    padded = F.pad(rows, (0, -width % GRID_PX, 0, -height % GRID_PX), mode="replicate")
+    maps = F.avg_pool2d(padded, GRID_PX)[0].numpy().astype(np.float16)
+    padded_hw = (maps.shape[1] * GRID_PX, maps.shape[2] * GRID_PX)
+    return SoftMaps(maps, labels, True, padded_hw, (height, width), (height, width))
+
+
+def _jpeg(rgb: np.ndarray) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, format="JPEG", quality=92)
+    return buffer.getvalue()
+
+
+def _npz(values: np.ndarray) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, probabilities=values)
+    return buffer.getvalue()
+
+
+def _say_what_is_there(output: Path, total: int, skipped: int, failed: list[str]) -> None:
+    for line in failed:
+        _log.warning("left out %s", line)
+    there = f" ({skipped} were there already)" if skipped else ""
+    missing = f", {len(failed)} left out" if failed else ""
+    print(f"Written: masks of {total - len(failed)} images in {output}{there}{missing}.")
+    print(f"Next: pseudolabel report --store {output}")

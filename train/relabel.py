@@ -1,0 +1,139 @@
+"""Self-training: a trained network and the image-level labels correct the masks of a store."""
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from tqdm import tqdm
+
+from data.classes import IGNORE
+from data.errors import ConfigError, StoreError
+from data.samples import read_image
+from data.store import MaskStore
+from train.checkpoint import fingerprint, load_network, to_plain
+from train.inference import InferenceConfig
+from train.predict import choose_device, make_record, predict_image, shrink
+
+
+def relabel(
+    ckpt_path: Path,
+    store: Path,
+    output: Path,
+    root: Path | None = None,
+    disagreement: Literal["ignore", "network"] = "ignore",
+    sure: float = 0.9,
+    ignore_below: float = 0.5,
+    inference: InferenceConfig = InferenceConfig(flip=True),  # noqa: B008 - frozen
+    device: str = "auto",
+) -> None:
+    """Correct the masks of a store with a trained network and the labels.
+
+    Classes that an image's labels do not name are forbidden. Where network and mask agree, the label stays; where they
+    disagree it is ignored, unless the network is sure; where the mask had no decision, the network decides if it can.
+    The result is a store for another `segtrain fit`.
+
+    Args:
+        ckpt_path: checkpoint that was trained on the store.
+        store: the store to correct; it is not changed.
+        output: the store that is written; the same command again goes on where it stopped.
+        root: folder of the images, if they are not where the store says.
+        disagreement: what to write where the network contradicts the mask: ignore (255), or the network's decision.
+        sure: with disagreement=ignore: the network's decision is written all the same from this probability on.
+        ignore_below: pixels below this probability are ignored wherever the network's decision would be written.
+        inference: scales, flip, windows, CRF.
+        device: auto, cpu, cuda, cuda:1.
+
+    """
+    source = MaskStore.open(store)
+    if Path(output).resolve() == Path(store).resolve():
+        raise StoreError(f"{output} is the store that is read; name another folder with --output.")
+    network, classes, _ = load_network(ckpt_path)
+    if classes.names != source.classes.names:
+        raise StoreError(f"The classes of {store} are not those of {ckpt_path}; they must be the same.")
+    network = network.to(choose_device(device))
+    rule = {"disagreement": disagreement, "sure": sure, "ignore_below": ignore_below}
+    target = MaskStore.open_or_create(
+        output,
+        classes=classes,
+        config={"relabel": rule, "inference": to_plain(inference), "from": source.header["config"]},
+        model={"id": str(ckpt_path), "fingerprint": fingerprint(ckpt_path)},
+        data=_data(source, root),
+    )
+    done = target.finished()
+    records = [record for record in source.records() if record["id"] not in done]
+    for record in tqdm(records, initial=len(done), total=len(done) + len(records), unit="image", desc="relabel"):
+        _relabel_one(network, source, target, record, root, rule, inference)
+    print(f"Written: {len(done) + len(records)} masks in {output}.")
+    print(f"Next: segtrain fit --data.store {output} --output R, with the settings of {ckpt_path}")
+
+
+def _data(source: MaskStore, root: Path | None) -> dict[str, Any]:
+    data = dict(source.header["data"])
+    if root is not None:
+        data["root"] = str(Path(root).absolute())
+    return data
+
+
+def _relabel_one(
+    network: Any,
+    source: MaskStore,
+    target: MaskStore,
+    record: dict[str, Any],
+    root: Path | None,
+    rule: dict[str, Any],
+    inference: InferenceConfig,
+) -> None:
+    start = time.perf_counter()
+    path = source.image_path(record, root)
+    labels = tuple(record["labels"])
+    before, after = predict_image(network, read_image(path), inference)
+    old = source.read_mask(record["id"])
+    if old.shape != after.shape[1:]:
+        raise StoreError(f"The image {path} is not of its mask's size; it was changed after {source.path} was made.")
+    mask, argmax = corrected(old, allow(after, labels), **rule)
+    line = make_record(path, Path(target.header["data"]["root"]), mask, argmax, labels, time.perf_counter() - start)
+    soft = shrink(allow(before, labels), labels)
+    target.write(record["id"], mask, argmax=argmax, soft=soft, record=record | line)
+
+
+def allow(
+    probability: Float[np.ndarray, "classes height width"], labels: tuple[int, ...]
+) -> Float[np.ndarray, "classes height width"]:
+    """Return the probabilities with all classes but the background and the labels at 0; they sum to 1 again."""
+    allowed = np.zeros((len(probability), 1, 1), probability.dtype)
+    allowed[[0, *labels]] = 1
+    kept = probability * allowed + 1e-9 * allowed
+    return kept / kept.sum(axis=0)
+
+
+def corrected(
+    old: UInt8[np.ndarray, "height width"],
+    probability: Float[np.ndarray, "classes height width"],
+    *,
+    disagreement: Literal["ignore", "network"] = "ignore",
+    sure: float = 0.9,
+    ignore_below: float = 0.5,
+) -> tuple[UInt8[np.ndarray, "height width"], UInt8[np.ndarray, "height width"]]:
+    """Return the corrected mask with its ignore band, and the network's decisions alone.
+
+    Args:
+        old: the mask so far, 255 where it had no decision.
+        probability: of each class, absent classes at 0.
+        disagreement: ignore, or take the network's decision, where the two contradict each other.
+        sure: with "ignore": from this probability on the network's decision is taken all the same.
+        ignore_below: a decision of the network below this probability becomes 255.
+
+    Raises:
+        ConfigError: a threshold outside 0..1.
+
+    """
+    if not (0 <= sure <= 1 and 0 <= ignore_below <= 1):
+        raise ConfigError(f"--sure is {sure} and --ignore_below {ignore_below}; both go from 0 to 1.")
+    decided, best = probability.argmax(axis=0).astype(np.uint8), probability.max(axis=0)
+    threshold = np.full(old.shape, ignore_below)
+    if disagreement == "ignore":
+        threshold[(old != IGNORE) & (old != decided)] = max(sure, ignore_below)
+    threshold[old == decided] = 0
+    return np.where(best >= threshold, decided, np.uint8(IGNORE)), decided
