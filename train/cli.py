@@ -38,6 +38,7 @@ FUNCTIONS = {
 _NOISE = (
     ".*args parameter is intended to run from within Python.*",
     ".*could not find the monitored key.*",
+    ".*callbacks used to create the checkpoint need to be provided.*",
     ".*does not have many workers.*",
     ".*is smaller than the logging interval.*",
     ".*LeafSpec.*is deprecated.*",
@@ -98,8 +99,6 @@ def configure() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", force=True)
     for package in ("data", "train"):
         logging.getLogger(package).setLevel(logging.INFO)
-    for package in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(package).setLevel(logging.WARNING)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message)
 

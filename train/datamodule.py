@@ -1,6 +1,7 @@
 """The data of a training run: a store of masks to learn from, ground truth to validate on."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,11 @@ from train.transforms import AugmentConfig, Augmentation
 _log = logging.getLogger(__name__)
 
 
+def available_cpus() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class SegmentationData(pl.LightningDataModule):
     """Images with masks from a store, and a data set with ground truth.
 
@@ -30,7 +36,7 @@ class SegmentationData(pl.LightningDataModule):
         val: data set with ground truth that is measured on (fit may go without, test may not).
         val_limit: measure on at most so many images.
         batch_size: images a step and process.
-        workers: loader processes; 0 loads in the training process.
+        workers: loader processes; 0 loads in the training process; one for each core but one, at most 4, if not given.
         cache: keep decoded images in memory; for small data sets.
 
     Attributes:
@@ -49,13 +55,14 @@ class SegmentationData(pl.LightningDataModule):
         val: DataConfig | None = None,
         val_limit: int | None = None,
         batch_size: int = 10,
-        workers: int = 4,
+        workers: int | None = None,
         cache: bool = False,
     ) -> None:
         super().__init__()
         self.store_path, self.root, self.masks, self.truth, self.weights = store, root, masks, truth, weights
         self.augment, self.val, self.val_limit = augment, val, val_limit
-        self.batch_size, self.workers, self.cache = batch_size, workers, cache
+        self.batch_size, self.cache = batch_size, cache
+        self.workers = min(4, available_cpus() - 1) if workers is None else workers
         self.seed = 0
         self.need_truth = True
         self.classes: ClassSet | None = None

@@ -109,6 +109,8 @@ class SegtrainCLI(LightningCLI):
             kwargs["logger"] = self._loggers(output) if self._command() == "fit" else False
         kwargs.setdefault("default_root_dir", str(output))
         self.trainer_defaults["callbacks"] = self._callbacks(output) if self._command() == "fit" else []
+        if settings.get("enable_progress_bar") is not False:
+            self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=5))
         return super().instantiate_trainer(**kwargs)
 
     def _loggers(self, output: Path) -> list[Logger]:
@@ -125,8 +127,6 @@ class SegtrainCLI(LightningCLI):
     def _callbacks(self, output: Path) -> list[Callback]:
         folder = output / "checkpoints"
         callbacks: list[Callback] = [EarlyWarnings(), LearningRateMonitor("step")]
-        if self._own("trainer").get("enable_progress_bar") is not False:
-            callbacks.append(TQDMProgressBar(refresh_rate=5))
         if self._own("ema_decay"):
             callbacks.append(AveragedWeights(self._own("ema_decay")))  # before the checkpoints, which read it
         shared: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "enable_version_counter": False}
@@ -215,6 +215,8 @@ def is_first_process() -> bool:
 
 def run_lightning(command: str, args: list[str]) -> None:
     """Parse and run fit, validate or test."""
+    for package in ("pytorch_lightning", "lightning_fabric"):  # their import sets these to INFO
+        logging.getLogger(package).setLevel(logging.WARNING)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     SegtrainCLI(
         SegmentationModule,
