@@ -267,7 +267,7 @@ def _disk_mb(sizes: Sequence[tuple[int, int]], labelled: int, names: Sequence[tu
     pixels = float(np.mean([height * width for height, width in sizes]))
     n_labels = sum(map(len, names)) / max(1, labelled)
     each = 2 * (600 + 0.012 * pixels) + n_labels * 48 * 36 * 2 + 500
-    return round(labelled * each / 1e6, 1)
+    return round(labelled * each / 1e6, 2)
 
 
 def _some(items: Sequence[str]) -> str:

@@ -236,7 +236,7 @@ def _acceptable(sample_id: str) -> bool:
 
 
 def _hashed_id(sample_id: str, image: str) -> str:
-    digest = hashlib.sha1(os.fsencode(image), usedforsecurity=False).hexdigest()[:8]
+    digest = hashlib.sha1(image.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:8]
     safe = "".join(character if character.isprintable() and character not in "/\\" else "_" for character in sample_id)
     safe = safe.replace("..", "_").lstrip(".").encode("utf-8", "replace")[: MAX_ID_BYTES - 9].decode("utf-8", "ignore")
     return f"{safe}-{digest}"

@@ -9,6 +9,7 @@ Ground truth is SegmentationClass; for train_aug it is SegmentationClassAug wher
 images have masks there alone. Figures on train_aug and on train are different figures: published ones are on train.
 """
 
+import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -37,6 +38,11 @@ def list_voc(config: DataConfig, need_labels: bool = True) -> Listing:
     root = voc_root(Path(config.root))
     ids = read_split(root, config.split)
     suffixes = image_suffixes(root / "JPEGImages")
+    if not any(sample_id in suffixes for sample_id in ids):
+        raise ConfigError(
+            f"{root / 'JPEGImages'} holds none of the {len(ids)} images of the split {config.split!r}; choose another "
+            f"--data.split: {_known_splits(root)}."
+        )
     table = _label_table(root, config)
     classes = load_classes(config.classes) if config.classes else VOC
     if table is not None:
@@ -68,10 +74,12 @@ def voc_root(root: Path) -> Path:
 
 
 def image_suffixes(folder: Path) -> dict[str, str]:
-    """Return the suffix of each image of a folder that is not ".jpg", by stem; ".jpg" wins where there are two."""
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
-    plain = {path.stem for path in paths if path.suffix == ".jpg"}
-    return {path.stem: path.suffix for path in sorted(paths) if path.stem not in plain}
+    """Return the suffix of each image of a folder by stem; ".jpg" wins where there are two."""
+    with os.scandir(folder) as entries:
+        names = sorted(os.path.splitext(entry.name) for entry in entries)
+    found = {stem: suffix for stem, suffix in names if suffix.lower() in IMAGE_SUFFIXES}
+    found.update((stem, suffix) for stem, suffix in names if suffix == ".jpg")
+    return found
 
 
 def read_split(root: Path, split: str) -> list[str]:
@@ -91,9 +99,12 @@ def read_split(root: Path, split: str) -> list[str]:
             return _read_ids(path)
     if split == "trainval":
         return sorted({*read_split(root, "train"), *read_split(root, "val")})
-    names = {path.stem for folder in (own, SHIPPED_SPLITS) for path in folder.glob("*.txt")}
-    known = ", ".join(sorted({*names, "trainval", "all"}))
-    raise ConfigError(f"There is no split {split!r} in {own}; --data.split may be {known}.")
+    raise ConfigError(f"There is no split {split!r} in {own}; --data.split may be {_known_splits(root)}.")
+
+
+def _known_splits(root: Path) -> str:
+    folders = (root / "ImageSets" / "Segmentation", SHIPPED_SPLITS)
+    return ", ".join(sorted({"trainval", "all", *(path.stem for folder in folders for path in folder.glob("*.txt"))}))
 
 
 def _read_ids(path: Path) -> list[str]:

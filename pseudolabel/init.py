@@ -1,6 +1,10 @@
 """The command `init`: from a folder of images to a class file."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from data.samples import DataConfig, DataFormat
 
 
 def init(root: Path, output: Path | None = None, overwrite: bool = False) -> None:
@@ -17,6 +21,7 @@ def init(root: Path, output: Path | None = None, overwrite: bool = False) -> Non
 
     """
     from collections import Counter
+    from dataclasses import replace
 
     from data.checks import list_data
     from data.classes import class_key, save_classes
@@ -28,12 +33,25 @@ def init(root: Path, output: Path | None = None, overwrite: bool = False) -> Non
     if path.exists() and not overwrite:
         raise ConfigError(f"{path} exists; edit it, write elsewhere with --output, or replace it with --overwrite.")
     config = DataConfig(root=root)
+    config = replace(config, format=detect_format(config), split=_whole_split(config, detect_format(config)))
     listing = list_data(config, own_classes=False)
     counts = Counter(class_key(name) for names in listing.names for name in names)
     classes = listing.classes or suggest_classes(distinct_names(listing.names))
     save_classes(classes, path)
     unlabelled = sum(1 for names in listing.names if not names)
-    print(f"{len(listing.ids)} images ({detect_format(config)}), {unlabelled} without labels, {len(classes)} classes:")
+    print(f"{len(listing.ids)} images ({config.format}), {unlabelled} without labels, {len(classes)} classes:")
     for name, phrase in zip(classes.names, classes.phrases, strict=True):
         print(f"  {counts[class_key(name)]:7d}  {name}" + (f'  ("{phrase}")' if phrase != name else ""))
     print(f"Wrote {path}; correct the phrases and background words in it, then: pseudolabel check --root {root}")
+
+
+def _whole_split(config: "DataConfig", layout: "DataFormat") -> str:
+    """Return the split that shows the classes best: all of VOC's images, COCO's train or what there is of it."""
+    if layout == "voc":
+        return "all"
+    if layout == "folder":
+        return config.split
+    names = sorted(
+        path.stem.removeprefix("instances_") for path in (config.root / "annotations").glob("instances_*.json")
+    )
+    return next((name for name in names if name.startswith("train")), names[0]).removesuffix("2014")

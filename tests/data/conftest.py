@@ -61,7 +61,9 @@ def make_coco(save_image: Callable[..., Path]) -> Callable[..., Path]:
             name = f"COCO_train2014_{number:012d}.jpg"
             save_image(root / "train2014" / name, draw(*size_hw, seed=number))
             images.append({"id": number, "file_name": name, "height": size_hw[0], "width": size_hw[1]})
-            rows += [{"id": len(rows) + 1 + n, "image_id": number, "iscrowd": 0, **one} for n, one in enumerate(objects)]
+            rows += [
+                {"id": len(rows) + 1 + n, "image_id": number, "iscrowd": 0, **one} for n, one in enumerate(objects)
+            ]
         categories = [{"id": 90, "name": "toothbrush"}, {"id": 3, "name": "car"}]
         content = {"images": images, "annotations": rows, "categories": categories}
         (root / "annotations" / "instances_train2014.json").write_text(json.dumps(content))

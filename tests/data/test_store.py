@@ -28,7 +28,9 @@ def soft_maps(seed: int = 0, background: bool = False) -> SoftMaps:
 
 def write_one(store: MaskStore, sample_id: str, **record: object) -> np.ndarray:
     mask = np.random.default_rng(len(sample_id)).choice(np.uint8([0, 3, 15, 255]), (5, 7))
-    store.write(sample_id, mask, argmax=np.where(mask == 255, 0, mask).astype(np.uint8), soft=soft_maps(), record=record)
+    store.write(
+        sample_id, mask, argmax=np.where(mask == 255, 0, mask).astype(np.uint8), soft=soft_maps(), record=record
+    )
     return mask
 
 
@@ -119,7 +121,8 @@ def test_killed_between_files_is_not_finished_and_can_be_done_again(tmp_path, mo
             raise KeyboardInterrupt
         real(path, *_)
 
-    from data import masks, store as module
+    from data import masks
+    from data import store as module
 
     real = masks.write_atomically
     monkeypatch.setattr(masks, "write_atomically", killed)
@@ -176,7 +179,9 @@ def test_resume_with_the_same_settings_and_after_the_data_moved(tmp_path):
     moved = {"root": str(tmp_path), "split": "train"}
     MaskStore.open_or_create(tmp_path / "s", classes=VOC, config={"a": [1, 2]}, model={}, data=moved)
     with pytest.raises(StoreError, match=r"data\.split: \"train\" there, \"val\" now"):
-        MaskStore.open_or_create(tmp_path / "s", classes=VOC, config={"a": [1, 2]}, model={}, data={**data, "split": "val"})
+        MaskStore.open_or_create(
+            tmp_path / "s", classes=VOC, config={"a": [1, 2]}, model={}, data={**data, "split": "val"}
+        )
 
 
 def test_other_settings_are_shown_key_by_key(tmp_path):
@@ -228,7 +233,9 @@ def test_damaged_soft_maps_are_named(tmp_path):
         store.read_soft("x")
 
 
-@pytest.mark.parametrize("sample_id", ["", "a/b", "a\\b", "..", "a..b", ".hidden", "a\x00b", "a\nb", "x" * 201, "\ud800"])
+@pytest.mark.parametrize(
+    "sample_id", ["", "a/b", "a\\b", "..", "a..b", ".hidden", "a\x00b", "a\nb", "x" * 201, "\ud800"]
+)
 def test_ids_that_cannot_be_file_names(tmp_path, sample_id):
     store = new_store(tmp_path / "s")
     with pytest.raises(LabelError, match="Image id"):

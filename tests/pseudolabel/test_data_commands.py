@@ -1,0 +1,119 @@
+"""The commands init, check and export through the command line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.classes import VOC, load_classes
+from data.store import MaskStore
+from pseudolabel.cli import main
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+def save_photo(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rgb = np.random.default_rng(sum(path.name.encode())).integers(0, 256, (24, 32, 3), np.uint8)
+    Image.fromarray(rgb).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for name in ("cat/1.jpg", "cat/2.JPG", "garden_gnome/1.png"):
+        save_photo(tmp_path / "photos" / name)
+    return tmp_path / "photos"
+
+
+def test_init_then_check(photos, capsys):
+    assert main(["init", "--root", str(photos)]) == 0
+    out = capsys.readouterr().out
+    assert 'garden_gnome  ("garden gnome")' in out
+    assert f"pseudolabel check --root {photos}" in out
+    classes = load_classes(photos / "classes.yaml")
+    assert classes.names == ("cat", "garden_gnome")
+    assert classes.phrases == ("cat", "garden gnome")
+    assert main(["check", "--root", str(photos)]) == 0
+    assert "Ready" in capsys.readouterr().out
+
+
+def test_init_keeps_an_edited_file(photos, capsys):
+    (photos / "classes.yaml").write_text("classes: [cat, garden_gnome, dog]")
+    assert main(["init", "--root", str(photos)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["init", "--root", str(photos), "--output", str(photos.parent / "c.yaml")]) == 0
+    assert len(load_classes(photos.parent / "c.yaml")) == 2
+    assert main(["init", "--root", str(photos), "--overwrite"]) == 0
+    assert len(load_classes(photos / "classes.yaml")) == 2
+
+
+def test_init_of_an_empty_folder(tmp_path, capsys):
+    assert main(["init", "--root", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_fails_where_a_run_would(photos, capsys):
+    (photos / "cat" / "1.jpg").write_bytes(b"not a picture")
+    assert main(["check", "--root", str(photos)]) == 2
+    captured = capsys.readouterr()
+    assert "Not ready." in captured.out
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert main(["check", "--root", str(photos), "--on_error", "skip"]) == 0
+
+
+def test_check_as_json(photos, capsys):
+    assert main(["check", "--root", str(photos), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ready"] is True
+    assert report["data"]["classes"] == {"cat": 2, "garden_gnome": 1}
+    assert main(["check", "--root", str(photos / "none"), "--json"]) == 2
+    report = json.loads(capsys.readouterr().out)
+    assert report["ready"] is False
+    assert len(report["data"]["problems"]) == 1
+
+
+def test_check_writes_nothing(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert main(["check", "--root", str(photos)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_check_names_a_missing_model(photos, tmp_path, capsys):
+    assert main(["check", "--root", str(photos), "--model.id", str(tmp_path / "none")]) == 2
+    assert "--model.id" in capsys.readouterr().err
+    assert main(["check", "--root", str(photos), "--model.id", str(photos)]) == 2
+    assert "model_index.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("format", "opens"),
+    [
+        ("coco", "instances_train.json"),
+        ("yolo", "data.yaml"),
+        ("voc", "SegmentationClass"),
+        ("labelstudio", "tasks.json"),
+    ],
+)
+def test_export(photos, tmp_path, capsys, format, opens):
+    data = {"root": str(photos), "split": "train"}
+    store = MaskStore.create(tmp_path / "store", classes=VOC, config={}, model={}, data=data)
+    mask = np.zeros((24, 32), np.uint8)
+    mask[3:9, 4:12] = 8
+    store.write("cat__1", mask, argmax=mask, soft=None, record={"image": "cat/1.jpg", "labels": [8]})
+    arguments = ["export", "--store", str(tmp_path / "store"), "--format", format]
+    assert main(arguments) == 0
+    assert (tmp_path / f"store_{format}" / opens).exists()
+    assert "masks of 1 images" in capsys.readouterr().out
+    assert main(arguments) == 2
+    assert "--output" in capsys.readouterr().err
+
+
+def test_export_of_no_store(tmp_path, capsys):
+    assert main(["export", "--store", str(tmp_path), "--format", "coco"]) == 2
+    assert "no mask store" in capsys.readouterr().err
