@@ -1,0 +1,136 @@
+"""How good class maps are, in one number: against ground truth, or from the image-level labels alone.
+
+Pure functions on small arrays, quick enough for the hundreds of candidates that `pseudolabel calibrate` compares.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Int64, UInt8
+
+from data.classes import IGNORE
+
+# Thresholds (tau) that are compared.
+THRESHOLDS = np.arange(0.1, 0.9501, 0.025)
+# Share of a map's cells that count as its peak.
+PEAK_SHARE = 0.1
+
+
+def cut_of(threshold: Float[np.ndarray, "*shape"] | float) -> Float[np.ndarray, "*shape"] | float:
+    """Return the map value below which the background wins, for a threshold tau.
+
+    The background's score is (2 tau - m)^2 with m the highest class map, so it wins where m < 2 tau and
+    (2 tau - m)^2 > m; the smaller root is (4 tau + 1 - sqrt(8 tau + 1)) / 2.
+
+    >>> round(cut_of(0.5), 3)
+    0.382
+    """
+    return (4 * threshold + 1 - (8 * threshold + 1) ** 0.5) / 2
+
+
+def threshold_of(cut: float) -> float:
+    """Return the threshold tau whose background wins below a map value; the inverse of `cut_of`.
+
+    >>> round(threshold_of(cut_of(0.35)), 6)
+    0.35
+    """
+    return float((cut + cut**0.5) / 2)
+
+
+def count_pixels(
+    maps: Float[np.ndarray, "classes height width"],
+    labels: tuple[int, ...],
+    truth: UInt8[np.ndarray, "height width"],
+    n_classes: int,
+) -> Int64[np.ndarray, "true predicted bins"]:
+    """Count pixels by true class, strongest class, and how many of THRESHOLDS would call them background.
+
+    From the sum over images `best_threshold` gets the confusion matrix of every threshold at once.
+
+    Args:
+        maps: one map a label, 0 to 1, without background.
+        labels: class ids of the maps.
+        truth: class ids, 255 where nothing is counted.
+        n_classes: number of classes, the background included.
+
+    """
+    counted = truth != IGNORE
+    winner = np.asarray(labels)[maps.argmax(axis=0)][counted]
+    bins = np.searchsorted(cut_of(THRESHOLDS), maps.max(axis=0)[counted], side="right")
+    size = len(THRESHOLDS) + 1
+    flat = (truth[counted].astype(np.int64) * n_classes + winner) * size + bins
+    return np.bincount(flat, minlength=n_classes**2 * size).reshape(n_classes, n_classes, size)
+
+
+def best_threshold(counts: Int64[np.ndarray, "true predicted bins"]) -> tuple[float, float]:
+    """Return the highest mIoU over THRESHOLDS and the threshold that reaches it, from summed `count_pixels`."""
+    # A pixel of bin b exceeds the cuts 0 to b - 1: at threshold i it is an object where b > i.
+    objects = counts[..., ::-1].cumsum(axis=-1)[..., ::-1][..., 1:]
+    matrices = objects.copy()
+    matrices[:, 0] += counts.sum(axis=(1, 2))[:, None] - objects.sum(axis=1)
+    hits = np.einsum("iit->it", matrices).astype(np.float64)
+    union = matrices.sum(axis=0) + matrices.sum(axis=1) - hits
+    iou = np.divide(hits, union, out=np.full(hits.shape, np.nan), where=union > 0)
+    mious = np.nanmean(iou, axis=0)
+    best = int(mious.argmax())
+    return float(mious[best]), float(THRESHOLDS[best])
+
+
+def peak(maps: Float[np.ndarray, "*classes height width"]) -> Float[np.ndarray, "*classes"]:
+    """Return how far each map's highest tenth stands out: its mean over the mean of the whole map; 1 for a flat map."""
+    flat = maps.reshape(*maps.shape[:-2], -1)
+    count = max(1, round(PEAK_SHARE * flat.shape[-1]))
+    highest = np.sort(flat, axis=-1)[..., -count:].mean(axis=-1)
+    return highest / np.maximum(flat.mean(axis=-1), 1e-12)
+
+
+def separation(
+    present: Float[np.ndarray, "classes height width"], absent: Float[np.ndarray, "others height width"]
+) -> float:
+    """Return how often a present class's map has a higher `peak` than an absent class's: 0.5 is chance, 1 is always.
+
+    This is the area under the ROC curve (Mann and Whitney's U over the number of pairs); ties count half.
+    """
+    difference = peak(present)[:, None] - peak(absent)[None]
+    return float((np.sign(difference) / 2 + 0.5).mean())
+
+
+def smoothness(maps: Float[np.ndarray, "classes height width"]) -> float:
+    """Return how alike neighbouring cells are (Moran's I, four neighbours): 0 for noise, towards 1 for blobs."""
+    centred = maps - maps.mean(axis=(-2, -1), keepdims=True)
+    products = [centred[..., 1:, :] * centred[..., :-1, :], centred[..., :, 1:] * centred[..., :, :-1]]
+    pairs = sum(product[0].size for product in products)
+    across = sum(product.sum(axis=(-2, -1)) for product in products) / max(pairs, 1)
+    variance = np.maximum((centred**2).mean(axis=(-2, -1)), 1e-20)
+    return float((across / variance).mean())
+
+
+def label_score(present: Sequence[Float[np.ndarray, "_ _ _"]], absent: Sequence[Float[np.ndarray, "_ _ _"]]) -> float:
+    """Return how good maps are as far as image-level labels can tell; no ground truth is used.
+
+    The sentence read names classes that are in the image and as many that are not. Good maps tell the two kinds apart
+    (`separation`, 0.5 to 1, stretched to 0..1) and show compact things instead of noise (`smoothness`, clipped to
+    0..1); the score is their product's square root. Our own; benchmarks/calibration.md shows its rank correlation with
+    mIoU.
+
+    Args:
+        present: of each image, raw maps (not scaled to 0..1) of the classes it holds.
+        absent: of each image, raw maps of the classes it does not hold, from the same passes.
+
+    """
+    apart = np.mean([separation(*pair) for pair in zip(present, absent, strict=True)])
+    smooth = np.mean([smoothness(maps) for maps in present])
+    return float(np.sqrt(np.clip(2 * apart - 1, 0, 1) * np.clip(smooth, 0, 1)))
+
+
+def otsu_threshold(maps: Sequence[Float[np.ndarray, "_ _ _"]]) -> float:
+    """Return the threshold tau whose background is what Otsu's method takes as the lower of two groups of cells.
+
+    Source: Otsu, "A Threshold Selection Method from Gray-Level Histograms", IEEE SMC 9 (1979), over the highest class
+    map of every cell of all images. Used where there is no ground truth.
+    """
+    strongest = np.concatenate([image.max(axis=0).ravel() for image in maps])
+    values = np.round(np.clip(strongest, 0, 1) * 255).astype(np.uint8)
+    level, _ = cv2.threshold(values[None], 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    return round(threshold_of(float(level) / 255), 3)

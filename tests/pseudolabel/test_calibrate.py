@@ -1,0 +1,167 @@
+"""Calibration: the offline arithmetic against the pipeline's own, the criteria against plain ones, the command."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data.classes import VOC
+from data.masks import write_mask
+from data.samples import DataConfig
+from data.scoring import confusion_matrix, score
+from pseudolabel.attention import list_layers
+from pseudolabel.calibrate import differences, one_more_or_less
+from pseudolabel.cli import main
+from pseudolabel.config import DiffusionConfig, FuseConfig, GenerateConfig
+from pseudolabel.criteria import (
+    THRESHOLDS,
+    best_threshold,
+    count_pixels,
+    cut_of,
+    label_score,
+    otsu_threshold,
+    separation,
+    smoothness,
+    threshold_of,
+)
+from pseudolabel.diffusion import load_models
+from pseudolabel.fuse import background_score
+from pseudolabel.pipeline import Pipeline
+from pseudolabel.recordings import Picture, record, refined_maps
+
+LABELS = (8, 15)
+
+
+@pytest.fixture
+def rgb() -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+
+@given(st.floats(0.05, 1.0), st.floats(0, 1))
+def test_the_cut_is_where_the_background_score_meets_the_map(tau, value):
+    wins = float(background_score(np.float32([[[value]]]), FuseConfig(threshold=tau))[0, 0]) > value
+    if abs(value - cut_of(tau)) > 1e-4:
+        assert wins == (value < cut_of(tau))
+    assert threshold_of(float(cut_of(tau))) == pytest.approx(tau, abs=1e-6)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20)
+def test_all_thresholds_at_once_equal_one_threshold_after_the_other(seed):
+    random = np.random.default_rng(seed)
+    maps = random.random((2, 6, 7), dtype=np.float32)
+    truth = random.choice(np.uint8([0, 2, 3, 255]), (6, 7))
+    reached = []
+    for tau in THRESHOLDS:
+        background = background_score(maps, FuseConfig(threshold=float(tau)))[None]
+        labels = np.uint8([0, 2, 3])[np.concatenate([background, maps]).argmax(axis=0)]
+        reached.append(score(confusion_matrix(truth, labels, 5)).miou)
+    if np.isnan(reached).all():
+        return
+    miou, threshold = best_threshold(count_pixels(maps, (2, 3), truth, 5))
+    assert miou == pytest.approx(max(reached), abs=1e-9)
+    assert reached[int(np.argmin(abs(THRESHOLDS - threshold)))] == pytest.approx(miou, abs=1e-9)
+
+
+def test_label_score_prefers_maps_that_know_what_is_there():
+    random = np.random.default_rng(0)
+    blob = np.zeros((2, 12, 12), np.float32)
+    blob[:, 3:8, 3:8] = 1
+    noise = random.random((2, 12, 12)).astype(np.float32)
+    assert separation(blob, np.ones((3, 12, 12), np.float32)) == 1
+    assert separation(noise, noise) == 0.5
+    assert smoothness(blob) > 0.6
+    assert abs(smoothness(random.random((1, 64, 64)))) < 0.1
+    assert label_score([blob], [noise]) > label_score([noise], [noise[::-1]])
+
+
+def test_otsu_threshold_separates_two_groups():
+    maps = np.concatenate([np.full((1, 4, 4), 0.1), np.full((1, 4, 4), 0.9)], axis=2)
+    assert 0.1 <= cut_of(otsu_threshold([maps])) < 0.9
+
+
+@pytest.mark.parametrize(
+    ("attention", "affinity"),
+    [
+        ({}, {}),
+        ({"token_rescaling": True}, {"kind": "iterated", "iterations": 3, "boxes": False}),
+        ({"cross_layers": ("down_blocks.1.attentions.0",)}, {"kind": "none"}),
+        ({"cross_layers": ("mid_block.attentions.0@0",)}, {"kind": "iseg"}),
+    ],
+)
+def test_offline_maps_equal_the_pipelines(tiny_config, with_settings, rgb, attention, affinity):
+    attention = {"cross_layers": ("down_blocks.1.attentions.1", "mid_block.attentions.0")} | attention
+    config = with_settings(with_settings(tiny_config, "attention", **attention), "affinity", **affinity)
+    pipeline = Pipeline.load(config, VOC)
+    [expected] = pipeline.soft_maps([rgb], [LABELS], ["one"])
+
+    whole = with_settings(with_settings(config, "attention", cross_layers=("all",)), "affinity", kind="none")
+    models = load_models(config.model, torch.device("cpu"), torch.float32)
+    recorder = Pipeline(models, whole, VOC, cut=False)
+    layers = list_layers(recorder.models.unet)
+    read = [replace(layer, heads=(0,)) for layer in layers] if "@" in config.attention.cross_layers[0] else layers
+    [recorded] = record(recorder, [Picture("one", rgb, LABELS)], read, layers)
+    found = refined_maps(recorded, config, layers)
+    assert found.shape == expected.maps.shape
+    assert torch.allclose(found, torch.from_numpy(expected.maps.astype(np.float32)), atol=2e-3)
+
+
+def test_neighbouring_sets_are_never_empty():
+    assert one_more_or_less(("a", "c"), ("a", "b", "c")) == [("c",), ("a",), ("a", "b", "c")]
+
+
+def test_only_differences_are_written(tmp_path):
+    config = GenerateConfig(data=DataConfig(root=tmp_path, split="x"), diffusion=DiffusionConfig(timesteps=(300,)))
+    assert differences(config) == {"diffusion": {"timesteps": [300]}}
+
+
+@pytest.fixture
+def small_world(tmp_path):
+    """Three images in VOC's layout with truth; the object is the bright square."""
+    root = tmp_path / "world"
+    for folder in ("JPEGImages", "SegmentationClass", "Annotations", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    random = np.random.default_rng(0)
+    names = ["a", "b", "c"]
+    for name in names:
+        image, mask = random.integers(0, 90, (48, 64, 3), dtype=np.uint8), np.zeros((48, 64), np.uint8)
+        image[10:30, 20:40] += 150
+        mask[10:30, 20:40] = 8
+        Image.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg")
+        write_mask(root / "SegmentationClass" / f"{name}.png", mask)
+        entry = "<object><name>cat</name><difficult>0</difficult></object>"
+        (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{entry}</annotation>")
+    (root / "ImageSets/Segmentation/train.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
+@pytest.mark.parametrize("use_truth", [True, False])
+def test_the_command_writes_a_config_that_generate_reads(small_world, sd_folder, tmp_path, use_truth, capsys):
+    output = tmp_path / "made" / "calibrated.yaml"
+    start = tmp_path / "start.yaml"
+    start.write_text(
+        f"model: {{id: {sd_folder}}}\nresize: {{long_side_px: 64}}\ndiffusion: {{draws: 1}}\n"
+        "attention: {cross_layers: [mid], self_layers: [up_blocks.1.attentions.1]}\nrun: {device: cpu, workers: 0}\n"
+        "crf: {kind: none}\n"
+    )
+    base = ["calibrate", "--config", str(start), "--root", str(small_world), "--output", str(output)]
+    arguments = [*base, "--images", "2", "--draws", "1", "--timesteps", "[100]", "--use_truth", str(use_truth).lower()]
+    assert main(arguments) == 0
+    text = output.read_text()
+    assert text.startswith("# Chosen by `pseudolabel calibrate` on 2 images")
+    written = yaml.safe_load(text)
+    assert written["diffusion"] == {"timesteps": [100], "draws": 1}
+    assert "data" not in written
+    assert "run" not in written
+    assert "pseudolabel generate" in capsys.readouterr().out
+
+    assert main(arguments) == 2  # it does not replace a file unasked
+    assert "--replace_output" in capsys.readouterr().err
+
+    store = str(tmp_path / "store")
+    assert main(["generate", "--config", str(output), "--root", str(small_world), "--store", store, "--workers=0"]) == 0
