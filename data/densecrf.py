@@ -13,7 +13,7 @@ _SMALLEST = 1e-5  # scores are clipped here before the logarithm, as the usual u
 
 def dense_crf(
     rgb_u8: UInt8[np.ndarray, "height width 3"],
-    scores: Float[np.ndarray, "classes height width"],
+    scores: Float[np.ndarray, "classes score_height score_width"],
     *,
     iterations: int,
     sxy_gaussian: float,
@@ -27,7 +27,8 @@ def dense_crf(
     Args:
         rgb_u8: the image as it is in the file. A mean-subtracted image cast to bytes wraps around and spoils the
             bilateral term.
-        scores: non-negative score of each class; they need not add up to one. The unary energy is -log(score).
+        scores: non-negative score of each class at the image's size; they need not add up to one. The unary
+            energy is -log(score).
         iterations: mean-field steps; 0 returns the scores, divided by their sum at each pixel.
         sxy_gaussian: standard deviation of the smoothness kernel, in pixels.
         compat_gaussian: weight of the smoothness kernel.

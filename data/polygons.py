@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Int32
 
-Outline = Int32[np.ndarray, "points 2"]
+Outline = Int32[np.ndarray, "_ 2"]  # as many points as it takes
 
 
 def outlines(mask: Bool[np.ndarray, "height width"], min_area_px: int = 1) -> list[Outline]:
