@@ -20,7 +20,7 @@ from pseudolabel.config import AffinityConfig
 
 # Up to this many cells S is built once and multiplied; above, attention is applied twice. benchmarks/stage_one.py
 # measures where the two cross.
-DENSE_CELLS = 1024
+DENSE_CELLS = 2048
 ISEG_ROUNDS = 10
 SINKHORN_ROUNDS = 3
 

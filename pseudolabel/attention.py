@@ -248,7 +248,9 @@ class _RecordingProcessor:
         if attention_mask is not None:
             raise ModelError("Attention cannot be recorded under an attention mask; call the U-Net without one")
         self.sink(*_project(attn, self.original, hidden_states, encoder_hidden_states, temb))
-        output: Tensor = self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
+        if temb is not None:  # not every processor has this argument
+            kwargs["temb"] = temb
+        output: Tensor = self.original(attn, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
         return output
 
 

@@ -215,7 +215,7 @@ class RunConfig:
     """Number format of the networks; auto: float16 on a GPU, float32 on a CPU. Maps are always summed in float32."""
 
     batch_size: int | Literal["auto"] = "auto"
-    """Noised images a pass of the U-Net (images x draws x flips); auto finds what fits."""
+    """Noised images (images x draws x flips) a GPU takes at once; auto finds what fits. A CPU takes an image's own."""
 
     workers: int | None = None
     """Processes that refine masks while the U-Net runs; none: one for each core but one; 0: no extra process."""

@@ -127,6 +127,11 @@ class Pipeline:
         tokenizer = self.models.tokenizers[0]
         return plan_prompts(labels, self.classes, self.config.prompt, tokenizer, self.models.window)
 
+    @property
+    def shares_batches(self) -> bool:
+        """Whether passes of several images run in one batch: on a GPU."""
+        return self.models.device.type != "cpu"
+
     @torch.inference_mode()
     def soft_maps(
         self, images: Sequence[np.ndarray], labels: Sequence[tuple[int, ...]], ids: Sequence[str]
@@ -278,9 +283,15 @@ class Pipeline:
         return self._texts[text]
 
     def _read_all(self, passes: Sequence[Pass]) -> Iterator[tuple[list[Pass], Reading]]:
-        """Read passes in batches of equal size; under batch_size=auto batches are halved while GPU memory runs out."""
-        for size in dict.fromkeys(item.noised.shape for item in passes):
-            group = [item for item in passes if item.noised.shape == size]
+        """Read passes in batches of equal size; under batch_size=auto batches are halved while GPU memory runs out.
+
+        A matrix product's last bits depend on the size of the batch. On a CPU, where larger batches gain little, images
+        therefore do not share one: an image's maps are the same bits whatever it is processed with.
+        """
+        groups: dict[tuple[int, torch.Size], list[Pass]] = {}
+        for item in passes:
+            groups.setdefault((0 if self.shares_batches else item.image, item.noised.shape), []).append(item)
+        for (_, size), group in groups.items():
             start = 0
             while start < len(group):
                 batch = group[start : start + self._batch_size(size[1] * size[2])]
@@ -294,7 +305,9 @@ class Pipeline:
 
     def _batch_size(self, latent_pixels: int) -> int:
         chosen = self.config.run.batch_size
-        return max(1, self._batch_pixels // latent_pixels) if chosen == "auto" else chosen
+        if chosen == "auto" or not self.shares_batches:
+            return max(1, self._batch_pixels // latent_pixels)
+        return chosen
 
     def _halve_batch(self, tried: int, error: Exception) -> None:
         """Use smaller batches from now on, or say that it cannot be done."""

@@ -1,15 +1,18 @@
 """Tiny real diffusion models, written to disk in diffusers' layout and loaded as any other."""
 
+import json
 import string
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from data.classes import VOC
+from data.classes import COCO, VOC
 from data.samples import DataConfig
 from pseudolabel.config import (
     AffinityConfig,
@@ -21,25 +24,29 @@ from pseudolabel.config import (
     RunConfig,
 )
 
-WORDS = ("photo", "including", "and", "dog", "cat", "aero", "plane", "person", "tree", "river", "bird")
+WORDS = ("a", "photo", "including", "and", "dog", "cat", "plane", "person", "tree", "river", "bird")
 
 
-def tiny_tokenizer() -> CLIPTokenizer:
-    """A byte-level BPE that knows a few words and spells the others: "aeroplane" is "aero" + "plane</w>"."""
-    characters = string.ascii_lowercase + string.digits + string.punctuation
-    vocab = {symbol: index for index, symbol in enumerate([*characters, *(f"{c}</w>" for c in characters)])}
-    merges: list[tuple[str, str]] = []
-    for word in WORDS:
-        pieces = [*word[:-1], f"{word[-1]}</w>"] if word != "aero" else list(word)
-        while len(pieces) > 1:
-            pair = (pieces[0], pieces[1])
-            pieces = ["".join(pair), *pieces[2:]]
-            if pair not in merges:
-                merges.append(pair)
-            vocab.setdefault(pieces[0], len(vocab))
-    for special in ("<|startoftext|>", "<|endoftext|>"):
-        vocab[special] = len(vocab)
+def make_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
+    """A byte-pair encoding, trained here, in which these words are one token each and any other is spelt."""
+    alphabet = [*string.ascii_lowercase, *string.digits, *string.punctuation]
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trained.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(vocab_size=9999, min_frequency=1, end_of_word_suffix="</w>", show_progress=False)
+    trained.train_from_iterator([*sorted(words), *alphabet], trainer)
+    merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
+    symbols = [*alphabet, *(f"{symbol}</w>" for symbol in alphabet), *("".join(pair) for pair in merges)]
+    symbols += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {symbol: index for index, symbol in enumerate(dict.fromkeys(symbols))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer() -> CLIPTokenizer:
+    """One token a word, as CLIP's own tokenizer has for common words, so that prompts are as long as real ones."""
+    lists = [words for classes in (VOC, COCO) for row in classes.background_words for words in row]
+    phrases = [phrase for classes in (VOC, COCO) for phrase in classes.phrases]
+    return make_tokenizer({word for text in [*WORDS, *lists, *phrases] for word in text.replace(",", " ").split()})
 
 
 def _text_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
@@ -83,8 +90,6 @@ def _save(root: Path, parts: dict[str, object], pipeline: str) -> None:
         name: ["transformers" if "text" in name or "token" in name else "diffusers", type(part).__name__]
         for name, part in parts.items()
     }
-    import json
-
     (root / "model_index.json").write_text(json.dumps(index))
 
 
@@ -93,7 +98,7 @@ def sd_folder(tmp_path_factory) -> Path:
     """Stable Diffusion 1.x's shape: one text encoder, convolutions around the transformers."""
     root = tmp_path_factory.mktemp("models") / "sd"
     torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
+    tokenizer = make_tokenizer(WORDS)
     parts = {
         "tokenizer": tokenizer,
         "text_encoder": CLIPTextModel(_text_config(tokenizer, 16)),
@@ -110,7 +115,7 @@ def sd2_folder(tmp_path_factory) -> Path:
     """Stable Diffusion 2.x's shape: v-prediction, linear projections, a head width for each level."""
     root = tmp_path_factory.mktemp("models") / "sd2"
     torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
+    tokenizer = make_tokenizer(WORDS)
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     parts = {
         "tokenizer": tokenizer,
@@ -128,7 +133,7 @@ def sdxl_folder(tmp_path_factory) -> Path:
     """SDXL's shape: two text encoders, added conditions, several transformer blocks a layer."""
     root = tmp_path_factory.mktemp("models") / "sdxl"
     torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
+    tokenizer = make_tokenizer(WORDS)
     unet = tiny_unet(
         text_width=32, use_linear_projection=True, transformer_layers_per_block=(1, 2, 3), attention_head_dim=(2, 4, 4),
         addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 8,
@@ -180,3 +185,44 @@ def with_settings():
         return replace(config, **{group: replace(getattr(config, group), **values)})
 
     return change
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """A small demo world: six scenes to label, two with masks."""
+    from data.demo.world import write_world
+
+    root = tmp_path_factory.mktemp("data") / "world"
+    write_world(root, train=6, val=2, personal=0)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_options(sd_folder: Path) -> list[str]:
+    """The command line's options for the tiny Stable Diffusion."""
+    return [
+        f"--model.id={sd_folder}", "--resize.long_side_px=64", "--diffusion.draws=2", "--device=cpu", "--workers=0",
+        "--attention.cross_layers=[1/2,mid]", "--attention.self_layers=[up_blocks.1.attentions.1]",
+        "--affinity.theta=0.5", "--crf.iterations=2",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def made_store(world: Path, tiny_options: list[str], tmp_path_factory) -> Path:
+    """A store that `pseudolabel generate` made from the small world; not to be changed."""
+    from pseudolabel.cli import main
+
+    store = tmp_path_factory.mktemp("stores") / "masks"
+    assert main(["generate", "--root", str(world), "--store", str(store), *tiny_options]) == 0
+    return store
+
+
+@pytest.fixture
+def store_bytes():
+    """Return the content of a store's masks, argmax masks and soft maps by file name."""
+
+    def read(store: Path) -> dict[str, bytes]:
+        folders = ("masks", "argmax", "scores")
+        return {f"{folder}/{path.name}": path.read_bytes() for folder in folders for path in (store / folder).iterdir()}
+
+    return read

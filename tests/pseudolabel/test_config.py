@@ -1,0 +1,114 @@
+import ast
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data.errors import ConfigError
+from data.samples import DataConfig
+from pseudolabel import config as module
+from pseudolabel.config import (
+    CrfConfig,
+    DiffusionConfig,
+    FuseConfig,
+    GenerateConfig,
+    MaskConfig,
+    PromptConfig,
+    RunConfig,
+    mask_settings,
+    stored_settings,
+)
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "pseudolabel"
+# The quirks of the published code, and their values in the preset `paper`.
+QUIRKS = {
+    "resize": {"valid_only": False},
+    "diffusion": {"posterior": "sample"},
+    "affinity": {"clamp_box_edge": True},
+    "fuse": {"clamp": False},
+    "crf": {"wrapped_image": True},
+}
+
+
+def defaults() -> GenerateConfig:
+    return GenerateConfig(data=DataConfig(root=Path()))
+
+
+@pytest.mark.parametrize("name", ["voc12_paper", "coco14_paper"])
+def test_the_paper_presets_turn_on_every_quirk(name):
+    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    for group, values in QUIRKS.items():
+        for key, value in values.items():
+            assert settings[group][key] == value
+            assert getattr(getattr(defaults(), group), key) != value
+    assert settings["diffusion"]["draws"] == (10 if name.startswith("voc") else 1)
+
+
+@pytest.mark.parametrize("name", ["voc12", "coco14"])
+def test_the_other_presets_turn_on_none(name):
+    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    assert not any(key in settings.get(group, {}) for group, values in QUIRKS.items() for key in values)
+
+
+@pytest.mark.parametrize("name", ["voc12", "voc12_paper", "coco14", "coco14_paper"])
+def test_configs_state_differences_alone(name):
+    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    for group, values in settings.items():
+        if group == "data":
+            continue
+        for key, value in values.items():
+            assert getattr(getattr(defaults(), group), key) != value, f"{group}.{key} is the default already"
+
+
+def test_every_switch_marked_as_the_papers_is_in_the_presets():
+    lines = inspect.getsource(module).splitlines()
+    marked = set()
+    for number, line in enumerate(lines):
+        if "(Paper)" in line:
+            marked.add(lines[number - 1].split(":")[0].strip())
+    assert marked == {key for values in QUIRKS.values() for key in values}
+
+
+def test_every_field_has_a_help_text():
+    tree = ast.parse(inspect.getsource(module))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            for item, after in zip(node.body, [*node.body[1:], None], strict=True):
+                if isinstance(item, ast.AnnAssign):
+                    assert isinstance(after, ast.Expr), f"{node.name}.{ast.unparse(item.target)}"
+
+
+@pytest.mark.parametrize(
+    ("make", "flag"),
+    [
+        (lambda: FuseConfig(threshold=0.0), "fuse.threshold"),
+        (lambda: CrfConfig(scale=2.0), "crf.scale"),
+        (lambda: CrfConfig(iterations=-1), "crf.iterations"),
+        (lambda: CrfConfig(srgb_bilateral=0.0), "crf.sxy_bilateral"),
+        (lambda: DiffusionConfig(draws=0), "diffusion.draws"),
+        (lambda: DiffusionConfig(timesteps=(1000,)), "diffusion.timesteps"),
+        (lambda: DiffusionConfig(scales=()), "diffusion.scales"),
+        (lambda: PromptConfig(template="no place"), "prompt.template"),
+        (lambda: RunConfig(shard="0/3"), "run.shard"),
+        (lambda: RunConfig(shard="3"), "run.shard"),
+        (lambda: RunConfig(batch_size=0), "run.batch_size"),
+        (lambda: MaskConfig(ignore_below=1.5), "ignore_below"),
+    ],
+)
+def test_a_value_out_of_range_is_an_error_that_names_its_flag(make, flag):
+    with pytest.raises(ConfigError, match=f"--{flag} is .*: it must be "):
+        make()
+
+
+def test_the_store_keeps_what_changes_masks_and_nothing_else():
+    stored = stored_settings(defaults())
+    assert json.loads(json.dumps(stored)) == stored
+    assert not {"data", "run"} & stored.keys()
+    assert stored.keys() | {"data", "run"} == {field.name for field in dataclasses.fields(GenerateConfig)}
+    assert mask_settings(stored) == MaskConfig()
+    changed = dataclasses.replace(defaults(), fuse=FuseConfig(threshold=0.3), ignore_below=0.5)
+    assert mask_settings(stored_settings(changed)) == MaskConfig(fuse=FuseConfig(threshold=0.3), ignore_below=0.5)
+    assert mask_settings({}) == MaskConfig()
