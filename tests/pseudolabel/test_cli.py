@@ -1,0 +1,170 @@
+import inspect
+import json
+import subprocess
+import sys
+import time
+from importlib import import_module
+from importlib.util import find_spec
+
+import pytest
+import yaml
+
+from pseudolabel import cli
+
+HEAVY = ("torch", "diffusers", "transformers", "cv2", "numpy", "ray")
+
+
+def modules_after(*args: str) -> tuple[set[str], str, float]:
+    """Run the command line in a fresh process; return the heavy modules it imported, its output, and the seconds."""
+    code = (
+        "import sys\nfrom pseudolabel.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        f"print('IMPORTED', *[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
+    output, _, names = done.stdout.rpartition("IMPORTED")
+    return set(names.split()), output, time.perf_counter() - start
+
+
+def test_help_imports_nothing_heavy():
+    heavy, output, seconds = modules_after("--help")
+    assert heavy == set()
+    assert all(name in output for name in cli.COMMANDS)
+    assert seconds < 5  # 0.2 s on an idle machine
+
+
+def test_help_of_a_command_needs_no_model_code():
+    heavy, output, seconds = modules_after("generate", "--help")
+    assert heavy <= {"numpy"}
+    assert "--data.root ROOT, --root ROOT" in output
+    assert "Noise depends on this seed" in output
+    assert seconds < 8  # 0.4 s on an idle machine
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_table_says_what_the_functions_say(name: str):
+    module, function, summary = cli.COMMANDS[name]
+    if find_spec(module) is None:
+        pytest.skip(f"{module} is not written yet")
+    found = getattr(import_module(module), function)
+    assert inspect.getdoc(found).splitlines()[0] == summary
+
+
+def run_wrong(capsys, *args: str) -> str:
+    """Run with wrong input: status 2, one line on stderr, which is returned."""
+    try:
+        status = cli.main(args)
+    except SystemExit as stopped:
+        status = stopped.code
+    assert status == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    lines = [line for line in lines if "image" not in line or line.startswith("error")]  # progress bars
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "subcommand"),
+        (["gen"], "invalid choice: 'gen'"),
+        (["generate"], "required: --store, --data.root"),
+        (["generate", "--root=.", "--store=s", "--crf.iteration=3"], "--crf.iteration"),
+        (["generate", "--root=.", "--store=s", "--crf.iterations=many"], "crf.iterations"),
+        (["generate", "--root=.", "--store=s", "--shard=3/2"], "--run.shard is '3/2'"),
+        (["generate", "--root=/none/such", "--store=s"], "/none/such"),
+        (["generate", "--config=/none/such.yaml", "--root=.", "--store=s"], "such.yaml"),
+        (["score", "--store=/none/such"], "no store.json"),
+        (["refine", "--store=/none/such", "--output=o"], "no store.json"),
+    ],
+)
+def test_wrong_usage_is_one_line(args, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said in run_wrong(capsys, *args)
+    assert list(tmp_path.iterdir()) == []
+
+
+def generate(root, store, options) -> list[str]:
+    return ["generate", "--root", str(root), "--store", str(store), *options]
+
+
+@pytest.fixture
+def copied_world(world, tmp_path):
+    import shutil
+
+    return shutil.copytree(world, tmp_path / "world")
+
+
+def test_missing_model_writes_nothing(capsys, world, tiny_options, tmp_path):
+    line = run_wrong(capsys, *generate(world, tmp_path / "s", [*tiny_options, "--model.id=./no/such/model"]))
+    assert "./no/such/model" in line
+    assert not (tmp_path / "s").exists()
+
+
+def test_unreadable_image(capsys, copied_world, tiny_options, tmp_path):
+    (copied_world / "JPEGImages" / "train_000002.png").write_bytes(b"no image")
+    line = run_wrong(capsys, *generate(copied_world, tmp_path / "s", tiny_options))
+    assert "train_000002.png" in line
+    assert not list((tmp_path / "s").rglob("*.tmp"))
+
+
+def test_unknown_class(capsys, copied_world, tiny_options, tmp_path):
+    path = copied_world / "Annotations" / "train_000001.xml"
+    path.write_text("<annotation><object><name>unicorn</name></object></annotation>")
+    assert "unicorn" in run_wrong(capsys, *generate(copied_world, tmp_path / "s", tiny_options))
+    assert not (tmp_path / "s").exists()
+
+
+def test_empty_label_list(capsys, copied_world, tiny_options, tmp_path):
+    for path in (copied_world / "Annotations").glob("train_*.xml"):
+        path.write_text("<annotation></annotation>")
+    assert "no labels" in run_wrong(capsys, *generate(copied_world, tmp_path / "s", tiny_options))
+    assert not (tmp_path / "s").exists()
+
+
+def test_store_of_another_version(capsys, world, tiny_options, tmp_path):
+    header = {"format": "pseudolabel-masks", "format_version": 99}
+    (tmp_path / "store.json").write_text(json.dumps(header))
+    for args in (generate(world, tmp_path, tiny_options), ["report", f"--store={tmp_path}"]):
+        assert "99" in run_wrong(capsys, *args)
+    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
+
+
+def test_print_config_can_be_read_back(capsys, tmp_path, tiny_options):
+    args = ["generate", "--root=somewhere", "--store=s", *tiny_options]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*args, "--print_config"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["crf"]["iterations"] == 2
+    (tmp_path / "c.yaml").write_text(printed)
+    with pytest.raises(SystemExit):
+        cli.main(["generate", f"--config={tmp_path / 'c.yaml'}", "--print_config"])
+    assert capsys.readouterr().out == printed
+
+
+def test_switches_need_no_value(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "--root=r", "--store=s", "--overwrite", "--diffusion.flip", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["run"]["overwrite"] is True
+    assert printed["diffusion"]["flip"] is True
+
+
+def test_interrupt_says_how_to_go_on(capsys, monkeypatch):
+    def interrupted(args) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", interrupted)
+    assert cli.main(["generate"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_configs_are_valid(capsys):
+    from pseudolabel.demo import CONFIGS
+
+    for path in sorted((CONFIGS / "pseudolabel").glob("*.yaml")):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["generate", f"--config={path}", "--root=r", "--store=s", "--print_config"])
+        assert stopped.value.code == 0, capsys.readouterr().err

@@ -1,0 +1,93 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from data.classes import VOC
+from data.store import MaskStore, SoftMaps
+from pseudolabel.cli import main
+
+
+def refine(store, output, *options) -> int:
+    return main(["refine", "--store", str(store), "--output", str(output), "--workers=0", *options])
+
+
+def test_the_same_settings_give_the_same_store(made_store, tmp_path, store_bytes):
+    assert refine(made_store, tmp_path / "s") == 0
+    assert store_bytes(tmp_path / "s") == store_bytes(made_store)
+    assert MaskStore.open(tmp_path / "s").header == MaskStore.open(made_store).header
+
+
+def test_worker_processes_change_nothing(made_store, tmp_path, store_bytes):
+    assert refine(made_store, tmp_path / "s", "--workers=2") == 0
+    assert store_bytes(tmp_path / "s") == store_bytes(made_store)
+
+
+def test_settings_that_are_not_given_are_the_stores(made_store, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        refine(made_store, tmp_path / "s", "--threshold=0.4", "--print_config")
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["fuse"]["threshold"] == 0.4
+    assert printed["crf"]["iterations"] == 2  # what the store was made with; the default in code is 10
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"store": str(made_store), "output": str(tmp_path / "s")}))
+    with pytest.raises(SystemExit):
+        main(["refine", f"--config={tmp_path / 'c.yaml'}", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["crf"]["iterations"] == 2
+
+
+def test_refined_as_if_generated_with_these_settings(made_store, world, tiny_options, tmp_path, store_bytes):
+    changed = ["--crf.iterations=5", "--threshold=0.3", "--ignore_below=0.8"]
+    assert refine(made_store, tmp_path / "refined", *changed) == 0
+    args = ["generate", "--root", str(world), "--store", str(tmp_path / "generated"), *tiny_options, *changed]
+    assert main(args) == 0
+    assert store_bytes(tmp_path / "refined") == store_bytes(tmp_path / "generated")
+    assert MaskStore.open(tmp_path / "refined").header == MaskStore.open(tmp_path / "generated").header
+
+
+def test_a_refined_store_can_be_resumed_and_refined_again(made_store, tmp_path, store_bytes, capsys):
+    assert refine(made_store, tmp_path / "s", "--threshold=0.3") == 0
+    assert refine(made_store, tmp_path / "s", "--threshold=0.3") == 0
+    assert "0 masks" in capsys.readouterr().out
+    assert refine(made_store, tmp_path / "s", "--threshold=0.4") == 2
+    assert "config.fuse.threshold: 0.3 there, 0.4 now" in capsys.readouterr().err
+    assert refine(tmp_path / "s", tmp_path / "back", "--threshold=0.5") == 0
+    assert store_bytes(tmp_path / "back") == store_bytes(made_store)
+
+
+def test_the_store_read_is_not_written(made_store, capsys):
+    assert refine(made_store, made_store) == 2
+    assert "is the store that is read" in capsys.readouterr().err
+
+
+def test_images_that_have_moved(made_store, world, tmp_path, store_bytes, capsys):
+    store = shutil.copytree(made_store, tmp_path / "store")
+    header = (store / "store.json").read_text().replace(str(world), "/gone")
+    (store / "store.json").write_text(header)
+    assert refine(store, tmp_path / "lost") == 2
+    assert "/gone" in capsys.readouterr().err
+    assert refine(store, tmp_path / "found", f"--root={world}") == 0
+    assert store_bytes(tmp_path / "found") == store_bytes(made_store)
+
+
+def network_store(path: Path, world: Path) -> MaskStore:
+    """A store as a trained network writes it: row 0 of the soft maps is the background."""
+    data = {"format": "voc", "root": str(world), "split": "val"}
+    store = MaskStore.create(path, classes=VOC, config={}, model={"id": "network"}, data=data)
+    for image in sorted((world / "JPEGImages").glob("val_*.png")):
+        maps = np.zeros((3, 16, 16), np.float16)
+        maps[0], maps[1, :8], maps[2, 8:] = 0.2, 0.7, 0.7
+        soft = SoftMaps(maps, (3, 12), True, (128, 128), (128, 128), (128, 128))
+        empty = np.zeros((128, 128), np.uint8)
+        record = {"image": f"JPEGImages/{image.name}", "labels": [3, 12]}
+        store.write(image.stem, empty, argmax=empty, soft=soft, record=record)
+    return store
+
+
+def test_predictions_of_a_network(world, tmp_path):
+    network_store(tmp_path / "n", world)
+    assert refine(tmp_path / "n", tmp_path / "s", "--crf.kind=none", "--ignore_below=0", "--threshold=0.9") == 0
+    argmax = MaskStore.open(tmp_path / "s").read_argmax("val_000000")
+    assert (argmax[:60] == 3).all()
+    assert (argmax[-60:] == 12).all()
