@@ -37,6 +37,7 @@ FUNCTIONS = {
 }
 _NOISE = (
     ".*args parameter is intended to run from within Python.*",
+    r".*Found \d+ module\(s\) in eval mode.*",  # frozen batch norm
     ".*could not find the monitored key.*",
     ".*callbacks used to create the checkpoint need to be provided.*",
     ".*does not have many workers.*",
@@ -96,6 +97,7 @@ def parser_class() -> type:
 def configure() -> None:
     """Send log lines to stderr, and keep libraries quiet about what is not for the user."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls by an old name
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", force=True)
     for package in ("data", "train"):
         logging.getLogger(package).setLevel(logging.INFO)

@@ -104,6 +104,8 @@ def build_network(config: NetworkConfig, n_classes: int, pretrained: bool = True
     hub_weights = "imagenet" if weights == "imagenet" else None
     if config.encoder_args and not config.encoder.startswith("tu-"):
         raise ConfigError("--model.network.encoder_args goes with timm encoders alone, whose names begin with tu-.")
+    if config.atrous_rates is not None and len(config.atrous_rates) != 3 and config.architecture != "deeplabv2":
+        raise ConfigError(f"--model.network.atrous_rates is {config.atrous_rates}; {config.architecture} takes three.")
     try:
         network = _assemble(config, n_classes, hub_weights)
     except Exception as error:  # timm, smp and the hub client raise many kinds; each becomes one sentence

@@ -106,12 +106,14 @@ def list_folder(images: Path) -> list[Sample]:
         return [Sample(check_id(images.stem), images.absolute(), ())]
     if not images.is_dir():
         raise ImageError(f"There is no file or folder {images}; --images takes an image or a folder of images.")
-    paths = sorted(path for path in images.absolute().rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    root = images.absolute()
+    found = (path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
     if not paths:
         raise ImageError(f"{images} holds no image; known kinds are {', '.join(sorted(IMAGE_SUFFIXES))}.")
     by_id: dict[str, Path] = {}
     for path in paths:
-        name = check_id("__".join(path.relative_to(images.absolute()).with_suffix("").parts))
+        name = check_id("__".join(path.relative_to(root).with_suffix("").parts))
         if name in by_id:
             raise LabelError(f"{path} and {by_id[name]} would both be written as {name!r}; rename one of them.")
         by_id[name] = path

@@ -1,0 +1,233 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.scoring import confusion_matrix, score
+from data.store import MaskStore
+from train.checkpoint import load_network
+from train.cli import main
+from train.module import SegmentationModule
+
+
+def test_run_learns_and_leaves_everything_in_one_folder(run, world, tmp_path, capsys):
+    for part in ("config.yaml", "csv/version_0/metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
+        assert (run / part).is_file(), part
+    assert list((run / "tensorboard").rglob("events*"))
+    best = str(run / "checkpoints" / "best.ckpt")
+    assert main(["test", "--ckpt_path", best, *world.val, "--report.output", str(tmp_path), "--data.workers", "0"]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["miou"] > 0.7
+    assert scores["images"] == 6
+    assert set(scores["iou"]) == {"background", "disc", "box"}
+    assert (tmp_path / "per_class.png").is_file()
+    assert (tmp_path / "confusion.png").is_file()
+    assert "mIoU" in capsys.readouterr().out
+
+
+def test_checkpoint_holds_plain_values_only(checkpoint):
+    content = torch.load(checkpoint, weights_only=True)  # would raise for any class of ours
+    card = content["segtrain"]
+    assert card["format_version"] == 1
+    assert card["classes"]["names"] == ["disc", "box"]
+    assert json.loads(json.dumps(card)) == card
+    assert set(content["state_dict"]) == set(content["raw_state_dict"])
+
+
+def test_predictions_are_a_store_that_scores_as_test_does(checkpoint, world, tmp_path, capsys):
+    arguments = ["--ckpt_path", str(checkpoint), "--output", str(tmp_path / "P"), "--device", "cpu"]
+    data = ["--data.root", str(world.root), "--data.split", "val", "--data.classes", str(world.root / "classes.yaml")]
+    assert main(["predict", *arguments, *data, "--probabilities", "true"]) == 0
+    store = MaskStore.open(tmp_path / "P")
+    assert len(store.ids()) == 6
+    total = np.zeros((3, 3), np.int64)
+    for name in store.ids():
+        truth = np.asarray(Image.open(world.root / "SegmentationClass" / f"{name}.png"))
+        total += confusion_matrix(truth, store.read_argmax(name), 3)
+        soft = store.read_soft(name)
+        assert soft.background
+        assert soft.image_hw == truth.shape
+        full = np.load(tmp_path / "P" / "probabilities" / f"{name}.npz")["probabilities"]
+        assert full.shape == (3, *truth.shape)
+        assert (tmp_path / "P" / "overlays" / f"{name}.jpg").is_file()
+    report = ["--report.output", str(tmp_path / "T"), "--report.plots", "false", "--data.workers", "0"]
+    assert main(["test", "--ckpt_path", str(checkpoint), *world.val, *report]) == 0
+    measured = json.loads((tmp_path / "T" / "scores.json").read_text())
+    assert measured["confusion_matrix"] == total.tolist()
+    assert measured["miou"] == pytest.approx(score(total).miou, abs=1e-6)
+    index = (tmp_path / "P" / "index.jsonl").read_bytes()
+    assert main(["predict", *arguments, *data]) == 0  # a second time: nothing is left to do
+    assert (tmp_path / "P" / "index.jsonl").read_bytes() == index
+
+
+def test_predict_takes_one_image_or_a_folder_of_any_sizes(checkpoint, tmp_path, capsys):
+    folder = tmp_path / "images"
+    (folder / "deep").mkdir(parents=True)
+    for name, size in (("a.png", (33, 47)), ("deep/b.jpg", (200, 31))):
+        Image.fromarray(np.full((*size, 3), 120, np.uint8)).save(folder / name)
+    common = ["predict", "--ckpt_path", str(checkpoint), "--device", "cpu"]
+    assert main([*common, "--images", str(folder), "--output", str(tmp_path / "P")]) == 0
+    store = MaskStore.open(tmp_path / "P")
+    assert store.ids() == ["a", "deep__b"]
+    assert store.read_mask("deep__b").shape == (200, 31)
+    assert store.image_path("deep__b") == folder / "deep" / "b.jpg"
+    assert main([*common, "--images", str(folder / "a.png"), "--output", str(tmp_path / "Q"), "--soft", "false"]) == 0
+    assert np.array_equal(MaskStore.open(tmp_path / "Q").read_mask("a"), store.read_mask("a"))
+
+
+def test_test_with_all_switches_and_the_voc_folder(checkpoint, world, tmp_path):
+    switches = ["--inference.scales", "[0.75,1.25]", "--inference.merge", "max", "--inference.flip", "true"]
+    switches += ["--inference.window", "64", "--inference.crf.enabled", "true", "--inference.crf.iterations", "2"]
+    report = ["--report.output", str(tmp_path / "T"), "--report.save_voc_test", str(tmp_path / "server")]
+    assert main(["test", "--ckpt_path", str(checkpoint), *world.val, *switches, *report, "--data.workers", "0"]) == 0
+    written = sorted((tmp_path / "server/results/VOC2012/Segmentation/comp5_test_cls").glob("*.png"))
+    assert len(written) == 6
+    mask = Image.open(written[0])
+    assert mask.mode == "P"
+    assert np.asarray(mask).shape == (76, 75)
+    assert json.loads((tmp_path / "T" / "scores.json").read_text())["inference"]["window"] == 64
+
+
+class Killed(Exception):
+    pass
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["raw_state_dict"]
+
+
+def test_killed_run_resumes_with_the_same_order_and_the_same_weights(world, tmp_path, monkeypatch):
+    more = ["--trainer.max_epochs", "3", "--ema_decay", "0.9", "--checkpoint_every", "1"]
+    seen: list[list[str]] = []
+    step = SegmentationModule.training_step
+    kill_at = [None]
+
+    def spy(self, batch, batch_idx):
+        seen.append(batch["id"])
+        if self.global_step == kill_at[0]:
+            raise Killed
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(SegmentationModule, "training_step", spy)
+    assert main(world.fit(tmp_path / "whole", *more)) == 0
+    whole, kill_at[0] = [*seen], 6  # in the middle of the second epoch of four batches
+    seen.clear()
+    with pytest.raises(Killed):
+        main(world.fit(tmp_path / "killed", *more))
+    seen.pop()
+    kill_at[0] = None
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    assert main(world.fit(tmp_path / "killed", *more, "--ckpt_path", str(last))) == 0
+    assert seen == whole
+    assert len(whole) == 12
+    there = weights(tmp_path / "whole" / "checkpoints" / "last.ckpt")
+    for name, value in weights(last).items():
+        assert torch.equal(value, there[name]), name
+
+
+def test_truth_and_confidence_and_argmax_masks_train(world, tmp_path):
+    for number, more in enumerate(
+        (
+            ["--data.masks", "truth", "--model.loss.kind", "generalised"],
+            ["--data.masks", "truth", "--data.truth", str(world.root / "SegmentationClass")],
+            ["--data.masks", "argmax", "--data.weights", "confidence", "--model.loss.kind", "bootstrapped"],
+        )
+    ):
+        assert main(world.fit(tmp_path / str(number), "--trainer.max_steps", "2", *more)) == 0
+
+
+def test_paper_recipe_at_tiny_width(world, tmp_path):
+    more = ["--model.network.architecture", "deeplabv2", "--model.batch_norm", "frozen", "--model.loss.kind", "balanced"]
+    more += ["--model.loss.scales", "[1.0,0.75,0.5]", "--model.loss.max_over_scales", "true"]
+    more += ["--model.optimizer.bias_lr_factor", "2", "--trainer.max_steps", "2"]
+    assert main(world.fit(tmp_path / "r", *more)) == 0
+    network, _, card = load_network(tmp_path / "r" / "checkpoints" / "last.ckpt")
+    assert card["settings"]["network"]["architecture"] == "deeplabv2"
+    assert [branch.dilation[0] for branch in network.decoder.branches] == [1, 2, 3]
+
+
+BAD = {
+    "no store": (["fit", "--data.store", "nowhere"], "no mask store"),
+    "store not named": (["fit"], "--data.store"),
+    "unknown encoder": (["--model.network.encoder", "resnet51"], "resnet50"),
+    "weights file missing": (["--model.network.weights", "w.safetensors"], "There is no file w.safetensors"),
+    "batch too large": (["--data.batch_size", "99"], "--data.batch_size"),
+    "crop too small": (["--data.augment.crop", "8"], "--data.augment.crop"),
+    "decay": (["--ema_decay", "1.5"], "--ema_decay"),
+    "unknown option": (["--model.network.encode", "x"], "model.network.encode"),
+    "wrong type": (["--data.batch_size", "many"], "batch_size"),
+    "wandb missing": (["--wandb", "p"], "wandb"),
+}
+
+
+def outcome(arguments: list[str]) -> int:
+    try:
+        return main(arguments)
+    except SystemExit as error:
+        return error.code
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_wrong_input_is_one_line_and_status_2(case, world, tmp_path, capsys):
+    arguments, expected = BAD[case]
+    if case == "wandb missing" and _has_wandb():
+        pytest.skip("wandb is installed")
+    if arguments[0] != "fit":
+        arguments = world.fit(tmp_path / "r", *arguments)
+    assert outcome(arguments) == 2
+    message = capsys.readouterr().err.strip().splitlines()
+    assert len(message) == 1, message
+    assert message[0].startswith("error: ")
+    assert expected in message[0]
+
+
+def _has_wandb() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("wandb") is not None
+
+
+def test_changed_settings_with_a_checkpoint_are_refused(checkpoint, world, tmp_path, capsys):
+    assert outcome(world.fit(tmp_path / "r", "--ckpt_path", str(checkpoint), "--model.optimizer.lr", "0.5")) == 2
+    message = capsys.readouterr().err
+    assert "--model.optimizer.lr: 0.01 there, 0.5 here" in message
+    assert outcome(["test", *world.val, "--ckpt_path", str(checkpoint), "--model.loss.kind", "balanced"]) == 2
+    assert outcome(["test", *world.val, "--ckpt_path", str(tmp_path / "none.ckpt")]) == 2
+    assert outcome(["test", *world.val]) == 2
+
+
+def test_second_run_in_the_same_folder_is_refused(run, world, capsys):
+    assert outcome(world.fit(run)) == 2
+    assert "--overwrite true" in capsys.readouterr().err
+
+
+def test_loss_that_is_not_finite_stops_with_advice(world, tmp_path, capsys):
+    more = ["--model.optimizer.lr", "1e30", "--trainer.max_epochs", "3"]
+    assert outcome(world.fit(tmp_path / "r", *more)) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "The loss became" in message
+    assert "--model.optimizer.lr" in message
+
+
+def test_foreign_and_newer_checkpoints_are_refused(checkpoint, tmp_path, capsys):
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    content = torch.load(checkpoint, weights_only=True)
+    content["segtrain"]["format_version"] = 2
+    torch.save(content, tmp_path / "newer.ckpt")
+    (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04")
+    for name, expected in (("foreign", "not written by segtrain"), ("newer", "version 2"), ("broken", "Cannot read")):
+        arguments = ["predict", "--ckpt_path", str(tmp_path / f"{name}.ckpt"), "--images", ".", "--output", "x"]
+        assert outcome(arguments) == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_help_is_quick_and_light():
+    code = "import sys; from train.cli import main; main(['--help']); print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "relabel" in done.stdout
+    assert done.stdout.strip().endswith("[]")
