@@ -12,7 +12,8 @@ write VOC-like masks from COCO 2014 offer the same choice and advise to ignore t
 figures made one way and the other differ a little, so say which. We differ from scripts that draw in file order.
 
 The JSON is parsed once. A compact index of it and the rendered masks are kept under `data.cache`, by default
-~/.cache/text2mask-wsss; parsing the 2014 train file takes about a minute and 2.5 GB of memory that once, reading its index a few seconds.
+~/.cache/text2mask-wsss; parsing the 2014 train file takes about a minute and 2.5 GB of memory that once, reading its
+index a few seconds.
 """
 
 import hashlib
