@@ -37,6 +37,7 @@ FORMAT = "pseudolabel-masks"
 FORMAT_VERSION = 1
 WRITTEN_BY = "pseudolabel 0.1.0"
 _FOLDERS = ("masks", "argmax", "scores")
+_NO_MATTER = ("data.cache:", "data.truth:", "data.crowd:")  # settings of the data that change no mask
 _log = logging.getLogger(__name__)
 
 
@@ -151,7 +152,8 @@ class MaskStore:
     ) -> "MaskStore":
         """Resume the store at `path` if it was made with these very settings, or start it; arguments as in `create`.
 
-        The data's root may differ from the stored one if that no longer exists (the data set was moved).
+        The data's root may differ from the stored one if that no longer exists (the data set was moved); where ground
+        truth and caches lie may differ always.
 
         Raises:
             StoreError: a store made with other settings; the message lists them key by key.
@@ -167,7 +169,8 @@ class MaskStore:
             line
             for key in ("classes", "config", "model", "data")
             for line in _differences(key, store.header[key], wanted[key])
-            if not (line.startswith("data.root:") and stored_root and not Path(stored_root).exists())
+            if not line.startswith(_NO_MATTER)
+            and not (line.startswith("data.root:") and stored_root and not Path(stored_root).exists())
         ]
         if differences:
             shown = "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")

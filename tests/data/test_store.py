@@ -176,7 +176,7 @@ def test_processes_appending_at_once_lose_nothing(tmp_path):
 def test_resume_with_the_same_settings_and_after_the_data_moved(tmp_path):
     data = {"root": str(tmp_path / "gone"), "split": "train"}
     MaskStore.create(tmp_path / "s", classes=VOC, config={"a": (1, 2)}, model={}, data=data)
-    moved = {"root": str(tmp_path), "split": "train"}
+    moved = {"root": str(tmp_path), "split": "train", "cache": "/elsewhere", "truth": "masks"}
     MaskStore.open_or_create(tmp_path / "s", classes=VOC, config={"a": [1, 2]}, model={}, data=moved)
     with pytest.raises(StoreError, match=r"data\.split: \"train\" there, \"val\" now"):
         MaskStore.open_or_create(
