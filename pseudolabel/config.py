@@ -171,7 +171,8 @@ class CrfConfig:
     """The refinement of scores along the image's edges."""
 
     kind: CrfKind = "densecrf"
-    """densecrf: fully connected CRF on a CPU. pamr: local affinities, runs on a GPU too. none: scores as they are."""
+    """densecrf: fully connected CRF on a CPU. pamr: local affinities, runs on a GPU too. none: scores as they are,
+    divided by their sum; they seldom reach 0.95, so lower ignore_below with it."""
 
     iterations: int = 10
     """Mean-field steps (densecrf) or rounds (pamr); 0 returns the normalised scores."""

@@ -87,8 +87,8 @@ def pamr(
 
     Source: Araslanov and Roth, "Single-Stage Semantic Segmentation from Image Labels", CVPR 2020, section 3.3: the
     weight of a neighbour is the softmax over neighbours of -|difference| / (0.1 * local standard deviation), mean over
-    colours; the neighbours are the 3 x 3 rings at six dilations. Here one channel of the offsets at a time is held in
-    memory.
+    colours; the neighbours are the 3 x 3 rings at six dilations. The deviation is over all of them, the pixel itself
+    counted once a ring, as in the authors' code.
     """
     import torch
 
@@ -120,10 +120,11 @@ def _pamr_weights(image: Any) -> Any:
     """Return the weight of every neighbour (neighbours, 1, 1, height, width), summing to 1."""
     import torch
 
-    count, total, squares = 1, image.clone(), image**2
+    rings = len(PAMR_DILATIONS)
+    total, squares, count = rings * image, rings * image**2, 9 * rings
     for shifted in _shifts(image):
-        total, squares, count = total + shifted, squares + shifted**2, count + 1
-    deviation = (squares / count - (total / count) ** 2).clamp_min(0).sqrt()
+        total, squares = total + shifted, squares + shifted**2
+    deviation = ((squares - total**2 / count) / (count - 1)).clamp_min(0).sqrt()
     scale = 1e-8 + 0.1 * deviation
     scores = torch.stack([(-(image - shifted).abs() / scale).mean(dim=1, keepdim=True) for shifted in _shifts(image)])
     return torch.softmax(scores, dim=0)

@@ -164,7 +164,7 @@ def find_model(config: ModelConfig) -> Path:
     patterns = ["model_index.json", *(f"{part}/*.{ending}" for part in PARTS for ending in ("json", "txt", "model"))]
     for part in WEIGHT_PARTS:
         for stem in ("model", "diffusion_pytorch_model"):
-            patterns += [f"{part}/{stem}{variant}.safetensors", f"{part}/{stem}*-of-*{variant}.safetensors"]
+            patterns += [f"{part}/{stem}{variant}.safetensors", f"{part}/{stem}{variant}-*-of-*.safetensors"]
     try:
         return Path(snapshot_download(config.id, revision=config.revision, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises many unrelated kinds: HTTP, offline, gated, validation
@@ -189,6 +189,12 @@ def load_models(config: ModelConfig, device: torch.device, dtype: torch.dtype) -
     variant = config.variant
     unet = _load_part(UNet2DConditionModel, folder, "unet", variant, torch_dtype=dtype, low_cpu_mem_usage=False)
     vae = _load_part(AutoencoderKL, folder, "vae", variant, torch_dtype=dtype, low_cpu_mem_usage=False)
+    if unet.config.in_channels != vae.config.latent_channels:
+        raise ModelError(
+            f"The U-Net of {folder} reads {unet.config.in_channels} channels but a latent has "
+            f"{vae.config.latent_channels} (inpainting and upscaling models do that); "
+            "name a text-to-image model in --model.id"
+        )
     if getattr(vae.config, "force_upcast", False) and unet.config.addition_embed_type == "text_time":
         vae.to(torch.float32)  # SDXL's image encoder overflows in half precision.
     tokenizers, encoders = _load_text(folder, index, variant, dtype)

@@ -73,9 +73,9 @@ def _reference_pamr(rgb: np.ndarray, scores: np.ndarray, rounds: int) -> np.ndar
     weights = np.zeros((height, width, len(offsets)))
     for row in range(height):
         for column in range(width):
-            around = np.stack([at(image, row + r, column + c) for r, c in offsets] + [image[row, column]])
-            deviation = around.std(axis=0)
-            score = -(np.abs(image[row, column] - around[:-1]) / (1e-8 + 0.1 * deviation)).mean(axis=1)
+            around = np.stack([at(image, row + r, column + c) for r, c in offsets] + [image[row, column]] * 6)
+            deviation = around.std(axis=0, ddof=1)
+            score = -(np.abs(image[row, column] - around[:-6]) / (1e-8 + 0.1 * deviation)).mean(axis=1)
             weights[row, column] = np.exp(score - score.max()) / np.exp(score - score.max()).sum()
     values = scores.transpose(1, 2, 0).astype(float)
     for _ in range(rounds):

@@ -81,6 +81,15 @@ def test_an_unsuitable_text_encoder_is_an_error(copied):
         load(copied)
 
 
+def test_an_inpainting_model_is_an_error(copied):
+    from diffusers import UNet2DConditionModel
+
+    settings = UNet2DConditionModel.load_config(copied / "unet")
+    UNet2DConditionModel.from_config(settings | {"in_channels": 9}).save_pretrained(copied / "unet")
+    with pytest.raises(ModelError, match="reads 9 channels but a latent has 4"):
+        load(copied)
+
+
 def test_a_missing_part_is_an_error(copied):
     shutil.rmtree(copied / "vae")
     with pytest.raises(ModelError, match="no folder vae"):
