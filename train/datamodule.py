@@ -3,7 +3,7 @@
 import logging
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 from torch.utils.data import BatchSampler, DataLoader, Subset
@@ -102,8 +102,8 @@ class SegmentationData(pl.LightningDataModule):
             cache=self.cache,
         )
 
-    def train_dataloader(self) -> ResumableLoader:
-        """Return the loader of training batches; its order goes on where a checkpoint stopped."""
+    def training_order(self) -> BatchSampler:
+        """Return the batches of an epoch as keys of the training set, for this process."""
         assert self.training is not None
         rank, world_size = self._place()
         order = EpochOrder(len(self.training), self.seed, rank, world_size)
@@ -112,14 +112,20 @@ class SegmentationData(pl.LightningDataModule):
                 f"{len(self.training)} images for {world_size} process(es) do not fill one batch of "
                 f"{self.batch_size}; the last, smaller batch is always dropped: lower --data.batch_size."
             )
+        return BatchSampler(order, self.batch_size, drop_last=True)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the loader of training batches; its order goes on where a checkpoint stopped."""
+        assert self.training is not None
+        batches = self.training_order()
         loader = ResumableLoader(
             self.training,
-            batch_sampler=BatchSampler(order, self.batch_size, drop_last=True),
+            batch_sampler=batches,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=self._on_gpu(),
         )
-        loader.order = order
+        loader.order = cast(EpochOrder, batches.sampler)
         return loader
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:

@@ -1,5 +1,6 @@
 """The training step, the schedule and the figures: what Lightning calls."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -201,7 +202,8 @@ class SegmentationModule(pl.LightningModule):
                 optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=config.momentum)
             case "adamw":
                 optimizer = torch.optim.AdamW(groups, betas=(config.momentum, 0.999))
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        # Not `trainer.estimated_stepping_batches`: it starts the loader before a checkpoint can say where to go on.
+        steps = total_steps(self.trainer, len(self.trainer.datamodule.training_order()))  # type: ignore[attr-defined]
         schedule = LambdaLR(optimizer, lambda step: poly_factor(step, steps, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -209,6 +211,16 @@ class SegmentationModule(pl.LightningModule):
         """Put the card beside the weights."""
         assert self.classes is not None
         checkpoint[CARD_KEY] = make_card(self.classes, self.settings)
+
+
+def total_steps(trainer: pl.Trainer, batches: int) -> int:
+    """Return the number of optimizer steps of a run with so many batches an epoch."""
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
+    by_epochs = math.ceil(batches / trainer.accumulate_grad_batches) * (trainer.max_epochs or 0)
+    by_steps = trainer.max_steps
+    limits = [steps for steps in (by_epochs, by_steps) if steps > 0]
+    return min(limits, default=1)
 
 
 def poly_factor(step: int, steps: int, config: OptimizerConfig) -> float:
