@@ -1,6 +1,7 @@
 """Self-training: a trained network and the image-level labels correct the masks of a store."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +18,20 @@ from train.inference import InferenceConfig
 from train.predict import choose_device, make_record, predict_image, shrink
 
 
+@dataclass(frozen=True)
+class StoreConfig:
+    """A store and its images."""
+
+    store: Path
+    """Mask store to correct; it is not changed."""
+    root: Path | None = None
+    """Folder of the store's images, if they are not where the store says."""
+
+
 def relabel(
     ckpt_path: Path,
-    store: Path,
+    data: StoreConfig,
     output: Path,
-    root: Path | None = None,
     disagreement: Literal["ignore", "network"] = "ignore",
     sure: float = 0.9,
     ignore_below: float = 0.5,
@@ -36,9 +46,8 @@ def relabel(
 
     Args:
         ckpt_path: checkpoint that was trained on the store.
-        store: the store to correct; it is not changed.
+        data: the store to correct.
         output: the store that is written; the same command again goes on where it stopped.
-        root: folder of the images, if they are not where the store says.
         disagreement: what to write where the network contradicts the mask: ignore (255), or the network's decision.
         sure: with disagreement=ignore: the network's decision is written all the same from this probability on.
         ignore_below: pixels below this probability are ignored wherever the network's decision would be written.
@@ -46,6 +55,7 @@ def relabel(
         device: auto, cpu, cuda, cuda:1.
 
     """
+    store, root = data.store, data.root
     source = MaskStore.open(store)
     if Path(output).resolve() == Path(store).resolve():
         raise StoreError(f"{output} is the store that is read; name another folder with --output.")

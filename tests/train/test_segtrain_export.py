@@ -1,0 +1,81 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from train.checkpoint import load_network
+from train.cli import main
+from train.inference import InferenceConfig
+from train.predict import predict_image
+
+from .conftest import draw
+
+WITHOUT_TORCH = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "torchvision", "pytorch_lightning", "timm", "segmentation_models_pytorch", "data"}:
+            raise ImportError(f"{name} is not installed here")
+sys.meta_path.insert(0, Blocker())
+import numpy as np
+from train.predictor import Predictor
+predictor = Predictor(sys.argv[1])
+predictor.predict_file(sys.argv[2], sys.argv[3])
+np.save(sys.argv[4], predictor.scores(np.load(sys.argv[5])))
+assert "torch" not in sys.modules
+print(predictor.names)
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("onnx")
+    assert main(["export", "--ckpt_path", str(checkpoint), "--output", str(folder)]) == 0
+    return folder
+
+
+def test_onnx_card_states_the_parity(exported):
+    card = json.loads((exported / "model.json").read_text())
+    assert card["format_version"] == 1
+    assert card["classes"]["names"] == ["disc", "box"]
+    parity = card["parity"]
+    assert set(parity["by_size"]) == {"128x128", "224x320", "384x512"}
+    assert 0 <= parity["largest_difference_of_scores"] < 1e-3
+
+
+def test_predictor_runs_without_torch_and_agrees_with_predict(exported, checkpoint, tmp_path):
+    rgb, _ = draw(2, 50, 71)
+    Image.fromarray(rgb).save(tmp_path / "image.png")
+    np.save(tmp_path / "rgb.npy", rgb)
+    files = [exported, tmp_path / "image.png", tmp_path / "mask.png", tmp_path / "scores.npy", tmp_path / "rgb.npy"]
+    command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "['background', 'disc', 'box']"
+    network, _, _ = load_network(checkpoint)
+    expected, _ = predict_image(network, rgb, InferenceConfig())
+    scores = torch.from_numpy(np.load(tmp_path / "scores.npy"))
+    assert np.allclose(scores.softmax(0).numpy(), expected, atol=1e-3)
+    mask = Image.open(tmp_path / "mask.png")
+    assert mask.mode == "P"
+    assert np.array_equal(np.asarray(mask), expected.argmax(0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["torchscript", "torch_export"])
+def test_other_formats_agree_exactly(format, checkpoint, tmp_path, capsys):
+    arguments = ["--ckpt_path", str(checkpoint), "--output", str(tmp_path), "--format", format]
+    assert main(["export", *arguments, "--sizes", "[[96,64],[64,160]]"]) == 0
+    assert json.loads((tmp_path / "model.json").read_text())["parity"]["largest_difference_of_scores"] < 1e-4
+
+
+def test_wrong_sizes_and_opset_are_refused(checkpoint, tmp_path, capsys):
+    common = ["export", "--ckpt_path", str(checkpoint), "--output", str(tmp_path / "e")]
+    assert main([*common, "--opset", "11"]) == 2
+    assert "--opset" in capsys.readouterr().err
+    assert main([*common, "--format", "torchscript", "--sizes", "[[100,64]]"]) == 2
+    assert "--sizes" in capsys.readouterr().err

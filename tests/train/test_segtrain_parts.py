@@ -1,0 +1,262 @@
+"""Networks, augmentation, order, inference, averaging, warnings, relabelling: the parts, each by its laws."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.errors import ConfigError, ImageError, ModelError, StoreError
+from data.store import MaskStore
+from train.callbacks import mask_warnings
+from train.cli import main
+from train.dataset import EpochOrder, confidence, list_training, sample_seed, upsample_maps
+from train.inference import InferenceConfig, padded_scores, probabilities, sharpen, window_starts
+from train.module import OptimizerConfig, parameter_groups, poly_factor
+from train.network import NetworkConfig, build_network
+from train.predict import list_folder, shrink
+from train.relabel import allow, corrected
+from train.transforms import AugmentConfig, Augmentation
+
+from .conftest import draw, soft_maps
+
+SMALL = {"encoder": "tu-test_resnet", "weights": None, "decoder_channels": 8, "atrous_rates": (1, 2, 3)}
+
+
+@pytest.mark.parametrize("architecture", ["deeplabv3plus", "deeplabv3", "deeplabv2"])
+def test_networks_give_scores_of_the_image_size(architecture):
+    network = build_network(NetworkConfig(architecture=architecture, **SMALL), 5).eval()
+    with torch.no_grad():
+        scores = network(torch.zeros(2, 3, 64, 96))
+    assert scores.shape == (2, 5, 64, 96)
+
+
+def test_normalisation_is_inside_the_network():
+    network = build_network(NetworkConfig(**SMALL), 2)
+    seen = []
+    network.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network.eval()(torch.full((1, 3, 32, 32), 255.0))
+    expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    assert seen[0][0, :, 0, 0].tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_local_weights_are_loaded_and_foreign_ones_refused(tmp_path):
+    first = build_network(NetworkConfig(**SMALL), 2)
+    path = tmp_path / "encoder.pth"
+    torch.save({"state_dict": {f"encoder.{key}": value for key, value in first.encoder.state_dict().items()}}, path)
+    second = build_network(NetworkConfig(**(SMALL | {"weights": str(path)})), 4)
+    for name, value in first.encoder.state_dict().items():
+        assert torch.equal(value, second.encoder.state_dict()[name])
+    with pytest.raises(ModelError, match="does not hold the weights of this encoder"):
+        build_network(NetworkConfig(**(SMALL | {"encoder": "resnet18", "weights": str(path)})), 4)
+
+
+def test_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"ImageNet weights of 'resnet18' cannot be fetched.*weights FILE.*weights null"):
+        build_network(NetworkConfig(encoder="resnet18"), 3)
+
+
+def test_encoder_arguments_are_for_timm_alone():
+    with pytest.raises(ConfigError, match="tu-"):
+        build_network(NetworkConfig(encoder="resnet18", weights=None, encoder_args={"stem_width": 8}), 3)
+
+
+def test_head_learns_faster_and_biases_do_not_decay():
+    config = OptimizerConfig(lr=0.1, head_lr_factor=10, bias_lr_factor=2, weight_decay=0.5)
+    network = build_network(NetworkConfig(architecture="deeplabv2", **SMALL), 3)
+    groups = parameter_groups(network, config)
+    assert sum(value.numel() for group in groups for value in group["params"]) == sum(
+        value.numel() for value in network.parameters()
+    )
+    by_id = {id(value): group for group in groups for value in group["params"]}
+    branch = network.decoder.branches[0]
+    assert by_id[id(branch.weight)]["lr"] == pytest.approx(1.0)
+    assert by_id[id(branch.bias)]["lr"] == pytest.approx(2.0)
+    assert by_id[id(branch.bias)]["weight_decay"] == 0
+
+
+def test_poly_schedule_falls_to_zero_after_warm_up():
+    config = OptimizerConfig(warmup_steps=9, poly_power=0.9)
+    factors = [poly_factor(step, 100, config) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[100] == 0
+    assert factors[50] == pytest.approx(0.5**0.9)
+    assert factors[20:] == sorted(factors[20:], reverse=True)
+
+
+def test_augmentation_depends_on_the_seed_alone_and_moves_mask_with_image():
+    rgb, mask = draw(5)
+    augment = Augmentation(AugmentConfig(crop=48, scale=(0.5, 1.5), rotate_degrees=10, colour=0.2))
+    first = augment(rgb, mask, mask * 20, 7)
+    augment(rgb, mask, None, 8)
+    again = augment(rgb, mask, mask * 20, 7)
+    for one, two in zip(first, again, strict=True):
+        assert np.array_equal(one, two)
+    for seed in range(12):
+        image, drawn, weight = Augmentation(AugmentConfig(crop=96))(rgb, mask, np.full_like(mask, 77), seed)
+        assert image.shape == (96, 96, 3)
+        assert set(np.unique(drawn)) <= {0, 1, 2, 255}
+        assert set(np.unique(weight)) <= {77, 255}
+        red = (image[..., 0] > 180) & (image[..., 1] < 80)
+        assert ((drawn == 1) & ~red).sum() <= 0.15 * max(1, (drawn == 1).sum())  # bilinear edges differ
+
+
+def test_order_is_a_permutation_dealt_out_evenly():
+    parts = [list(EpochOrder(11, seed=3, rank=rank, world_size=2)) for rank in range(2)]
+    assert [len(part) for part in parts] == [5, 5]
+    assert len({index for part in parts for _, index in part}) == 10
+    order = EpochOrder(11, seed=3)
+    first = list(order)
+    assert sorted(index for _, index in first) == list(range(11))
+    order.set_epoch(1)
+    assert list(order) != first
+    order.set_epoch(0)
+    order.first = 4
+    assert list(order) == first[4:]
+    assert list(order) == first
+    assert len({sample_seed(0, epoch, index) for epoch in range(20) for index in range(50)}) == 1000
+
+
+def test_confidence_is_the_support_of_the_label():
+    _, mask = draw(2)
+    soft = soft_maps(mask, (1, 2))
+    weight = confidence(soft, mask)
+    assert weight[21, 23] == pytest.approx(255 * 0.9, abs=2)
+    assert weight[2, 2] == pytest.approx(255 * 0.9, abs=2)
+    assert upsample_maps(soft).shape == (2, 64, 64)
+
+
+def test_missing_and_mismatched_files_are_named(world, tmp_path):
+    store = MaskStore.open(world.store)
+    with pytest.raises(StoreError, match=r"16 of 16 images are missing.*--data.root"):
+        list_training(store, "store", None, tmp_path)
+    with pytest.raises(StoreError, match=r"16 of 16 masks are missing.*--data.truth"):
+        list_training(store, "truth", tmp_path, None)
+    empty = MaskStore.create(tmp_path / "E", classes=store.classes, config={}, model={}, data={"root": "."})
+    with pytest.raises(StoreError, match="no finished image"):
+        list_training(empty, "store", None, None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 400), st.integers(32, 128), st.floats(0, 0.9))
+def test_windows_cover_everything_and_overlap_enough(length, window, overlap):
+    starts = window_starts(length, window, overlap)
+    covered = np.zeros(max(length, window), bool)
+    for start in starts:
+        covered[start : start + window] = True
+    assert covered[:length].all()
+    assert starts[-1] + window <= max(length, window)
+    assert all(b - a <= max(1, window * (1 - overlap)) + 1 for a, b in zip(starts, starts[1:], strict=False))
+
+
+def _pointwise(images: torch.Tensor) -> torch.Tensor:
+    return torch.stack([images[:, 0], 255 - images[:, 0], images[:, 1]], dim=1) / 50
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        InferenceConfig(window=64),
+        InferenceConfig(flip=True),
+        InferenceConfig(window=40, overlap=0.6, flip=True, merge="max"),
+    ],
+)
+def test_windows_and_flips_change_nothing_for_a_pointwise_network(config):
+    images = 255 * torch.rand(1, 3, 70, 101)
+    plain = probabilities(_pointwise, images, InferenceConfig())
+    assert torch.allclose(plain.sum(1), torch.ones(1, 70, 101), atol=1e-5)
+    assert torch.allclose(probabilities(_pointwise, images, config), plain, atol=1e-5)
+
+
+def test_scales_merge_to_probabilities():
+    images = 255 * torch.rand(1, 3, 33, 41)
+    merged = probabilities(_pointwise, images, InferenceConfig(scales=(0.5, 1.5), merge="max"))
+    assert merged.shape == (1, 3, 33, 41)
+    assert torch.allclose(merged.sum(1), torch.ones(1, 33, 41), atol=1e-5)
+    with pytest.raises(ConfigError, match="--inference.scales"):
+        probabilities(_pointwise, images, InferenceConfig(scales=(0.0,)))
+
+
+def test_padding_reaches_the_network_as_its_mean_colour():
+    seen = []
+
+    def network(images):
+        seen.append(images)
+        return images
+
+    padded_scores(network, torch.rand(1, 3, 33, 64))
+    assert seen[0].shape == (1, 3, 64, 64)
+    assert seen[0][0, :, 40, 0].tolist() == pytest.approx([255 * 0.485, 255 * 0.456, 255 * 0.406], rel=1e-5)
+
+
+def test_crf_switched_off_returns_its_input():
+    probability = np.random.default_rng(0).random((3, 20, 30), np.float32)
+    assert sharpen(np.zeros((20, 30, 3), np.uint8), probability, InferenceConfig().crf) is probability
+
+
+def test_warnings_name_what_is_wrong_with_the_masks():
+    histogram = np.zeros(256, np.int64)
+    histogram[[0, 1, 255]] = 980, 10, 10
+    texts = mask_warnings(histogram, ("cat", "dog"))
+    assert any("1 of 2 classes" in text and "dog" in text for text in texts)
+    assert any("background" in text for text in texts)
+    histogram[[0, 1, 2, 255]] = 100, 100, 100, 700
+    assert [text for text in mask_warnings(histogram, ("cat", "dog")) if "70 %" in text]
+    histogram[255] = 10
+    assert mask_warnings(histogram, ("cat", "dog")) == []
+
+
+def test_relabelling_follows_labels_agreement_and_certainty():
+    old = np.array([[0, 1, 255, 1, 255]], np.uint8)
+    probability = np.zeros((4, 1, 5), np.float32)
+    probability[:, 0, 0] = 0.1, 0.2, 0.1, 0.6  # class 3 is absent: of the rest 1 leads, against the mask, not sure
+    probability[:, 0, 1] = 0.4, 0.5, 0.1, 0.0  # agreement, though not sure
+    probability[:, 0, 2] = 0.1, 0.8, 0.1, 0.0  # no decision before, sure enough now
+    probability[:, 0, 3] = 0.97, 0.01, 0.02, 0  # contradiction, sure
+    probability[:, 0, 4] = 0.34, 0.33, 0.33, 0  # no decision before, none now
+    allowed = allow(probability, (1, 2))
+    assert np.allclose(allowed.sum(0), 1)
+    assert (allowed[3] == 0).all()
+    mask, decided = corrected(old, allowed, sure=0.9, ignore_below=0.5)
+    assert mask.tolist() == [[255, 1, 1, 0, 255]]
+    assert decided.tolist() == [[1, 1, 1, 0, 0]]
+    mask, _ = corrected(old, allowed, disagreement="network", ignore_below=0.45)
+    assert mask.tolist() == [[1, 1, 1, 0, 255]]
+    with pytest.raises(ConfigError, match="--sure"):
+        corrected(old, allowed, sure=2.0)
+
+
+def test_soft_maps_of_a_prediction_keep_sizes_and_range():
+    probability = np.random.default_rng(1).dirichlet([1, 1, 1], (21, 30)).transpose(2, 0, 1).astype(np.float32)
+    soft = shrink(probability, (2,))
+    assert soft.maps.shape == (2, 3, 4)
+    assert soft.padded_hw == (24, 32)
+    assert upsample_maps(soft).shape == (2, 21, 30)
+    assert 0 <= soft.maps.min() <= soft.maps.max() <= 1
+
+
+def test_relabel_writes_a_store_that_trains(checkpoint, world, tmp_path):
+    arguments = ["relabel", "--ckpt_path", str(checkpoint), "--data.store", str(world.store), "--device", "cpu"]
+    assert main([*arguments, "--output", str(tmp_path / "S2")]) == 0
+    old, new = MaskStore.open(world.store), MaskStore.open(tmp_path / "S2")
+    assert new.ids() == old.ids()
+    for record in new.records():
+        assert set(np.unique(new.read_mask(record["id"]))) <= {0, 255, *record["labels"]}
+    assert new.image_path("train_000").is_file()
+    share = {name: [np.mean(store.read_mask(i) == 255) for i in old.ids()] for name, store in (("o", old), ("n", new))}
+    assert np.mean(share["n"]) < np.mean(share["o"])
+    more = ["--data.store", str(tmp_path / "S2"), "--trainer.max_steps", "1"]
+    assert main(world.fit(tmp_path / "r", *more)) == 0
+    assert main([*arguments, "--output", str(world.store)]) == 2
+
+
+def test_listing_refuses_what_would_collide(tmp_path):
+    for name in ("a.png", "a.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(Exception, match="rename one of them"):
+        list_folder(tmp_path)
+    with pytest.raises(ImageError, match="--images"):
+        list_folder(tmp_path / "none")
