@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -163,8 +164,11 @@ def train_network(result: Result, folder: Path, size: Size, device: Device, true
         result.network_true_masks = scores
         return
     result.network = scores
-    predict = ["--ckpt_path", checkpoint, "--data.root", str(world), "--data.split", "val"]
-    run_step(result, "Write its masks", "segtrain", "predict", *predict, "--output", str(folder / "predictions"))
+    predictions = folder / "predictions"
+    if (predictions / "store.json").exists():
+        shutil.rmtree(predictions)  # of the network of an earlier run
+    predict = ["--ckpt_path", checkpoint, "--data.root", str(world), "--data.split", "val", "--device", device]
+    run_step(result, "Write its masks", "segtrain", "predict", *predict, "--output", str(predictions))
 
 
 def run_step(result: Result, title: str, program: str, *arguments: str, show: bool = True) -> None:
@@ -237,7 +241,7 @@ def write_results(result: Result, folder: Path, size: Size) -> None:
     write_atomically(folder / "results.json", (json.dumps(content, indent=1) + "\n").encode())
     shown = strips(folder, size.shown)
     write_atomically(folder / "demo.html", demo_page(result, folder, shown).encode())
-    write_atomically(folder / "figure.png", strip_figure(shown[:5]))
+    write_atomically(folder / "figure.png", strip_figure(shown[:5], MaskStore.open(folder / "masks").classes))
 
 
 def summary(result: Result, folder: Path) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from data.classes import ClassSet, voc_palette
+from data.classes import ClassSet
 from data.masks import colorize, overlay
 from data.samples import read_image, read_truth
 from data.store import MaskStore
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("image", "attention", "mask", "prediction", "ground truth")
 LABELLED = 12  # labelled scenes shown below the strip
+SCENE_RGB = ((64, 132, 255), (255, 150, 20), (50, 190, 95))  # first, second, third class of a scene
+OTHER_RGB = (225, 60, 200)  # a class the scene does not have
 
 
 @dataclass(frozen=True)
@@ -50,27 +52,39 @@ def _strip(masks: MaskStore, predictions: MaskStore, record: dict[str, Any], tru
     size = (record["height"], record["width"])
     soft = masks.read_soft(record["id"])
     assert soft is not None
+    palette = scene_palette(soft.labels)
     pictures = (
         rgb_u8,
-        tinted_attention(rgb_u8, page.heat_maps(soft, size), soft.labels),
-        overlay(rgb_u8, masks.read_mask(record["id"]), alpha=0.75),
-        overlay(rgb_u8, predictions.read_argmax(record["id"]), alpha=0.75),
-        colorize(read_truth(truth, size)),
+        tinted_attention(rgb_u8, page.heat_maps(soft, size), palette[list(soft.labels)]),
+        overlay(rgb_u8, masks.read_mask(record["id"]), palette, alpha=0.7),
+        overlay(rgb_u8, predictions.read_argmax(record["id"]), palette, alpha=0.7),
+        colorize(read_truth(truth, size), palette),
     )
     return Strip(record["id"], tuple(record["labels"]), pictures)
+
+
+def scene_palette(labels: tuple[int, ...]) -> UInt8[np.ndarray, "256 3"]:
+    """Return colours for one scene: easy to tell apart, the same in all of its pictures.
+
+    Of VOC's palette several classes are hardly told apart, or from black. Here the scene's own classes have three clear
+    colours in turn, any other class is magenta, the background near black and 255 white.
+    """
+    palette = np.tile(np.array(OTHER_RGB, np.uint8), (256, 1))
+    palette[0], palette[255] = (24, 26, 30), (255, 255, 255)
+    for position, label in enumerate(labels):
+        palette[label] = SCENE_RGB[position % len(SCENE_RGB)]
+    return palette
 
 
 def tinted_attention(
     rgb_u8: UInt8[np.ndarray, "height width 3"],
     heat: Float[np.ndarray, "classes height width"],
-    labels: tuple[int, ...],
+    colours: UInt8[np.ndarray, "classes 3"],
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Return the picture in grey under the colour of the class looked at most, as strongly as it is looked at."""
-    grey = rgb_u8.astype(np.float64).mean(axis=-1, keepdims=True).repeat(3, axis=-1) * 0.7
-    colours = voc_palette()[np.array(labels)].astype(np.float64)
-    bright = colours * (230 / np.maximum(colours.max(axis=1, keepdims=True), 1))
+    grey = rgb_u8.astype(np.float64).mean(axis=-1, keepdims=True).repeat(3, axis=-1) * 0.6
     cover = 0.9 * heat.max(axis=0)[..., None]
-    mixed = grey * (1 - cover) + bright[heat.argmax(axis=0)] * cover
+    mixed = grey * (1 - cover) + colours.astype(np.float64)[heat.argmax(axis=0)] * cover
     return np.clip(mixed, 0, 255).astype(np.uint8)
 
 
@@ -109,13 +123,15 @@ def demo_page(result: "Result", folder: Path, shown: list[Strip]) -> str:
 def _strip_note() -> str:
     return (
         "<p>Attention and mask know the image's labels; the prediction is the trained network's, which sees the image "
-        "alone. Pale pixels of a mask are undecided and take no part in training.</p>"
+        "alone. Each class of a scene has one colour in all pictures; magenta is a class the scene does not have, white "
+        "is undecided and takes no part in training.</p>"
     )
 
 
 def strip_card(classes: ClassSet, strip: Strip) -> str:
     """Return a scene's five pictures as a card."""
-    names = "".join(f"<span>{page.chip(classes, label)}</span>" for label in strip.labels)
+    palette = scene_palette(strip.labels)
+    names = "".join(f"<span>{page.chip(classes, label, palette)}</span>" for label in strip.labels)
     pictures = "".join(
         page.picture(page.shrink(picture, page.thumbnail_size((picture.shape[0], picture.shape[1]), 168)), column)
         for picture, column in zip(strip.pictures, COLUMNS, strict=True)
@@ -153,22 +169,28 @@ def _percent(scores: dict[str, Any] | None) -> str:
     return "-" if scores is None or scores["miou"] is None else f"{100 * scores['miou']:.1f} %"
 
 
-def strip_figure(shown: list[Strip], side_px: int = 128, gap_px: int = 6, head_px: int = 24) -> bytes:
-    """Return the strips as one small PNG for a README: a header line, then a row for each scene."""
+def strip_figure(
+    shown: list[Strip], classes: ClassSet, side_px: int = 128, gap_px: int = 6, line_px: int = 22
+) -> bytes:
+    """Return the strips as one small PNG for a README: a header line, then a row for each scene with its labels."""
     width = len(COLUMNS) * side_px + (len(COLUMNS) + 1) * gap_px
-    height = head_px + len(shown) * (side_px + gap_px) + gap_px
-    canvas = Image.new("RGB", (width, height), "white")
+    row_px = side_px + line_px
+    canvas = Image.new("RGB", (width, line_px + len(shown) * row_px + 2), "white")
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(15)
-    for column, name in enumerate(COLUMNS):
-        centre = gap_px + column * (side_px + gap_px) + side_px / 2
-        draw.text((centre, head_px / 2 + 2), name, fill=(60, 64, 70), font=font, anchor="mm")
+    font = ImageFont.load_default(14)
+    lefts = [gap_px + column * (side_px + gap_px) for column in range(len(COLUMNS))]
+    for left, name in zip(lefts, COLUMNS, strict=True):
+        draw.text((left + side_px / 2, line_px / 2), name, fill=(60, 64, 70), font=font, anchor="mm")
     for row, strip in enumerate(shown):
-        for column, picture in enumerate(strip.pictures):
-            tile = page.shrink(picture, (side_px, side_px))
-            canvas.paste(
-                Image.fromarray(tile), (gap_px + column * (side_px + gap_px), head_px + row * (side_px + gap_px))
-            )
+        top = line_px + row * row_px
+        for left, picture in zip(lefts, strip.pictures, strict=True):
+            canvas.paste(Image.fromarray(page.shrink(picture, (side_px, side_px))), (left, top))
+        palette, at = scene_palette(strip.labels), float(gap_px)
+        for label in strip.labels:
+            red, green, blue = (int(0.85 * value) for value in palette[label])
+            text = classes.name(label) + "   "
+            draw.text((at, top + side_px + 2), text, fill=(red, green, blue), font=font)
+            at += draw.textlength(text, font=font)
     buffer = io.BytesIO()
-    canvas.quantize(192, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    canvas.quantize(224, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -117,9 +117,9 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], total: Sequenc
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def chip(classes: ClassSet, class_id: int) -> str:
-    """Return a class's name beside the colour it has in masks."""
-    red, green, blue = (int(value) for value in voc_palette()[class_id])
+def chip(classes: ClassSet, class_id: int, palette: UInt8[np.ndarray, "256 3"] | None = None) -> str:
+    """Return a class's name beside its colour: the one it has in masks, or in the palette given."""
+    red, green, blue = (int(value) for value in (voc_palette() if palette is None else palette)[class_id])
     return f'<span class="chip" style="background:rgb({red},{green},{blue})"></span>{escape(classes.name(class_id))}'
 
 
