@@ -123,8 +123,8 @@ def demo_page(result: "Result", folder: Path, shown: list[Strip]) -> str:
 def _strip_note() -> str:
     return (
         "<p>Attention and mask know the image's labels; the prediction is the trained network's, which sees the image "
-        "alone. Each class of a scene has one colour in all pictures; magenta is a class the scene does not have, white "
-        "is undecided and takes no part in training.</p>"
+        "alone. Each class of a scene has one colour in all pictures; magenta is a class the scene does not have, "
+        "white is undecided and takes no part in training.</p>"
     )
 
 
