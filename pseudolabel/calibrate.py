@@ -26,7 +26,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from data.errors import ConfigError, StoreError
+from data.errors import ConfigError, ModelError, StoreError
 from data.masks import write_atomically
 from data.samples import DataConfig, Sample, SampleSet, open_samples, read_truth
 from data.scoring import confusion_matrix, score
@@ -182,13 +182,14 @@ def run_search(
     torch.set_num_threads(available_cpus())
     device = pick_device(config.run.device)
     models = load_models(config.model, device, pick_dtype(config.run.dtype, device))
-    pipeline = Pipeline(models, config, samples.classes, cut=False)
+    pipeline = Pipeline(models, _any_layers(config), samples.classes, cut=False)
+    layers, n_classes = every_layer(pipeline), len(samples.classes) + 1
+    config = with_existing_layers(config, layers)
     by_truth = use_truth and any(sample.truth_path is not None for sample in chosen)
     if by_truth:
         chosen = [sample for sample in chosen if sample.truth_path is not None]
     n_decoys = 0 if by_truth else min(DECOYS, len(samples.classes) - 1)
     pictures = [load_picture(sample, len(samples.classes), n_decoys, by_truth) for sample in chosen]
-    layers, n_classes = every_layer(pipeline), len(samples.classes) + 1
     start = replace(config, diffusion=replace(config.diffusion, draws=draws))
     search = Search(pipeline, pictures, layers, n_classes, by_truth, start)
     timesteps = tuple(sorted({*timesteps}))
@@ -201,6 +202,7 @@ def run_search(
             choose_heads(search)
     search.config = replace(search.config, diffusion=replace(search.config.diffusion, draws=config.diffusion.draws))
     if not by_truth:
+        search.config = replace(search.config, affinity=config.affinity)
         set_threshold(search, otsu(search))
         return search, None, None
     set_threshold(search, search.verdict.threshold)
@@ -223,6 +225,28 @@ def describe(config: GenerateConfig) -> str:
         count = f"x{affinity.iterations}" if affinity.kind == "iterated" else ""
         parts += [" ".join(filter(None, [affinity.kind + count, boxes, "on", *attention.self_layers]))]
     return ", ".join(parts)
+
+
+def with_existing_layers(config: GenerateConfig, layers: "tuple[Layer, ...]") -> GenerateConfig:
+    """Return settings to start from on this model: layers it does not have are replaced by the mean of all.
+
+    A new model rarely has the layers of the configuration for another one. Self-attention that is not there is left
+    out.
+    """
+    from pseudolabel.attention import resolve_layers
+
+    try:
+        resolve_layers(layers, config.attention.cross_layers, "attention.cross_layers")
+    except ModelError as error:
+        logger.info("starting from the mean of all cross layers: %s", error)
+        config = with_attention(config, cross_layers=("all",))
+    try:
+        resolve_layers(layers, config.attention.self_layers, "attention.self_layers")
+    except ModelError as error:
+        if config.affinity.kind != "none":
+            logger.info("starting without affinity: %s", error)
+        config = with_affinity(config, kind="none")
+    return config
 
 
 def set_threshold(search: Search, threshold: float) -> None:

@@ -63,8 +63,8 @@ def count_pixels(
     return np.bincount(flat, minlength=n_classes**2 * size).reshape(n_classes, n_classes, size)
 
 
-def best_threshold(counts: Int64[np.ndarray, "true predicted bins"]) -> tuple[float, float]:
-    """Return the highest mIoU over THRESHOLDS and the threshold that reaches it, from summed `count_pixels`."""
+def mious(counts: Int64[np.ndarray, "true predicted bins"]) -> Float[np.ndarray, " thresholds"]:
+    """Return the mIoU at each of THRESHOLDS, from summed `count_pixels`."""
     # A pixel of bin b exceeds the cuts 0 to b - 1: at threshold i it is an object where b > i.
     objects = counts[..., ::-1].cumsum(axis=-1)[..., ::-1][..., 1:]
     matrices = objects.copy()
@@ -72,9 +72,14 @@ def best_threshold(counts: Int64[np.ndarray, "true predicted bins"]) -> tuple[fl
     hits = np.einsum("iit->it", matrices).astype(np.float64)
     union = matrices.sum(axis=0) + matrices.sum(axis=1) - hits
     iou = np.divide(hits, union, out=np.full(hits.shape, np.nan), where=union > 0)
-    mious = np.nanmean(iou, axis=0)
-    best = int(mious.argmax())
-    return float(mious[best]), float(THRESHOLDS[best])
+    return np.nanmean(iou, axis=0)
+
+
+def best_threshold(counts: Int64[np.ndarray, "true predicted bins"]) -> tuple[float, float]:
+    """Return the highest mIoU over THRESHOLDS and the threshold that reaches it, from summed `count_pixels`."""
+    values = mious(counts)
+    best = int(values.argmax())
+    return float(values[best]), float(THRESHOLDS[best])
 
 
 def peak(maps: Float[np.ndarray, "*classes height width"]) -> Float[np.ndarray, "*classes"]:

@@ -94,10 +94,7 @@ class Recorded:
 
 
 def load_picture(sample: Sample, n_classes: int, n_decoys: int, with_truth: bool) -> Picture:
-    """Read an image and, where there is one and it is wanted, its ground truth.
-
-    Decoys are drawn by the sample's id, so that they do not depend on the other images.
-    """
+    """Read an image and, where there is one and it is wanted, its ground truth; draw its decoys."""
     rgb_u8 = read_image(sample.image_path)
     truth = None
     if with_truth and sample.truth_path is not None:
@@ -110,9 +107,15 @@ def load_picture(sample: Sample, n_classes: int, n_decoys: int, with_truth: bool
             for count, size in zip(view_hw, (height, width), strict=True)
         )
         truth = np.ascontiguousarray(whole[np.ix_(rows, columns)])
-    others = [label for label in range(1, n_classes + 1) if label not in sample.labels]
-    order = np.random.default_rng(list(sample.id.encode())).permutation(len(others))[:n_decoys]
-    return Picture(sample.id, rgb_u8, sample.labels, tuple(sorted(others[index] for index in order)), truth)
+    decoys = draw_decoys(sample.id, sample.labels, n_classes, n_decoys)
+    return Picture(sample.id, rgb_u8, sample.labels, decoys, truth)
+
+
+def draw_decoys(sample_id: str, labels: tuple[int, ...], n_classes: int, count: int) -> tuple[int, ...]:
+    """Return some classes an image does not hold, ascending; they depend on the image's id alone."""
+    others = [label for label in range(1, n_classes + 1) if label not in labels]
+    order = np.random.default_rng(list(sample_id.encode())).permutation(len(others))[:count]
+    return tuple(sorted(others[index] for index in order))
 
 
 def record(

@@ -1,0 +1,75 @@
+"""What the benchmarks share: which machine and commit, tables, settings from a file."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+import yaml
+
+from data.masks import write_atomically
+from data.samples import DataConfig
+from pseudolabel.config import GenerateConfig
+
+HERE = Path(__file__).parent
+DEMO_MODEL = HERE.parent / "data/demo/model"
+DEMO_CONFIG = HERE.parent / "configs/pseudolabel/demo.yaml"
+
+
+def machine(device: str = "cpu") -> dict[str, str]:
+    """Return what the figures were measured on and with."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    hardware = f"{len(os.sched_getaffinity(0))} cores of {cpu}"
+    if device == "cuda":
+        hardware = f"{torch.cuda.get_device_name()}, {hardware}"
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False)
+    return {"hardware": hardware, "torch": torch.__version__, "commit": git.stdout.strip() or "unknown"}
+
+
+def machine_line(found: dict[str, str]) -> str:
+    """Return the same as one sentence."""
+    return f"Measured on {found['hardware']}, torch {found['torch']}, commit {found['commit']}."
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a Markdown table; the first column is text, the others are set to the right."""
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    lines += ["| " + " | ".join("" if cell is None else str(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, (text.rstrip() + "\n").encode())
+
+
+def load_config(path: Path | None, root: Path = Path()) -> GenerateConfig:
+    """Read settings as `pseudolabel --config` does; without a file, the defaults."""
+    given = (yaml.safe_load(path.read_text()) or {}) if path is not None else {}
+    given.setdefault("data", {})["root"] = root
+    return _build(GenerateConfig, given)
+
+
+def _build(kind: Any, values: dict[str, Any]) -> Any:
+    hints = get_type_hints(kind)
+    built = {}
+    for field in fields(kind):
+        if field.name not in values:
+            continue
+        value = values[field.name]
+        if is_dataclass(hints[field.name]):
+            value = _build(hints[field.name], value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif kind is DataConfig and field.name in ("root", "classes", "labels", "cache"):
+            value = Path(value)
+        built[field.name] = value
+    return kind(**built)

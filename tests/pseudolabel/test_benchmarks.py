@@ -1,0 +1,109 @@
+"""The benchmarks at tiny size: they run, and what the naive implementation computes is what ours computes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.samples import DataConfig
+from pseudolabel.config import AffinityConfig, AttentionConfig, GenerateConfig, ModelConfig
+from pseudolabel.diffusion import load_models
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _import_from_root(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def tiny_models(folder: Path):
+    return load_models(ModelConfig(id=str(folder)), torch.device("cpu"), torch.float32)
+
+
+def test_the_naive_implementation_computes_the_same_maps(sd_folder):
+    from benchmarks.stage_one import prepare
+    from pseudolabel.affinity import min_max
+
+    config = GenerateConfig(
+        data=DataConfig(root=Path()),
+        attention=AttentionConfig(cross_layers=("1/2", "mid"), self_layers=("up_blocks.2.attentions.1",)),
+        affinity=AffinityConfig(boxes=False),
+    )
+    with torch.inference_mode():
+        ours = prepare("ours", tiny_models(sd_folder), config, (128, 96), 2)()
+        columns = prepare("naive", tiny_models(sd_folder), config, (128, 96), 2)()
+    naive = min_max(columns.transpose(1, 2).unflatten(-1, ours.shape[-2:]))
+    assert torch.allclose(ours, naive, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["plain", "published", "encoder"])
+def test_a_case_is_measured(sd_folder, method):
+    from benchmarks.stage_one import run_case
+
+    case = {"model": "demo", "size_hw": (64, 64), "method": method, "device": "cpu", "repeats": 1, "batch": 1}
+    found = run_case({**case, "demo_model": str(sd_folder)})
+    assert found["seconds"] > 0
+    assert found["peak_mib"] >= found["loaded_mib"] > 0
+
+
+def test_the_report_of_stage_one_names_what_did_not_fit():
+    from benchmarks.stage_one import report
+
+    case = {"model": "sd15", "size_hw": [512, 512], "batch": 1, "device": "cpu"}
+    measured = {"seconds": 2.0, "peak_mib": 300.0, "loaded_mib": 100.0}
+    rows = [case | measured | {"method": "ours"}, case | {"method": "naive", "error": "out of memory"}]
+    text = report(rows, {"hardware": "a machine", "torch": "2", "commit": "abc"}, "cpu")
+    assert "out of memory" in text
+    assert "commit abc" in text
+
+
+def test_refinements_resume(sd_folder, tmp_path, capsys, monkeypatch):
+    from benchmarks import refinements
+
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "attention: {cross_layers: [mid], self_layers: [up_blocks.2.attentions.1]}\ndiffusion: {draws: 1}\n"
+        "resize: {long_side_px: 64}\nrun: {dtype: float32}\ncrf: {iterations: 1}\n"
+    )
+    output = tmp_path / "refinements.md"
+    arguments = ["--scenes", "2", "--calibration", "1", "--config", str(config), "--model", str(sd_folder)]
+    arguments += ["--output", str(output), "--only", "crf", "--device", "cpu"]
+    refinements.main(arguments)
+    first = output.read_text()
+    assert "PAMR, 10 rounds" in first
+
+    def measured_again(*_):
+        raise AssertionError("a finished row was measured again")
+
+    monkeypatch.setattr(refinements.Bench, "measure", measured_again)
+    refinements.main(arguments)
+    assert output.read_text() == first
+
+
+def test_calibration_correlates_criteria_with_miou(sd_folder, tmp_path, capsys):
+    from benchmarks import calibration
+
+    output = tmp_path / "calibration.md"
+    missing = str(tmp_path / "none.yaml")
+    arguments = ["--scenes", "3", "--timesteps", "100", "--model", str(sd_folder), "--config", missing]
+    calibration.main([*arguments, "--output", str(output), "--draws", "1", "--device", "cpu"])
+    assert "| label_score (used) |" in output.read_text()
+
+
+def test_rank_correlation_is_spearmans():
+    from benchmarks.calibration import rank_correlation
+
+    assert rank_correlation([3.0, 1.0, 2.0], [30.0, 10.0, 20.0]) == pytest.approx(1)
+    assert rank_correlation([3.0, 1.0, 2.0], [1.0, 3.0, 2.0]) == pytest.approx(-1)
+
+
+def test_settings_files_are_read_as_the_command_line_reads_them(tmp_path):
+    from benchmarks.common import load_config
+
+    path = tmp_path / "config.yaml"
+    path.write_text("affinity: {theta: 0.4}\nattention: {cross_layers: [mid, 1/2]}\n")
+    config = load_config(path, tmp_path)
+    assert config.attention.cross_layers == ("mid", "1/2")
+    assert config == replace(config, data=DataConfig(root=tmp_path), affinity=AffinityConfig(theta=0.4))
