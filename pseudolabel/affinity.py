@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from pseudolabel.config import AffinityConfig
 
-# Up to this many cells S is built once and multiplied; above, attention is applied twice. Measured on one core of an AMD
-# EPYC, two applications to 3 columns, 8 heads of 80: 50 against 98 ms at 1,024 cells, 315 against 385 at 1,728, 542
+# Up to this many cells S is built once and multiplied; above, attention is applied twice. Measured on one core of an
+# AMD EPYC, two applications to 3 columns, 8 heads of 80: 50 against 98 ms at 1,024 cells, 315 against 385 at 1,728, 542
 # against 463 at 2,304, 1,864 against 1,551 at 4,096; benchmarks/stage_one.py measures it again.
 DENSE_CELLS = 2048
 ISEG_ROUNDS = 10
