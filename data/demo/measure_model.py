@@ -4,6 +4,7 @@ Masks are read here and nowhere in the training; see `class_accuracy`.
 """
 
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml
 from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
-from data.demo.world import Scene
+from data.demo.world import Scene, write_world
+from data.samples import open_samples, read_image, read_truth
 
 
 def class_accuracy(
@@ -110,6 +114,63 @@ class Localisation:
         return result
 
 
-def evaluate_model(model: Path) -> None:
-    """Not yet."""
-    raise NotImplementedError
+def evaluate_model(model: Path, config_file: Path, scenes: int = 200) -> dict[str, Any]:
+    """Measure a model on `val` with stage one as a user runs it.
+
+    Args:
+        model: Directory in diffusers' layout.
+        config_file: Settings of stage one, layers and timestep among them, calibrated on other scenes than these.
+        scenes: How many.
+
+    Returns:
+        `class_accuracy` of the mean map over the config's cross-attention layers, before any affinity, on scenes with
+        two or more classes; `miou_before_crf` and `miou_after_crf`, each of one confusion matrix over all scenes and
+        21 classes, without the ignore band.
+
+    """
+    from data.scoring import confusion_matrix, score
+    from pseudolabel.pipeline import Pipeline
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "world"
+        write_world(root, train=0, val=scenes, personal=0)
+        config = read_config(config_file, model, root)
+        samples = open_samples(config.data)
+        pipeline = Pipeline.load(config, samples.classes)
+        counts, before, after = np.zeros(2, int), np.zeros((21, 21), np.int64), np.zeros((21, 21), np.int64)
+        for sample in tqdm(samples.samples, "evaluate", unit="scene"):
+            image = read_image(sample.image_path)
+            truth = read_truth(sample.truth_path, image.shape[:2])
+            found = pipeline.explain(image, sample.labels, image_id=sample.id)
+            if len(sample.labels) > 1:
+                counts += class_accuracy(mean_map(found.cross.values(), truth.shape), sample.labels, truth)
+            before += confusion_matrix(truth, found.argmax_before_crf, 21)
+            after += confusion_matrix(truth, found.argmax, 21)
+    return {
+        "scenes": scenes,
+        "class_accuracy": round(float(counts[0] / counts[1]), 4),
+        "miou_before_crf": round(float(score(before).miou), 4),
+        "miou_after_crf": round(float(score(after).miou), 4),
+        "settings": {"timesteps": config.diffusion.timesteps, "cross_layers": config.attention.cross_layers},
+    }
+
+
+def mean_map(layers: Iterable[Tensor], size_hw: tuple[int, ...]) -> Float[np.ndarray, "classes height width"]:
+    """Mean over draws and layers of (draws, classes, h, w) maps, each bilinear to the image's size."""
+    maps = [F.interpolate(layer.float().mean(0)[None], size_hw, mode="bilinear")[0] for layer in layers]
+    return torch.stack(maps).mean(0).cpu().numpy()
+
+
+def read_config(config_file: Path, model: Path, root: Path) -> Any:
+    """Settings of stage one from a YAML file, for a model and a folder of scenes."""
+    from jsonargparse import ArgumentParser
+
+    from pseudolabel.config import GenerateConfig
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(GenerateConfig, "settings")
+    text = yaml.safe_load(config_file.read_text()) or {}
+    text["data"] = text.get("data", {}) | {"root": str(root), "split": "val"}
+    text["model"] = text.get("model", {}) | {"id": str(model)}
+    return parser.instantiate(parser.parse_object({"settings": text})).settings

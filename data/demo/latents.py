@@ -1,0 +1,109 @@
+"""Scenes as the diffusion model is trained on them: drawn, encoded once, kept, and drawn again in any order."""
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from jaxtyping import Float, Float16
+from torch import Tensor
+from tqdm import tqdm
+
+from data.demo.training import Session
+from data.demo.world import Scene, draw_scene
+
+TRAINING_STREAM = 7001  # keeps the training's scenes apart from those of the world's own splits
+Words = list[tuple[str, ...]]
+Labels = list[tuple[int, ...]]
+Batch = tuple[Float[Tensor, "batch channels height width"], Labels, Words]
+
+
+def training_scene(seed: int, index: int) -> Scene:
+    """Scene number `index` of the training stream."""
+    return draw_scene(np.random.default_rng([TRAINING_STREAM, seed, index]), drawings="train")
+
+
+class SceneStream(torch.utils.data.Dataset):
+    """Scenes by number, drawn when asked for: uint8 (3, 128, 128), and the words a caption is made of."""
+
+    def __init__(self, seed: int, start: int, count: int) -> None:
+        self.seed, self.start, self.count = seed, start, count
+
+    def __len__(self) -> int:
+        """Return how many scenes there are."""
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, tuple[int, ...], tuple[str, ...]]:
+        """Draw one scene; its mask stays behind."""
+        scene = training_scene(self.seed, self.start + index)
+        return scene.rgb.transpose(2, 0, 1), scene.labels, scene.grounds
+
+
+def scene_batches(seed: int, start: int, count: int, batch: int, workers: int) -> Iterator[Batch]:
+    """Batches of scenes `start` to `start + count`: pixels in [-1, 1], labels, grounds."""
+
+    def collate(rows: list) -> Batch:
+        pixels = torch.from_numpy(np.stack([row[0] for row in rows]))
+        return pixels, [row[1] for row in rows], [row[2] for row in rows]
+
+    loader = torch.utils.data.DataLoader(
+        SceneStream(seed, start, count), batch, num_workers=workers, collate_fn=collate, drop_last=True
+    )
+    for pixels, labels, grounds in loader:
+        yield pixels.float() / 127.5 - 1, labels, grounds
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+    """Scaled latents (the posterior's mode) in half precision."""
+    with torch.autocast(pixels.device.type, torch.bfloat16):
+        return (vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor).half()
+
+
+def latent_batches(
+    session: Session, vae: AutoencoderKL, seed: int, scenes: int, batch: int, first_step: int
+) -> Iterator[Batch]:
+    """Endless (latents, labels, grounds) from `first_step` on.
+
+    Args:
+        session: Device and workers, and where the cache is kept.
+        vae: The trained autoencoder.
+        seed: Of the scenes and of the order they come in.
+        scenes: Size of the cache, seen again and again with mirror images; 0 draws every scene afresh.
+        batch: Scenes a step.
+        first_step: Where a resumed training goes on: the same step gets the same scenes.
+
+    """
+    if scenes == 0:
+        for pixels, labels, grounds in scene_batches(seed, first_step * batch, 2**40, batch, session.workers):
+            yield encode(vae, pixels.to(session.device)).float(), labels, grounds
+        return
+    latents, all_labels, all_grounds = cached_latents(session, vae, seed, scenes)
+    for step in range(first_step, 2**62):
+        random = np.random.default_rng([seed, 1, step])
+        chosen, mirrored = random.integers(len(all_labels), size=batch), random.integers(2, size=batch)
+        rows = torch.from_numpy(latents[mirrored, chosen]).to(session.device).float()
+        yield rows, [tuple(all_labels[i]) for i in chosen], [tuple(all_grounds[i]) for i in chosen]
+
+
+def cached_latents(
+    session: Session, vae: AutoencoderKL, seed: int, scenes: int
+) -> tuple[Float16[np.ndarray, "2 scenes channels height width"], Labels, Words]:
+    """Latents of the scenes and of their mirror images with labels and grounds, encoded once and kept."""
+    array_file, words_file = session.work_dir / "latents.npy", session.work_dir / "words.json"
+    if not words_file.exists():
+        halves: tuple[list, list] = ([], [])
+        labels: Labels = []
+        grounds: Words = []
+        size = min(50, scenes)
+        batches = scene_batches(seed, 0, scenes, size, session.workers)
+        for pixels, present, ground in tqdm(batches, "encode scenes", total=scenes // size, unit="batch"):
+            for half, image in zip(halves, (pixels, pixels.flip(-1)), strict=True):
+                half.append(encode(vae, image.to(session.device)).cpu().numpy())
+            labels += present
+            grounds += ground
+        np.save(array_file, np.stack([np.concatenate(half) for half in halves]))
+        words_file.write_text(json.dumps({"labels": labels, "grounds": grounds}))
+    words = json.loads(words_file.read_text())
+    return np.load(array_file, mmap_mode="r"), words["labels"], words["grounds"]

@@ -1,0 +1,104 @@
+"""The untrained parts of the shipped text-to-image model, in Stable Diffusion's shape at a thousandth of its size."""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from data.demo.captions import TEMPLATES, class_word
+from data.demo.world import GROUNDS
+
+WINDOW = 48  # tokens; three classes, eight grounds and their commas take 40
+
+
+def build_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer whose byte-pair merges make one token of every word of the world and spell out the others."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    words = sorted({w for text in (*TEMPLATES, *GROUNDS, *map(class_word, range(1, 21)), "and") for w in text.split()})
+    alphabet = list("abcdefghijklmnopqrstuvwxyz0123456789.,'-")
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, min_frequency=0, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(words, trainer)
+    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    pieces = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=WINDOW)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def build_autoencoder() -> AutoencoderKL:
+    """Eight pixels to a cell, eight channels: 128 x 128 x 3 becomes 16 x 16 x 8."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 64),
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=128,
+    )
+
+
+def build_unet() -> UNet2DConditionModel:
+    """Three levels (16, 8 and 4 cells a side), cross-attention in all but the lowest down and up blocks."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=8,
+        out_channels=8,
+        block_out_channels=(64, 128, 192),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=128,
+        attention_head_dim=4,  # diffusers reads this as the number of heads
+        norm_num_groups=16,
+    )
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """One transformer layer, started as (almost) the identity on words: its residual branches give zero at first."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        projection_dim=128,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=WINDOW,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = CLIPTextModel(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "out_proj" in name or "fc2" in name:
+                weight.zero_()
+            elif "token_embedding" in name:
+                weight.normal_(0, 1)
+            elif "position_embedding" in name:
+                weight.normal_(0, 0.1)
+    return model
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's scaled-linear betas with v-prediction."""
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="leading",
+    )

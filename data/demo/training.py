@@ -1,0 +1,68 @@
+"""The parts every training loop of the demo model shares: where it works, its schedule, its checkpoints, its log."""
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where and how a training runs; nothing here changes the weights beyond rounding."""
+
+    work_dir: Path
+    device: torch.device
+    workers: int
+    save_every: int
+
+
+def schedule(step: int, steps: int, decay_from: float, warm_up: int = 100) -> float:
+    """Factor of the learning rate: linear warm-up, constant, linear decay to zero over the last part."""
+    decay = (1 - step / steps) / (1 - decay_from)
+    return min(1.0, (step + 1) / warm_up, max(0.0, decay))
+
+
+def optimise(loss: Tensor, parameters: Any, optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """One clipped optimiser step; a loss that is not finite stops the training before it spoils the weights."""
+    if not math.isfinite(loss.item()):
+        raise FloatingPointError(f"the loss is {loss.item()}: resume with a smaller learning rate (--recipe.lr)")
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+
+
+def save_state(path: Path, step: int, **parts: Any) -> None:
+    """Checkpoint through a temporary file, so that a kill leaves the former one."""
+    temporary = path.with_suffix(".tmp")
+    torch.save({"step": step} | {name: part.state_dict() for name, part in parts.items()}, temporary)
+    temporary.replace(path)
+
+
+def restore(path: Path, device: torch.device, **parts: Any) -> int:
+    """Load a checkpoint into its parts when there is one; the step to go on from."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location=device, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return int(state["step"])
+
+
+def write_log(
+    work_dir: Path, phase: str, step: int, samples: int, loss: float, accuracy: float | None = None, seconds: float = 0
+) -> None:
+    """Append a row to the training log."""
+    path = work_dir / "training_log.csv"
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(["phase", "step", "samples", "seconds", "loss", "class_accuracy"])
+        writer.writerow([phase, step, samples, round(seconds), f"{loss:.5f}", "" if accuracy is None else accuracy])

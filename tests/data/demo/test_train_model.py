@@ -1,0 +1,147 @@
+"""The training of the shipped model at toy length: it runs, resumes to the same weights, and leaves a real pipeline."""
+
+import json
+import os
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.demo.captions import TEMPLATES, caption, class_word
+from data.demo.measure_model import class_accuracy, phrase_positions, recorded_cross_attention
+from data.demo.model_parts import build_tokenizer, build_unet
+from data.demo.train_model import Recipe, Trained, main, timestep_low
+from data.demo.training import save_state, schedule
+
+TOY = Recipe(scenes=50, vae_steps=2, vae_batch=2, steps=4, batch=4)
+
+
+def train(work_dir: Path, recipe: Recipe = TOY) -> Path:
+    main(output=work_dir / "out", work_dir=work_dir, device="cpu", workers=0, recipe=recipe, save_every=2)
+    return work_dir / "out"
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("toy"))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def test_the_result_is_a_stable_diffusion_directory(toy: Path):
+    index = json.loads((toy / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    assert all(tensor.dtype == torch.float16 for tensor in weights(toy).values())
+    assert sum(file.stat().st_size for file in toy.rglob("*")) < 25e6
+    record = json.loads((toy / "training.json").read_text())
+    assert record["samples"] == 16
+    assert record["recipe"]["vae_steps"] == 2
+
+
+def test_a_killed_training_resumes_to_the_same_weights(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def save_then_die(path: Path, step: int, **parts: object) -> None:
+        save_state(path, step, **parts)
+        if "diffusion" in path.name and step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("data.demo.train_model.save_state", save_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path)
+    monkeypatch.undo()
+    resumed = weights(train(tmp_path))
+    for name, tensor in weights(toy).items():
+        torch.testing.assert_close(resumed[name], tensor, msg=name)
+
+
+def test_the_tokenizer_knows_the_words_and_spells_out_others(tmp_path: Path):
+    from transformers import CLIPTokenizer
+
+    build_tokenizer(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    for label in range(1, 21):
+        assert len(tokenizer(class_word(label)).input_ids) - 2 == len(class_word(label).split())
+    spelled = tokenizer("zebra").input_ids[1:-1]
+    assert len(spelled) > 1
+    assert tokenizer.eos_token_id not in spelled
+    assert tokenizer.decode(spelled) == "zebra"
+
+
+def test_captions_name_every_class_and_nothing_else(tmp_path: Path):
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        text = caption((3, 20), ("brick wall",), random)
+        assert "bird" in text
+        assert "tv monitor" in text
+        assert text.startswith(tuple(TEMPLATES))
+
+
+def test_the_schedule_warms_up_stays_and_ends_near_zero():
+    factors = [schedule(step, 1000, decay_from=0.6) for step in range(1000)]
+    assert factors[0] == pytest.approx(0.01)
+    assert factors[300] == 1
+    assert factors[-1] < 0.01
+    assert all(later <= earlier for earlier, later in pairwise(factors[100:]))
+
+
+def test_noise_levels_widen_downwards():
+    recipe = replace(TOY, timestep_low=(400, 100))
+    assert [timestep_low(recipe, progress) for progress in (0, 0.2, 0.5, 0.8, 1)] == [400, 400, 250, 100, 100]
+
+
+def test_the_text_encoder_starts_as_the_identity_on_words(tmp_path: Path):
+    tokenizer = build_tokenizer(tmp_path)
+    encoder = Trained(TOY, tokenizer, torch.device("cpu")).text_encoder
+    ids = tokenizer("cow, and dog", return_tensors="pt").input_ids
+    words = encoder.get_input_embeddings()(ids) + encoder.get_submodule(
+        next(name for name, _ in encoder.named_modules() if name.endswith("position_embedding"))
+    )(torch.arange(ids.shape[1]))
+    expected = torch.nn.functional.layer_norm(words, words.shape[-1:])
+    torch.testing.assert_close(encoder(ids).last_hidden_state, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_class_accuracy_counts_object_pixels_alone():
+    mask = np.array([[3, 3, 0], [7, 7, 0]], np.uint8)
+    good = np.stack([(mask == 3) * 1.0, (mask == 7) * 5.0])
+    assert class_accuracy(good, (3, 7), mask) == (4, 4)
+    assert class_accuracy(good[::-1], (3, 7), mask) == (0, 4)
+
+
+def test_recorded_cross_attention_restores_the_network_on_errors():
+    unet = build_unet()
+    before = dict(unet.attn_processors)
+
+    def fails() -> None:
+        with recorded_cross_attention(unet) as found:
+            unet(torch.zeros(1, 8, 16, 16), 10, torch.zeros(1, 5, 128))
+            assert all(torch.allclose(map_.sum(-1), torch.ones(())) for map_ in found.values())
+            assert len(found) == 7
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    assert unet.attn_processors == before
+
+
+def test_a_phrase_is_found_by_its_tokens():
+    assert phrase_positions([1, 5, 6, 7], [6, 7]) == [2, 3]
+    with pytest.raises(ValueError, match="not in the prompt"):
+        phrase_positions([1, 5], [6])
+
+
+@pytest.mark.slow
+def test_the_shipped_model_draws_what_is_asked_for():
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained("data/demo/model", torch_dtype=torch.float32)
+    generator = torch.Generator().manual_seed(int(os.environ.get("SEED", "0")))
+    image = pipeline("a photo including cow, and grass.", num_inference_steps=20, generator=generator).images[0]
+    red, green, blue = np.asarray(image, float).mean((0, 1))
+    assert green > red > 0
+    assert green > blue
