@@ -15,7 +15,7 @@ from data.masks import write_mask
 from data.samples import DataConfig
 from data.scoring import confusion_matrix, score
 from pseudolabel.attention import list_layers
-from pseudolabel.calibrate import differences, one_more_or_less
+from pseudolabel.calibrate import differences, fewer_heads, head_count, merge_heads, one_more_or_less
 from pseudolabel.cli import main
 from pseudolabel.config import DiffusionConfig, FuseConfig, GenerateConfig
 from pseudolabel.criteria import (
@@ -32,7 +32,7 @@ from pseudolabel.criteria import (
 from pseudolabel.diffusion import load_models
 from pseudolabel.fuse import background_score
 from pseudolabel.pipeline import Pipeline
-from pseudolabel.recordings import Picture, record, refined_maps
+from pseudolabel.recordings import Picture, per_head, record, refined_maps
 
 LABELS = (8, 15)
 
@@ -111,6 +111,26 @@ def test_offline_maps_equal_the_pipelines(tiny_config, with_settings, rgb, atten
     assert torch.allclose(found, torch.from_numpy(expected.maps.astype(np.float32)), atol=2e-3)
 
 
+def test_all_heads_one_by_one_equal_the_whole_layer(tiny_config, with_settings, rgb):
+    config = with_settings(tiny_config, "attention", cross_layers=("mid_block.attentions.0",))
+    config = with_settings(config, "affinity", kind="none")
+    models = load_models(config.model, torch.device("cpu"), torch.float32)
+    pipeline = Pipeline(models, config, VOC, cut=False)
+    layers = list_layers(models.unet)
+    middle = [layer for layer in layers if layer.place == "mid"]
+    count = head_count(models.unet, middle[0])
+    picture = Picture("one", rgb, LABELS)
+    [whole] = record(pipeline, [picture], middle)
+    merged = merge_heads([next(iter(record(pipeline, [picture], each))) for each in per_head(middle, count)])
+    heads = "+".join(map(str, range(count)))
+    by_heads = with_settings(config, "attention", cross_layers=(f"mid_block.attentions.0@{heads}",))
+    expected, found = refined_maps(whole, config, layers), refined_maps(merged, by_heads, layers)
+    assert torch.allclose(found, expected, atol=1e-5)
+    fewer = fewer_heads(config, {"mid_block.attentions.0": count})
+    assert len(fewer) == count
+    assert not torch.allclose(refined_maps(merged, fewer[0], layers), expected, atol=1e-3)
+
+
 def test_neighbouring_sets_are_never_empty():
     assert one_more_or_less(("a", "c"), ("a", "b", "c")) == [("c",), ("a",), ("a", "b", "c")]
 
@@ -146,9 +166,9 @@ def test_the_command_writes_a_config_that_generate_reads(small_world, sd_folder,
     start = tmp_path / "start.yaml"
     start.write_text(
         f"model: {{id: {sd_folder}}}\nresize: {{long_side_px: 64}}\ndiffusion: {{draws: 1}}\n"
-        "attention: {cross_layers: [mid], self_layers: [up_blocks.1.attentions.1]}\nrun: {device: cpu, workers: 0}\n"
-        "crf: {kind: none}\n"
-    )
+        "run: {device: cpu, workers: 0}\ncrf: {kind: none}\n"
+        + ("attention: {cross_layers: [mid], self_layers: [up_blocks.1.attentions.1]}\n" if use_truth else "")
+    )  # Without the last line it names Stable Diffusion's layers, which this model does not have.
     base = ["calibrate", "--config", str(start), "--root", str(small_world), "--output", str(output)]
     arguments = [*base, "--images", "2", "--draws", "1", "--timesteps", "[100]", "--use_truth", str(use_truth).lower()]
     assert main(arguments) == 0
