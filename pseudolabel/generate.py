@@ -62,6 +62,9 @@ class Tally:
 def generate(store: Path, **settings: Any) -> None:
     """Turn images and their labels into masks; run again to resume.
 
+    With --on_error skip the exit status is 0 even if some images were skipped: they are counted and named at the end
+    and in skipped.txt, and tried again by the next run.
+
     Args:
         store: Folder of the mask store; started if it does not exist, resumed if it does.
         **settings: The fields of GenerateConfig.
@@ -71,6 +74,8 @@ def generate(store: Path, **settings: Any) -> None:
     samples = open_samples(config.data, need_labels=True, need_truth=False)
     tally = generate_masks(Path(store), samples, config)
     print_summary(Path(store), samples, tally)
+    if tally.skipped and not tally.written:
+        raise UserError(f"not one of {len(tally.skipped)} images could be processed; the reasons are above")
 
 
 def generate_masks(store_path: Path, samples: SampleSet, config: GenerateConfig) -> Tally:

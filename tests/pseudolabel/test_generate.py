@@ -121,6 +121,17 @@ def test_unreadable_images_are_skipped_named_and_done_later(world, tiny_options,
     assert len(MaskStore.open(tmp_path / "store").ids()) == 6
 
 
+def test_not_one_image_is_an_error_even_when_skipping(world, tiny_options, tmp_path, capsys):
+    root = shutil.copytree(world, tmp_path / "world")
+    for path in (root / "JPEGImages").glob("train_*"):
+        path.write_bytes(b"")
+    assert generate(root, tmp_path / "store", *tiny_options, "--on_error=skip") == 2
+    said = capsys.readouterr()
+    assert "6 IMAGES WERE SKIPPED" in said.out
+    assert "not one of 6 images" in said.err
+    assert not (tmp_path / "store").exists()
+
+
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
