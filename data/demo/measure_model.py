@@ -88,7 +88,7 @@ class Localisation:
     @torch.no_grad()
     def class_accuracy(self, unet: Any, text_encoder: Any, class_word: Callable[[int], str]) -> dict[str, float]:
         """Accuracy of every cross-attention layer, at one timestep and one noise draw."""
-        from data.demo.train_model import build_scheduler
+        from data.demo.model_parts import build_scheduler
 
         words = [[class_word(label) for label in labels] for labels in self.labels]
         prompts = ["a photo including " + ", ".join(w[:-1]) + ", and " + w[-1] + "." for w in words]
@@ -140,12 +140,12 @@ def evaluate_model(model: Path, config_file: Path, scenes: int = 200) -> dict[st
         counts, before, after = np.zeros(2, int), np.zeros((21, 21), np.int64), np.zeros((21, 21), np.int64)
         for sample in tqdm(samples.samples, "evaluate", unit="scene"):
             image = read_image(sample.image_path)
-            truth = read_truth(sample.truth_path, image.shape[:2])
+            truth = read_truth(sample.truth_path or root, image.shape[:2])
             found = pipeline.explain(image, sample.labels, image_id=sample.id)
             if len(sample.labels) > 1:
                 counts += class_accuracy(mean_map(found.cross.values(), truth.shape), sample.labels, truth)
             before += confusion_matrix(truth, found.argmax_before_crf, 21)
-            after += confusion_matrix(truth, found.argmax, 21)
+            after += confusion_matrix(truth, np.asarray(found.argmax), 21)
     return {
         "scenes": scenes,
         "class_accuracy": round(float(counts[0] / counts[1]), 4),

@@ -153,7 +153,7 @@ def train_classifier(steps: int, batch: int = 32) -> nn.Sequential:
             row[[label - 1 for label in scene.labels]] = 1
         loss = F.binary_cross_entropy_with_logits(model(as_input(np.stack([s.rgb for s in scenes]))), labels)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         rates.step()
     return model.eval()

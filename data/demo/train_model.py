@@ -193,8 +193,8 @@ class Trained:
 
     def averaged(self) -> tuple[UNet2DConditionModel, CLIPTextModel]:
         """The averaged UNet and text encoder: what is measured and shipped."""
-        unet, text_encoder = self.average.module
-        return unet, text_encoder
+        parts = list(self.average.module.children())
+        return parts[0], parts[1]
 
 
 def train_diffusion(
@@ -239,7 +239,7 @@ def report(
     accuracy = max(measure.class_accuracy(*trained.averaged(), class_word).values()) if milestone else None
     samples = trained.step * recipe.batch
     write_log(session.work_dir, "diffusion", trained.step, samples, loss.item(), accuracy, trained.seconds)
-    bar.set_postfix(loss=f"{loss.item():.4f}", **({"class_accuracy": accuracy} if accuracy else {}))
+    bar.set_postfix({"loss": f"{loss.item():.4f}", **({"class_accuracy": accuracy} if accuracy else {})})
 
 
 def diffusion_loss(

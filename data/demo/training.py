@@ -33,7 +33,7 @@ def optimise(loss: Tensor, parameters: Any, optimizer: torch.optim.Optimizer, le
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
 
