@@ -212,12 +212,12 @@ class ManySamples(Sequence):
 
 def test_a_hundred_thousand_images_are_listed_quickly_in_flat_memory(world, tiny_config, tmp_path):
     config = replace(tiny_config, data=DataConfig(root=world), crf=replace(tiny_config.crf, iterations=1))
-    many = SampleSet(VOC, ManySamples(open_samples(config.data).samples, 100_000))
+    many = SampleSet(VOC, ManySamples(list(open_samples(config.data).samples), 100_000))
     finished = {f"image_{position:06d}" for position in range(99_997)}
-    start = time.perf_counter()
+    start = time.process_time()
     left = [sample.id for sample in pending_samples(many, config, finished)]
     assert left == ["image_099997", "image_099998", "image_099999"]
-    assert time.perf_counter() - start < 10  # 0.3 s on an idle machine
+    assert time.process_time() - start < 5
     few = SampleSet(VOC, ManySamples(many.samples.samples, 5_000))  # measuring memory is slow
     tracemalloc.start()
     assert list(pending_samples(few, config, finished)) == []
