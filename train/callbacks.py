@@ -74,13 +74,17 @@ class AveragedWeights(pl.Callback):
         """Put the weights back if the measuring broke off."""
         self.on_validation_end(trainer, pl_module)
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Write both: the average, and the weights to go on with."""
         if self.average is not None:
             checkpoint[RAW_WEIGHTS] = _copy(self._aside or pl_module.state_dict())
             checkpoint["state_dict"] = _copy(self.average)
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Go on with the weights, not with their average."""
         if RAW_WEIGHTS in checkpoint and trainer.state.fn == "fit":
             self.average = _copy(checkpoint["state_dict"])
@@ -131,11 +135,15 @@ class EarlyWarnings(pl.Callback):
         self._background.zero_()
         pl_module.log("train/background_labelled", labelled / total, rank_zero_only=True)
         pl_module.log("train/background_decided", decided / total, rank_zero_only=True)
-        if decided / total > 0.99 > 0.97 > labelled / total and trainer.global_step >= 2 * self.every and not self._said:
+        if (
+            decided / total > 0.99 > 0.97 > labelled / total
+            and trainer.global_step >= 2 * self.every
+            and not self._said
+        ):
             self._said = True
             _log.warning(
-                "After %d steps the network calls %.1f %% of the pixels background (the masks: %.1f %%): it learns only "
-                "background. Try --model.loss.kind balanced, a lower --model.optimizer.lr, or pretrained weights.",
+                "After %d steps the network calls %.1f %% of the pixels background (the masks: %.1f %%): it learns "
+                "only that. Try --model.loss.kind balanced, a lower --model.optimizer.lr, or pretrained weights.",
                 trainer.global_step,
                 100 * decided / total,
                 100 * labelled / total,

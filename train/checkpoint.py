@@ -72,7 +72,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for a damaged or foreign file
         reason = " ".join(str(error).split())[:120]
-        raise ModelError(f"Cannot read the checkpoint {path} ({reason}); --ckpt_path takes one of segtrain's.") from error
+        raise ModelError(
+            f"Cannot read the checkpoint {path} ({reason}); --ckpt_path takes one of segtrain's."
+        ) from error
     card = checkpoint.get(CARD_KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(card, dict) or card.get("format") != CARD_FORMAT:
         raise ModelError(f"{path} was not written by segtrain; --ckpt_path takes a file that `segtrain fit` wrote.")
@@ -101,7 +103,7 @@ def _tuple(value: Any) -> Any:
 
 
 def load_network(path: Path) -> tuple[Segmenter, ClassSet, dict[str, Any]]:
-    """Return the network of a checkpoint in evaluation mode (its averaged weights, where there are), classes and card."""
+    """Return a checkpoint's network in evaluation mode (averaged weights, where there are), its classes and card."""
     checkpoint = read_checkpoint(path)
     card = checkpoint[CARD_KEY]
     classes = ClassSet.from_json(card["classes"])

@@ -1,11 +1,11 @@
 """The command line of stage two.
 
 ```
-segtrain fit     --config C --data.store S --data.val.root R --output runs/a       train; --ckpt_path .../last.ckpt resumes
-segtrain test    --ckpt_path C --data.val.root R --data.val.split val              mIoU, per class, boundary; table, JSON, plots
-segtrain predict --ckpt_path C --images FOLDER --output O                          masks and overlays for images of any size
-segtrain relabel --ckpt_path C --data.store S --output S2                          self-training: correct the store
-segtrain export  --ckpt_path C --output D                                          ONNX and friends, with a card and a check
+segtrain fit     --config C --data.store S --data.val.root R --output runs/a    train; --ckpt_path L resumes
+segtrain test    --ckpt_path C --data.val.root R --data.val.split val           mIoU and more: table, JSON, plots
+segtrain predict --ckpt_path C --images FOLDER --output O                       masks and overlays, images of any size
+segtrain relabel --ckpt_path C --data.store S --output S2                       self-training: correct the store
+segtrain export  --ckpt_path C --output D                                       ONNX and others, with card and check
 ```
 
 fit, validate and test are Lightning's, with everything of its trainer under --trainer; the others are plain functions.
@@ -55,9 +55,9 @@ def usage() -> str:
     """Return the list of commands."""
     rows = {**LIGHTNING, **{name: summary for name, (_, _, summary) in FUNCTIONS.items()}}
     lines = [f"  {name:<9} {summary}" for name, summary in rows.items()]
+    top = ["usage: segtrain COMMAND [options]", "", "A segmentation network from a store of masks.", ""]
     return "\n".join(
-        ["usage: segtrain COMMAND [options]", "", "A segmentation network from a store of masks.", "", *lines, ""]
-        + ["segtrain COMMAND --help lists the options; --print_config shows a configuration."]
+        [*top, *lines, "", "segtrain COMMAND --help lists the options; --print_config shows a configuration."]
     )
 
 

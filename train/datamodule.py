@@ -13,7 +13,7 @@ from data.errors import ConfigError, StoreError
 from data.samples import DataConfig
 from data.store import MaskStore
 from train.dataset import EpochOrder, ResumableLoader, TrainingSet, TruthSet, list_training, list_truth
-from train.transforms import AugmentConfig, Augmentation
+from train.transforms import Augmentation, AugmentConfig
 
 _log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class SegmentationData(pl.LightningDataModule):
                 f"{len(self.training)} images for {world_size} process(es) do not fill one batch of "
                 f"{self.batch_size}; the last, smaller batch is always dropped: lower --data.batch_size."
             )
-        return BatchSampler(order, self.batch_size, drop_last=True)
+        return BatchSampler(cast(Any, order), self.batch_size, drop_last=True)
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of training batches; its order goes on where a checkpoint stopped."""

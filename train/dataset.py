@@ -164,7 +164,7 @@ def confidence(soft: SoftMaps, mask: UInt8[np.ndarray, "height width"]) -> UInt8
 
 
 def upsample_maps(soft: SoftMaps) -> np.ndarray:
-    """Return soft maps as float32 (rows, height, width) of the image: bilinear to the grid's area, crop, to the image."""
+    """Return soft maps as float32 (rows, height, width) of the image: bilinear to the padded size, crop, resize."""
     maps = torch.from_numpy(soft.maps.astype(np.float32))[None]
     padded = torch.nn.functional.interpolate(maps, size=soft.padded_hw, mode="bilinear", align_corners=False)
     valid = padded[..., : soft.resized_hw[0], : soft.resized_hw[1]]
@@ -210,7 +210,7 @@ class ResumableLoader(DataLoader):
     order: EpochOrder
     given = 0
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield the batches that are left of the epoch."""
         if not self.order.first:
             self.given = 0

@@ -1,4 +1,4 @@
-"""The network as a file that runs without this project: ONNX or TorchScript or torch.export, with a card and a check."""
+"""The network as a file that runs without this project: ONNX, TorchScript or torch.export, with a card and a check."""
 
 import json
 import warnings
@@ -47,7 +47,7 @@ def export(
     """
     if opset < 18:
         raise ConfigError(f"--opset is {opset}; it must be 18 or later (antialiased and bilinear resize).")
-    network, classes, card = load_network(ckpt_path)
+    network, _, card = load_network(ckpt_path)
     output.mkdir(parents=True, exist_ok=True)
     path = output / _FILES[format]
     _write(network, path, format, opset)
@@ -70,8 +70,8 @@ def export(
     largest_score = max(float(_run_torch(network, _noise(size)).abs().max()) for size in sizes)
     if not worst <= tolerance * max(1.0, largest_score):
         raise ModelError(
-            f"{path} differs from the checkpoint by {worst:.2e}, more than --tolerance {tolerance} allows: do not use it; "
-            "try another --format."
+            f"{path} differs from the checkpoint by {worst:.2e}, more than --tolerance {tolerance} allows: do not use "
+            "it; try another --format."
         )
 
 
@@ -89,6 +89,9 @@ def _write(network: nn.Module, path: Path, format: Format, opset: int) -> None:
                     torch.export.save(torch.export.export(network, (example,), dynamic_shapes=_dynamic()), path)
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error}; install what export needs: pip install 'text2mask-wsss[export]'.") from error
+    except Exception as error:  # the exporters raise many kinds for an operator they do not know
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(f"This network cannot be written as {format} ({reason}); try another --format.") from error
 
 
 def _write_onnx(network: nn.Module, example: Tensor, path: Path, opset: int) -> None:
@@ -113,9 +116,7 @@ def _dynamic() -> tuple[dict[int, Any]]:
     return ({0: torch.export.Dim("batch", min=1, max=4096), 2: height, 3: width},)
 
 
-def check_parity(
-    network: nn.Module, path: Path, format: Format, sizes: Sequence[tuple[int, int]]
-) -> dict[str, float]:
+def check_parity(network: nn.Module, path: Path, format: Format, sizes: Sequence[tuple[int, int]]) -> dict[str, float]:
     """Return the largest absolute difference of the scores between file and network, by image size.
 
     Raises:
@@ -124,10 +125,14 @@ def check_parity(
     """
     wrong = [size for size in sizes if min(size) < 1 or any(side % SIZE_MULTIPLE for side in size)]
     if wrong or not sizes:
-        raise ConfigError(f"--sizes holds {wrong or 'nothing'}; it takes multiples of {SIZE_MULTIPLE}, as [[128, 160]].")
+        raise ConfigError(
+            f"--sizes holds {wrong or 'nothing'}; it takes multiples of {SIZE_MULTIPLE}, as [[128, 160]]."
+        )
     run = _loader(path, format)
     return {
-        f"{height}x{width}": float(np.abs(run(_noise((height, width))) - _run_torch(network, _noise((height, width))).numpy()).max())
+        f"{height}x{width}": float(
+            np.abs(run(_noise((height, width))) - _run_torch(network, _noise((height, width))).numpy()).max()
+        )
         for height, width in sizes
     }
 
@@ -140,7 +145,9 @@ def _loader(path: Path, format: Format) -> Any:
             session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
             return lambda rgb: session.run(None, {"rgb": rgb.numpy()})[0]
         case "torchscript":
-            script = torch.jit.load(str(path))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # deprecated in favour of torch_export, still asked for
+                script = torch.jit.load(str(path))
             return lambda rgb: _run_torch(script, rgb).numpy()
         case "torch_export":
             module = torch.export.load(path).module()

@@ -74,13 +74,14 @@ def probabilities(network: Network, images: Images, config: InferenceConfig) -> 
         part = _windows(network, view, config).softmax(dim=1)
         part = F.interpolate(part, size=size_hw, mode="bilinear", align_corners=False)
         part = part.flip(-1) if flipped else part
-        if merged is None:
-            merged = part
-        else:
-            merged = torch.maximum(merged, part) if config.merge == "max" else merged + part
+        merged = part if merged is None else _merge(merged, part, config)
         count += 1
     assert merged is not None
     return merged / merged.sum(dim=1, keepdim=True) if count > 1 else merged
+
+
+def _merge(merged: Tensor, part: Tensor, config: InferenceConfig) -> Tensor:
+    return torch.maximum(merged, part) if config.merge == "max" else merged + part
 
 
 def _views(images: Images, config: InferenceConfig) -> Iterator[tuple[Images, bool]]:

@@ -153,7 +153,7 @@ class SegtrainCLI(LightningCLI):
         """Write the last weights and say where everything is."""
         output = Path(self._own("output"))
         last = output / "checkpoints" / "last.ckpt"
-        if not self.trainer.fast_dev_run:
+        if not self._own("trainer").get("fast_dev_run"):
             self.trainer.save_checkpoint(last, weights_only=False)
         best = output / "checkpoints" / "best.ckpt"
         if self.trainer.is_global_zero:
@@ -224,7 +224,12 @@ def run_lightning(command: str, args: list[str]) -> None:
         args=[command, *args],
         parser_class=RunParser,
         parser_kwargs={"prog": "segtrain"},
-        trainer_defaults={"use_distributed_sampler": False, "max_epochs": 30, "log_every_n_steps": 10, "enable_model_summary": False},
+        trainer_defaults={
+            "use_distributed_sampler": False,
+            "max_epochs": 30,
+            "log_every_n_steps": 10,
+            "enable_model_summary": False,
+        },
         save_config_callback=None,
         seed_everything_default=0,
         auto_configure_optimizers=False,

@@ -49,8 +49,8 @@ class SegmentationModule(pl.LightningModule):
         network: which network.
         loss: what is minimised.
         optimizer: how.
-        batch_norm: train lets the encoder's batch norm learn; frozen keeps its statistics and factors, as the paper does
-            with ImageNet weights and small batches (--trainer.sync_batchnorm true shares statistics between GPUs).
+        batch_norm: train lets the encoder's batch norm learn; frozen keeps its statistics and factors, as the paper
+            does with ImageNet weights and small batches (--trainer.sync_batchnorm true shares statistics between GPUs).
         channels_last: keep images with channels innermost, which tensor cores and some CPUs like better.
 
     """
@@ -59,7 +59,7 @@ class SegmentationModule(pl.LightningModule):
         self,
         network: NetworkConfig = NetworkConfig(),  # noqa: B008 - frozen
         loss: LossConfig = LossConfig(),  # noqa: B008
-        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
+        optimizer: OptimizerConfig = OptimizerConfig(),
         batch_norm: Literal["train", "frozen"] = "train",
         channels_last: bool = False,
     ) -> None:
@@ -192,7 +192,7 @@ class SegmentationModule(pl.LightningModule):
         self.log("val/miou", scores.miou, prog_bar=True, rank_zero_only=False, sync_dist=False)
         self.log("val/pixel_accuracy", scores.pixel_accuracy, sync_dist=False)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Return the optimizer with its groups and the polynomial schedule."""
         assert self.network is not None
         config = self.optimizer_config
@@ -259,6 +259,6 @@ def _freeze_batch_norm(encoder: nn.Module) -> None:
 
 def _not_finite(loss: float, step: int, lr: float) -> str:
     return (
-        f"The loss became {loss} at step {step} (learning rate {lr}): training stopped. Lower --model.optimizer.lr, set "
-        "--trainer.gradient_clip_val 1, or give --model.optimizer.warmup_steps; with 16-mixed try bf16-mixed."
+        f"The loss became {loss} at step {step} (learning rate {lr}): training stopped. Lower --model.optimizer.lr, "
+        "set --trainer.gradient_clip_val 1, or give --model.optimizer.warmup_steps; with 16-mixed try bf16-mixed."
     )

@@ -52,12 +52,11 @@ class PyramidHead(nn.Module):
 
     def __init__(self, in_channels: int, n_classes: int, rates: tuple[int, ...]) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(
-            nn.Conv2d(in_channels, n_classes, 3, padding=rate, dilation=rate) for rate in rates
-        )
-        for branch in self.branches:
+        branches = [nn.Conv2d(in_channels, n_classes, 3, padding=rate, dilation=rate) for rate in rates]
+        for branch in branches:
             nn.init.normal_(branch.weight, std=0.01)
-            nn.init.zeros_(branch.bias)
+            nn.init.zeros_(branch.bias)  # type: ignore[arg-type]
+        self.branches = nn.ModuleList(branches)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Return class scores at the size of the coarsest feature map."""
@@ -73,6 +72,9 @@ class Segmenter(nn.Module):
         - Input: (N, 3, H, W), float, RGB in 0..255; H and W multiples of `SIZE_MULTIPLE`.
         - Output: (N, classes with background, H, W), unnormalised scores.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -206,7 +208,7 @@ def load_encoder_weights(encoder: nn.Module, path: Path) -> None:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(
-            f"There is no file {path}; --model.network.weights takes imagenet, a file of weights, or null (from scratch)."
+            f"There is no file {path}; --model.network.weights takes imagenet, a file, or null (from scratch)."
         )
     try:
         if path.suffix == ".safetensors":

@@ -69,9 +69,7 @@ class Augmentation:
         mask: UInt8[np.ndarray, "height width"],
         weight: UInt8[np.ndarray, "height width"] | None,
         seed: int,
-    ) -> tuple[
-        UInt8[np.ndarray, "crop crop 3"], UInt8[np.ndarray, "crop crop"], UInt8[np.ndarray, "crop crop"] | None
-    ]:
+    ) -> tuple[UInt8[np.ndarray, "crop crop 3"], UInt8[np.ndarray, "crop crop"], UInt8[np.ndarray, "crop crop"] | None]:
         """Return the augmented image, mask and weights."""
         self._compose.set_random_seed(seed)
         planes = [mask] if weight is None else [mask, weight]

@@ -16,7 +16,9 @@ TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.acceler
 def segtrain(*arguments: str) -> None:
     """Run in processes of its own: Lightning starts the second one by repeating the command line."""
     command = [sys.executable, "-m", "train.cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -142,7 +142,14 @@ def test_truth_and_confidence_and_argmax_masks_train(world, tmp_path):
 
 
 def test_paper_recipe_at_tiny_width(world, tmp_path):
-    more = ["--model.network.architecture", "deeplabv2", "--model.batch_norm", "frozen", "--model.loss.kind", "balanced"]
+    more = [
+        "--model.network.architecture",
+        "deeplabv2",
+        "--model.batch_norm",
+        "frozen",
+        "--model.loss.kind",
+        "balanced",
+    ]
     more += ["--model.loss.scales", "[1.0,0.75,0.5]", "--model.loss.max_over_scales", "true"]
     more += ["--model.optimizer.bias_lr_factor", "2", "--trainer.max_steps", "2"]
     assert main(world.fit(tmp_path / "r", *more)) == 0
@@ -227,7 +234,9 @@ def test_foreign_and_newer_checkpoints_are_refused(checkpoint, tmp_path, capsys)
 
 
 def test_help_is_quick_and_light():
-    code = "import sys; from train.cli import main; main(['--help']); print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    code = (
+        "import sys; from train.cli import main; main(['--help']); print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "relabel" in done.stdout
     assert done.stdout.strip().endswith("[]")

@@ -52,7 +52,10 @@ def test_losses_agree_with_plain_python(seed, weighted):
     w = weights if weighted else None
     plain = _reference(scores, labels, w, lambda p, c: -math.log(p[c]), counted)
     assert float(cross_entropy(scores, labels, w)) == pytest.approx(plain, rel=1e-4)
-    parts = [_reference(scores, labels, w, lambda p, c: -math.log(p[c]), wanted) for wanted in (lambda c: 0 < c < 9, lambda c: c == 0)]
+    parts = [
+        _reference(scores, labels, w, lambda p, c: -math.log(p[c]), wanted)
+        for wanted in (lambda c: 0 < c < 9, lambda c: c == 0)
+    ]
     assert float(balanced_cross_entropy(scores, labels, w)) == pytest.approx(sum(parts), rel=1e-4)
     boot = _reference(scores, labels, w, lambda p, c: -0.8 * math.log(p[c]) - 0.2 * math.log(max(p)), counted)
     assert float(bootstrapped_cross_entropy(scores, labels, w, 0.8)) == pytest.approx(boot, rel=1e-4)

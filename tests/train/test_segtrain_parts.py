@@ -1,5 +1,7 @@
 """Networks, augmentation, order, inference, averaging, warnings, relabelling: the parts, each by its laws."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from train.module import OptimizerConfig, parameter_groups, poly_factor
 from train.network import NetworkConfig, build_network
 from train.predict import list_folder, shrink
 from train.relabel import allow, corrected
-from train.transforms import AugmentConfig, Augmentation
+from train.transforms import Augmentation, AugmentConfig
 
 from .conftest import draw, soft_maps
 
@@ -55,7 +57,9 @@ def test_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match=r"ImageNet weights of 'resnet18' cannot be fetched.*weights FILE.*weights null"):
+    with pytest.raises(
+        ModelError, match=r"ImageNet weights of 'resnet18' cannot be fetched.*weights FILE.*weights null"
+    ):
         build_network(NetworkConfig(encoder="resnet18"), 3)
 
 
@@ -149,7 +153,7 @@ def test_windows_cover_everything_and_overlap_enough(length, window, overlap):
         covered[start : start + window] = True
     assert covered[:length].all()
     assert starts[-1] + window <= max(length, window)
-    assert all(b - a <= max(1, window * (1 - overlap)) + 1 for a, b in zip(starts, starts[1:], strict=False))
+    assert all(b - a <= max(1, window * (1 - overlap)) + 1 for a, b in pairwise(starts))
 
 
 def _pointwise(images: torch.Tensor) -> torch.Tensor:
@@ -176,7 +180,7 @@ def test_scales_merge_to_probabilities():
     merged = probabilities(_pointwise, images, InferenceConfig(scales=(0.5, 1.5), merge="max"))
     assert merged.shape == (1, 3, 33, 41)
     assert torch.allclose(merged.sum(1), torch.ones(1, 33, 41), atol=1e-5)
-    with pytest.raises(ConfigError, match="--inference.scales"):
+    with pytest.raises(ConfigError, match=r"--inference\.scales"):
         probabilities(_pointwise, images, InferenceConfig(scales=(0.0,)))
 
 
