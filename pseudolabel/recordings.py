@@ -295,14 +295,20 @@ def raw_maps(
 ) -> Float[Tensor, "draws classes grid_h grid_w"]:
     """Return the mean over the config's cross layers, not scaled.
 
-    Layers are named by module; of `name@0+3` the recordings of `name@0` and `name@3` are averaged.
+    Layers are named by module; of `name@0+3` the recordings of `name@0` and `name@3` are averaged, and of `name` those
+    of all its heads where it was recorded head by head.
     """
     table = part.rescaled if config.attention.token_rescaling else part.plain
     maps = []
     for spec in config.attention.cross_layers:
         name, _, heads = spec.partition("@")
-        names = [spec] if spec in table else [f"{name}@{head}" for head in heads.split("+")]
-        if any(each not in table for each in names):
+        if spec in table:
+            names = [spec]
+        elif heads:
+            names = [f"{name}@{head}" for head in heads.split("+")]
+        else:
+            names = [key for key in table if key.startswith(f"{name}@")]
+        if not names or any(each not in table for each in names):
             raise ConfigError(f"Layer {spec!r} was not recorded; there are {', '.join(table)}")
         maps.append(resize_maps(torch.stack([table[each] for each in names]).mean(dim=0), grid_hw))
     return torch.stack(maps).mean(dim=0)

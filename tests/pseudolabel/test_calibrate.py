@@ -126,6 +126,7 @@ def test_all_heads_one_by_one_equal_the_whole_layer(tiny_config, with_settings, 
     by_heads = with_settings(config, "attention", cross_layers=(f"mid_block.attentions.0@{heads}",))
     expected, found = refined_maps(whole, config, layers), refined_maps(merged, by_heads, layers)
     assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(refined_maps(merged, config, layers), expected, atol=1e-5)
     fewer = fewer_heads(config, {"mid_block.attentions.0": count})
     assert len(fewer) == count
     assert not torch.allclose(refined_maps(merged, fewer[0], layers), expected, atol=1e-3)
