@@ -107,7 +107,9 @@ def demo(
         print(f"Next: pseudolabel demo --output {output}")
         return
     result = Result(machine=describe_machine(device))
-    result.steps.append(Step("Draw the world", f"pseudolabel demo --draw_only --output {output}", seconds))
+    result.steps.append(
+        Step("Draw the world", f"pseudolabel demo {'--quick ' if quick else ''}--draw_only --output {output}", seconds)
+    )
     make_masks(result, folder, size, device)
     train_network(result, folder, size, device)
     if true_masks:
@@ -121,24 +123,17 @@ def make_masks(result: Result, folder: Path, size: Size, device: Device) -> None
     """Make masks of train and of a few val scenes, and score those of train."""
     shared = ["--config", str(CONFIGS / "pseudolabel" / "demo.yaml"), "--root", str(folder / "world")]
     shared += ["--model.id", str(MODEL), "--device", device]
-    for title, split, store, limit in (
-        ("Masks from labels", "train", "masks", size.train),
-        ("Masks of a few test scenes, to be shown", "val", "masks_val", size.shown),
-    ):
-        arguments = ["--split", split, "--store", str(folder / store), "--limit", str(limit)]
-        run_step(result, title, "pseudolabel", "generate", *shared, *arguments, *_rest(folder / store, limit))
+    train = ["--split", "train", "--store", str(folder / "masks")]
+    run_step(result, "Masks from labels", "pseudolabel", "generate", *shared, *train)
+    shown = folder / "masks_val"
+    there = len(MaskStore.open(shown).finished()) if (shown / "store.json").exists() else 0
+    val = ["--split", "val", "--store", str(shown), "--limit", str(max(0, size.shown - there))]  # it counts new ones
+    run_step(result, "Masks of a few test scenes, to be shown", "pseudolabel", "generate", *shared, *val)
     start = time.perf_counter()
     scores = score_store(MaskStore.open(folder / "masks"), truth=TRAIN_TRUTH_FOLDER)
     command = f"pseudolabel score --store {folder / 'masks'} --truth {TRAIN_TRUTH_FOLDER}"
     result.masks = scores.to_json()
     result.steps.append(Step("Score the masks", command, time.perf_counter() - start))
-
-
-def _rest(store: Path, limit: int) -> list[str]:
-    """Return the limit that is left when a store has some of its images already: `--limit` counts new ones."""
-    if not (store / "store.json").exists():
-        return []
-    return ["--limit", str(max(0, limit - len(MaskStore.open(store).finished())))]
 
 
 def train_network(result: Result, folder: Path, size: Size, device: Device, true_masks: bool = False) -> None:
