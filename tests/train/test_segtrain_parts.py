@@ -69,7 +69,7 @@ def test_encoder_arguments_are_for_timm_alone():
 
 
 def test_head_learns_faster_and_biases_do_not_decay():
-    config = OptimizerConfig(lr=0.1, head_lr_factor=10, bias_lr_factor=2, weight_decay=0.5)
+    config = OptimizerConfig(lr=0.1, head_lr_factor=10.0, bias_lr_factor=2.0, weight_decay=0.5)
     network = build_network(NetworkConfig(architecture="deeplabv2", **SMALL), 3)
     groups = parameter_groups(network, config)
     assert sum(value.numel() for group in groups for value in group["params"]) == sum(
@@ -93,7 +93,7 @@ def test_poly_schedule_falls_to_zero_after_warm_up():
 
 def test_augmentation_depends_on_the_seed_alone_and_moves_mask_with_image():
     rgb, mask = draw(5)
-    augment = Augmentation(AugmentConfig(crop=48, scale=(0.5, 1.5), rotate_degrees=10, colour=0.2))
+    augment = Augmentation(AugmentConfig(crop=48, scale=(0.5, 1.5), rotate_degrees=10.0, colour=0.2))
     first = augment(rgb, mask, mask * 20, 7)
     augment(rgb, mask, None, 8)
     again = augment(rgb, mask, mask * 20, 7)
