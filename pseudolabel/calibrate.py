@@ -439,7 +439,7 @@ def choose_affinity(search: Search) -> None:
         for layer in search.layers
         for kind in kinds
     ]
-    search.take("affinity", judge(search, _read_both(search, "affinity"), candidates))
+    search.take("affinity", judge(search, _read_both(search, "affinity"), candidates), 2 * MIN_GAIN)
     for _ in range(ROUNDS):
         candidates = small_changes(search.config, [layer.name for layer in search.layers])
         if not search.take("small changes", judge(search, _read_both(search, "small changes"), candidates)):

@@ -114,10 +114,10 @@ def smoothness(maps: Float[np.ndarray, "classes height width"]) -> float:
 def label_score(present: Sequence[Float[np.ndarray, "_ _ _"]], absent: Sequence[Float[np.ndarray, "_ _ _"]]) -> float:
     """Return how good maps are as far as image-level labels can tell; no ground truth is used.
 
-    The sentence read names classes that are in the image and as many that are not. Good maps tell the two kinds apart
-    (`separation`, 0.5 to 1, stretched to 0..1) and show compact things instead of noise (`smoothness`, clipped to
-    0..1); the score is their product's square root. Our own; benchmarks/calibration.md shows its rank correlation with
-    mIoU.
+    The sentence read names classes that are in the image and others that are not. Good maps tell the two kinds apart
+    (`separation`, 0.5 by chance, 1 always) and show compact things instead of noise (`smoothness`, clipped to 0..1);
+    the score is the product of the two means, 0 to 1. Our own; benchmarks/calibration.md holds its rank correlation
+    with mIoU beside that of other formulas.
 
     Args:
         present: of each image, raw maps (not scaled to 0..1) of the classes it holds.
@@ -126,7 +126,7 @@ def label_score(present: Sequence[Float[np.ndarray, "_ _ _"]], absent: Sequence[
     """
     apart = np.mean([separation(*pair) for pair in zip(present, absent, strict=True)])
     smooth = np.mean([smoothness(maps) for maps in present])
-    return float(np.sqrt(np.clip(2 * apart - 1, 0, 1) * np.clip(smooth, 0, 1)))
+    return float(apart * np.clip(smooth, 0, 1))
 
 
 def otsu_threshold(maps: Sequence[Float[np.ndarray, "_ _ _"]]) -> float:
