@@ -32,7 +32,8 @@ from benchmarks.common import (
 )
 from data.classes import VOC
 from data.demo.world import calibration_scenes
-from pseudolabel.calibrate import DECOYS, TIMESTEPS, present_and_absent, with_affinity, with_attention, with_timesteps
+from pseudolabel.calibrate import DECOYS, TIMESTEPS
+from pseudolabel.candidates import with_affinity, with_attention, with_timesteps
 from pseudolabel.config import GenerateConfig
 from pseudolabel.criteria import (
     THRESHOLDS,
@@ -47,6 +48,7 @@ from pseudolabel.criteria import (
 from pseudolabel.diffusion import load_models, pick_device, pick_dtype
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.recordings import Picture, Recorded, draw_decoys, every_layer, record, refined_maps, view
+from pseudolabel.search import present_and_absent
 from pseudolabel.workers import available_cpus
 
 Maps = list[np.ndarray]

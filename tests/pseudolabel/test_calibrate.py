@@ -15,7 +15,8 @@ from data.masks import write_mask
 from data.samples import DataConfig
 from data.scoring import confusion_matrix, score
 from pseudolabel.attention import list_layers
-from pseudolabel.calibrate import differences, fewer_heads, head_count, merge_heads, one_more_or_less
+from pseudolabel.calibrate import differences
+from pseudolabel.candidates import fewer_heads, one_more_or_less
 from pseudolabel.cli import main
 from pseudolabel.config import DiffusionConfig, FuseConfig, GenerateConfig
 from pseudolabel.criteria import (
@@ -33,6 +34,7 @@ from pseudolabel.diffusion import load_models
 from pseudolabel.fuse import background_score
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.recordings import Picture, per_head, record, refined_maps
+from pseudolabel.search import head_count, merge_heads
 
 LABELS = (8, 15)
 
