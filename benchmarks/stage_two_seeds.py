@@ -3,8 +3,8 @@
     python benchmarks/stage_two_seeds.py --store S --root W [--seeds 0 1 2] [--relabel] [--output runs/seeds]
 
 S is a store of pseudo-masks of W's train split, W the data set (`pseudolabel demo --draw_only` draws one). Both
-networks have the same settings, order and number of steps. `--relabel` adds a round of self-training. Runs that are done are not
-repeated. The figures go to benchmarks/stage_two_seeds.json, with hardware and commit.
+networks have the same settings, order and number of steps. `--relabel` adds a round of self-training. Runs that are
+done are not repeated. The figures go to benchmarks/stage_two_seeds.json, with hardware and commit.
 """
 
 import argparse
