@@ -170,7 +170,7 @@ def mask_warnings(histogram: np.ndarray, names: tuple[str, ...]) -> list[str]:
     if total and ignored / total > 0.5:
         warnings.append(
             f"{100 * ignored / total:.0f} % of the mask pixels are ignored: little is left to learn from; lower the "
-            "ignore threshold (`pseudolabel refine --crf.keep`), or train with --data.masks argmax."
+            "ignore threshold (`pseudolabel refine --ignore_below`), or train with --data.masks argmax."
         )
     if counted and histogram[0] / counted > 0.97:
         warnings.append(
