@@ -12,7 +12,15 @@ PACKAGES = ("data", "pseudolabel", "train")
 # The training of the shipped model: nothing outside these files imports them.
 LEAVES = {
     f"data/demo/{name}.py"
-    for name in ("train_model", "measure_model", "show_model", "model_parts", "latents", "training")
+    for name in (
+        "train_model",
+        "measure_model",
+        "show_model",
+        "model_parts",
+        "latents",
+        "training",
+        "word_presence",
+    )
 }
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 

@@ -44,7 +44,8 @@ from data.demo.model_parts import (
     build_tokenizer,
     build_unet,
 )
-from data.demo.training import Session, optimise, restore, save_state, schedule, write_log
+from data.demo.training import Session, optimise, restore, save_state, schedule, warming_average, write_log
+from data.demo.word_presence import Words, class_words, record_queries, word_presence_loss
 from data.demo.world import split_scenes
 
 MODEL_DIR = Path(__file__).parent / "model"
@@ -66,9 +67,11 @@ class Recipe:
     lr: float = 8e-4
     decay_from: float = 0.6
     """Share of the steps after which the learning rate goes down to zero."""
-    timestep_low: tuple[int, int] = (400, 150)
+    timestep_low: tuple[int, int] = (150, 50)
     """Lower end of the noise levels at the beginning and at the end; moves between 20 % and 80 % of the steps."""
-    timestep_high: int = 980
+    timestep_high: int = 900
+    word_loss: float = 0.3
+    """Weight of `word_presence_loss`, which knows the captions' words alone; 0 trains on the diffusion loss alone."""
     empty_captions: float = 0.08
     ema: float = 0.999
 
@@ -81,6 +84,7 @@ def main(
     workers: int = 2,
     evaluate: bool = False,
     save_every: int = 500,
+    measured_scenes: int = 160,
     recipe: Recipe = Recipe(),
 ) -> None:
     """Train the shipped diffusion model, or measure it.
@@ -92,6 +96,7 @@ def main(
         minutes: Wall time for the diffusion training; sets its number of steps from the speed of the first ones.
         workers: Processes that draw scenes.
         save_every: Steps between checkpoints and measurements.
+        measured_scenes: Scenes of `val` the class accuracy is measured on while training.
         evaluate: Only measure the model in `output` on `val` and write the figures into its training.json.
         recipe: Sizes, learning rates and the rest of what changes the result.
 
@@ -103,7 +108,7 @@ def main(
         print(json.dumps(record["figures"], indent=1))
         return
     chosen = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
-    session = Session(work_dir, torch.device(chosen), workers, save_every)
+    session = Session(work_dir, torch.device(chosen), workers, save_every, measured_scenes)
     work_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(work_dir / "tokenizer")
     vae = train_autoencoder(recipe, session)
@@ -166,9 +171,8 @@ class Trained:
             self.unet.set_attn_processor(AttnProcessor())
         self.text_encoder = build_text_encoder(tokenizer).to(device)
         self.models = torch.nn.ModuleList([self.unet, self.text_encoder])
-        self.average = torch.optim.swa_utils.AveragedModel(
-            self.models, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.ema)
-        )
+        self.average = torch.optim.swa_utils.AveragedModel(self.models, multi_avg_fn=warming_average(recipe.ema))
+        self.queries = record_queries(self.unet)
         self.optimizer = torch.optim.AdamW(
             self.models.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda"
         )
@@ -205,15 +209,16 @@ def train_diffusion(
     trained.restore(session.work_dir)
     batches = latent_batches(session, vae, recipe.seed, recipe.scenes, recipe.batch, trained.step)
     alphas_cumprod = build_scheduler().alphas_cumprod.to(session.device)
-    measure = Localisation(vae, tokenizer, session.device, split_scenes("val", 160))
+    measure = Localisation(vae, tokenizer, session.device, split_scenes("val", session.measured_scenes))
     network = torch.compile(trained.unet) if session.device.type == "cuda" else trained.unet
     bar = tqdm(total=trained.steps, initial=trained.step, desc="diffusion", unit="step")
     first, spent, began = trained.step, trained.seconds, time.monotonic()
     while trained.step < trained.steps:
         latents, labels, grounds = next(batches)
         captions = captions_of(recipe, trained.step, labels, grounds)
-        text = token_ids(tokenizer, captions, session.device)
-        loss = diffusion_loss(recipe, trained, network, latents, text, alphas_cumprod)
+        tokens = token_ids(tokenizer, captions, session.device)
+        words = class_words(tokenizer, tokens, captions, labels)
+        loss = training_loss(recipe, trained, network, latents, tokens, words, alphas_cumprod)
         rate = recipe.lr * schedule(trained.step, trained.steps, recipe.decay_from)
         optimise(loss, trained.models.parameters(), trained.optimizer, rate)
         trained.average.update_parameters(trained.models)
@@ -242,27 +247,32 @@ def report(
     bar.set_postfix({"loss": f"{loss.item():.4f}", **({"class_accuracy": accuracy} if accuracy else {})})
 
 
-def diffusion_loss(
+def training_loss(
     recipe: Recipe,
     trained: Trained,
     network: Any,
     latents: Float[Tensor, "batch channels height width"],
     tokens: Int[Tensor, "batch tokens"],
+    words: Words,
     alphas_cumprod: Float[Tensor, " timesteps"],
 ) -> Tensor:
-    """Mean squared error of the predicted velocity v = sqrt(abar) eps - sqrt(1 - abar) z."""
+    """Squared error of the predicted velocity v = sqrt(abar) eps - sqrt(1 - abar) z, and the word-presence loss."""
     device = latents.device
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + trained.step)
     low = timestep_low(recipe, trained.step / trained.steps)
     uniform = (torch.arange(len(latents)) + torch.rand(len(latents), generator=generator)) / len(latents)
     timesteps = (low + uniform * (recipe.timestep_high - low)).long().to(device)
     noise = torch.randn(latents.shape, generator=generator).to(device)
-    signal = alphas_cumprod[timesteps].sqrt()[:, None, None, None]
-    sigma = (1 - alphas_cumprod[timesteps]).sqrt()[:, None, None, None]
+    kept = alphas_cumprod[timesteps]
+    signal, sigma = kept.sqrt()[:, None, None, None], (1 - kept).sqrt()[:, None, None, None]
     with torch.autocast(device.type, torch.bfloat16):
         text = trained.text_encoder(tokens).last_hidden_state
         predicted = network(signal * latents + sigma * noise, timesteps, text).sample
-    return (predicted.float() - (signal * noise - sigma * latents)).square().mean()
+    loss = (predicted.float() - (signal * noise - sigma * latents)).square().mean()
+    if recipe.word_loss:
+        # Where noise hides the image there is nothing to recognise: each scene counts as much as is left of it.
+        loss = loss + recipe.word_loss * word_presence_loss(trained.queries, text.float(), words, kept)
+    return loss
 
 
 def timestep_low(recipe: Recipe, progress: float) -> int:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ class Session:
     device: torch.device
     workers: int
     save_every: int
+    measured_scenes: int
 
 
 def schedule(step: int, steps: int, decay_from: float, warm_up: int = 100) -> float:
@@ -66,3 +68,13 @@ def write_log(
         if new:
             writer.writerow(["phase", "step", "samples", "seconds", "loss", "class_accuracy"])
         writer.writerow([phase, step, samples, round(seconds), f"{loss:.5f}", "" if accuracy is None else accuracy])
+
+
+def warming_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """An exponential moving average of weights that follows quickly at first, so that early figures mean something."""
+
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        now = min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(averaged, current, 1 - now)
+
+    return torch.no_grad()(update)

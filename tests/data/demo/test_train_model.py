@@ -15,12 +15,21 @@ from data.demo.measure_model import class_accuracy, phrase_positions, recorded_c
 from data.demo.model_parts import build_tokenizer, build_unet
 from data.demo.train_model import Recipe, Trained, main, timestep_low
 from data.demo.training import save_state, schedule
+from data.demo.word_presence import Words, class_words, record_queries, word_presence_loss
 
 TOY = Recipe(scenes=50, vae_steps=2, vae_batch=2, steps=4, batch=4)
 
 
 def train(work_dir: Path, recipe: Recipe = TOY) -> Path:
-    main(output=work_dir / "out", work_dir=work_dir, device="cpu", workers=0, recipe=recipe, save_every=2)
+    main(
+        output=work_dir / "out",
+        work_dir=work_dir,
+        device="cpu",
+        workers=0,
+        save_every=2,
+        measured_scenes=8,
+        recipe=recipe,
+    )
     return work_dir / "out"
 
 
@@ -145,3 +154,32 @@ def test_the_shipped_model_draws_what_is_asked_for():
     red, green, blue = np.asarray(image, float).mean((0, 1))
     assert green > red > 0
     assert green > blue
+
+
+def test_class_words_are_found_and_matched_with_every_scene(tmp_path: Path):
+    tokenizer = build_tokenizer(tmp_path)
+    captions = ["a photo of tv monitor, and dog.", "", "dog"]
+    labels = [(12, 20), (3,), (12,)]
+    tokens = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
+    words = class_words(tokenizer, tokens, captions, labels)
+    named = [tokenizer.decode(tokens[row, place]) for row, place in zip(words.captions, words.positions, strict=True)]
+    assert sorted(named) == ["dog", "dog", "monitor", "tv"]
+    assert words.present.shape == (3, 4)
+    for column, word in enumerate(named):
+        expected = [True, False, word == "dog"]
+        assert words.present[:, column].bool().tolist() == expected
+
+
+def test_the_word_presence_loss_falls_when_the_right_words_score(tmp_path: Path):
+    unet = build_unet()
+    queries = record_queries(unet)
+    text = torch.randn(2, 5, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        unet(torch.zeros(2, 8, 16, 16), 10, text)
+    words = Words(torch.tensor([0, 1]), torch.tensor([1, 1]), torch.eye(2))
+    before = word_presence_loss(queries, text, words, torch.ones(2))
+    for query in queries:
+        keys = query.layer.to_k(text[[0, 1], [1, 1]]).detach()
+        shape = query.last["query"].shape
+        query.last["query"] = (10 * keys / keys.square().mean(-1, keepdim=True))[:, None].expand(shape)
+    assert word_presence_loss(queries, text, words, torch.ones(2)) < before
