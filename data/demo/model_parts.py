@@ -1,6 +1,8 @@
 """The untrained parts of the shipped text-to-image model, in Stable Diffusion's shape at a thousandth of its size."""
 
-import json
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -10,28 +12,48 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from data.demo.captions import TEMPLATES, class_word
 from data.demo.world import GROUNDS
 
+END = "</w>"  # CLIP's mark of a piece that ends a word
 WINDOW = 48  # tokens; three classes, eight grounds and their commas take 40
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte-pair merges make one token of every word of the world and spell out the others."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
+    """A CLIP tokenizer that makes one token of every word of the world and spells out the others; kept in a folder."""
+    if (folder / "tokenizer_config.json").exists():
+        return CLIPTokenizer.from_pretrained(folder)
     words = sorted({w for text in (*TEMPLATES, *GROUNDS, *map(class_word, range(1, 21)), "and") for w in text.split()})
     alphabet = list("abcdefghijklmnopqrstuvwxyz0123456789.,'-")
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000, min_frequency=0, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator(words, trainer)
-    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
-    pieces = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
-    pieces += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    merges = learn_merges(words)
+    pieces = [*alphabet, *(letter + END for letter in alphabet), *map("".join, merges)]
+    vocabulary = {piece: i for i, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=WINDOW)
     tokenizer.save_pretrained(folder)
     return tokenizer
+
+
+def learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges, the most frequent pair first, until every word is one piece.
+
+    Equal counts are decided by the alphabet: the tokenizers library leaves them to chance, and then a training that
+    is resumed, or repeated, gives other ids to the same words.
+    """
+    split = [[*word[:-1], word[-1] + END] for word in words]
+    merges = []
+    while counts := Counter(pair for pieces in split for pair in pairwise(pieces)):
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        split = [merge_pair(pieces, best) for pieces in split]
+    return merges
+
+
+def merge_pair(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    """Join every occurrence of a pair, from the left."""
+    joined: list[str] = []
+    for piece in pieces:
+        if joined and (joined[-1], piece) == pair:
+            joined[-1] += piece
+        else:
+            joined.append(piece)
+    return joined
 
 
 def build_autoencoder() -> AutoencoderKL:

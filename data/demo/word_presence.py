@@ -82,8 +82,18 @@ def word_presence_loss(
     text: Float[Tensor, "batch length channels"],
     words: Words,
     weights: Float[Tensor, " batch"],
+    sharpness: float = 1.0,
 ) -> Tensor:
-    """Weighted binary cross-entropy of every word's pooled score in every scene, mean over layers."""
+    """Weighted binary cross-entropy of every word's pooled score in every scene, mean over layers.
+
+    Args:
+        queries: Cross-attention layers with the queries of a pass.
+        text: The text encoder's output for the batch's captions.
+        words: The class words in it.
+        weights: Of each scene.
+        sharpness: r of the pooling log(mean(exp(r s))) / r: large is the maximum, near zero the mean.
+
+    """
     embedded = text[words.captions, words.positions]
     losses = []
     for query in queries:
@@ -91,7 +101,7 @@ def word_presence_loss(
         q = query.last["query"].float().unflatten(-1, (heads, -1))
         k = query.layer.to_k(embedded).unflatten(-1, (heads, -1))
         scores = torch.einsum("bphc,whc->bpw", q, k) * (query.layer.scale / heads)
-        pooled = scores.logsumexp(1) - math.log(scores.shape[1])
+        pooled = ((sharpness * scores).logsumexp(1) - math.log(scores.shape[1])) / sharpness
         losses.append(
             F.binary_cross_entropy_with_logits(
                 pooled, words.present, weights[:, None], pos_weight=torch.tensor(POSITIVE_WEIGHT, device=pooled.device)
