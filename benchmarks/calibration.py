@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.common import (
+    DEMO_CLASSES,
     DEMO_CONFIG,
     DEMO_MODEL,
     HERE,
@@ -30,7 +31,6 @@ from benchmarks.common import (
     write_json,
     write_text,
 )
-from data.classes import VOC
 from data.demo.world import calibration_scenes
 from pseudolabel.calibrate import DECOYS, TIMESTEPS
 from pseudolabel.candidates import with_affinity, with_attention, with_timesteps
@@ -94,12 +94,12 @@ def measure(
     device = pick_device(config.run.device)
     models = load_models(config.model, device, pick_dtype(config.run.dtype, device))
     base = with_affinity(with_attention(with_timesteps(config, timesteps), cross_layers=("all",)), kind="none")
-    pipeline = Pipeline(models, base, VOC, cut=False)
+    pipeline = Pipeline(models, base, DEMO_CLASSES, cut=False)
     layers = every_layer(pipeline)
     drawn = list(calibration_scenes(scenes, seed))
     names = [f"calibration_{index:06d}" for index in range(scenes)]
     plain = [Picture(name, scene.rgb, scene.labels, (), scene.mask) for name, scene in zip(names, drawn, strict=True)]
-    decoyed = [replace(each, decoys=draw_decoys(each.id, each.labels, len(VOC), decoys)) for each in plain]
+    decoyed = [replace(each, decoys=draw_decoys(each.id, each.labels, len(DEMO_CLASSES), decoys)) for each in plain]
     total = scenes * len(timesteps)
     ordinary: dict[int, list[Recorded]] = {timestep: [] for timestep in timesteps}
     with_decoys: dict[int, list[Recorded]] = {timestep: [] for timestep in timesteps}
@@ -124,7 +124,7 @@ def by_truth(recorded: Sequence[Recorded], config: GenerateConfig, layers: Any) 
     for item in recorded:
         maps = refined_maps(item, config, layers)
         grids.append(maps.numpy())
-        counts = counts + count_pixels(view(maps, item), item.picture.labels, item.picture.truth, len(VOC) + 1)
+        counts = counts + count_pixels(view(maps, item), item.picture.labels, item.picture.truth, len(DEMO_CLASSES) + 1)
     miou, threshold = best_threshold(counts)
     otsu = otsu_threshold(grids)
     at_otsu = float(mious(counts)[int(np.argmin(abs(THRESHOLDS - otsu)))])

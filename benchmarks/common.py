@@ -11,12 +11,14 @@ from typing import Any, get_type_hints
 import torch
 import yaml
 
+from data.classes import load_classes
 from data.masks import write_atomically
 from data.samples import DataConfig
 from pseudolabel.config import GenerateConfig
 
 HERE = Path(__file__).parent
 DEMO_MODEL = HERE.parent / "data/demo/model"
+DEMO_CLASSES = load_classes(HERE.parent / "data/demo/classes.yaml")
 DEMO_CONFIG = HERE.parent / "configs/pseudolabel/demo.yaml"
 
 

@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.common import (
+    DEMO_CLASSES,
     DEMO_CONFIG,
     DEMO_MODEL,
     HERE,
@@ -32,7 +33,6 @@ from benchmarks.common import (
     write_json,
     write_text,
 )
-from data.classes import VOC
 from data.demo.world import Scene, split_scenes
 from data.scoring import confusion_matrix, score
 from data.store import SoftMaps
@@ -45,7 +45,7 @@ from pseudolabel.labelmap import label_map
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.workers import available_cpus
 
-N_CLASSES = len(VOC) + 1
+N_CLASSES = len(DEMO_CLASSES) + 1
 TOGETHER = 16  # scenes handed to the pipeline at once
 
 
@@ -169,7 +169,7 @@ class Bench:
         stored = stored_settings(config)
         key = split + json.dumps({k: v for k, v in stored.items() if k not in ("fuse", "crf", "ignore_below")})
         if key not in self._kept:
-            pipeline = Pipeline(self.models, config, VOC, cut=False)
+            pipeline = Pipeline(self.models, config, DEMO_CLASSES, cut=False)
             scenes: list[Scene] = getattr(self, split)
             start = time.perf_counter()
             found: list[SoftMaps] = []

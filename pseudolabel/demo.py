@@ -122,7 +122,7 @@ def demo(
 def make_masks(result: Result, folder: Path, size: Size, device: Device) -> None:
     """Make masks of train and of a few val scenes, and score those of train."""
     shared = ["--config", str(CONFIGS / "pseudolabel" / "demo.yaml"), "--root", str(folder / "world")]
-    shared += ["--model.id", str(MODEL), "--device", device]
+    shared += ["--model.id", str(MODEL), "--classes", str(MODEL.parent / "classes.yaml"), "--device", device]
     train = ["--split", "train", "--store", str(folder / "masks")]
     run_step(result, "Masks from labels", "pseudolabel", "generate", *shared, *train)
     shown = folder / "masks_val"

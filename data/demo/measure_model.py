@@ -21,6 +21,8 @@ from tqdm import tqdm
 from data.demo.world import Scene, write_world
 from data.samples import open_samples, read_image, read_truth
 
+CLASSES = Path(__file__).parent / "classes.yaml"
+
 
 def class_accuracy(
     maps: Float[np.ndarray, "classes height width"], labels: tuple[int, ...], mask: np.ndarray
@@ -171,6 +173,6 @@ def read_config(config_file: Path, model: Path, root: Path) -> Any:
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(GenerateConfig, "settings")
     text = yaml.safe_load(config_file.read_text()) or {}
-    text["data"] = text.get("data", {}) | {"root": str(root), "split": "val"}
+    text["data"] = text.get("data", {}) | {"root": str(root), "split": "val", "classes": str(CLASSES)}
     text["model"] = text.get("model", {}) | {"id": str(model)}
     return parser.instantiate(parser.parse_object({"settings": text})).settings
