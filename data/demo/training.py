@@ -70,7 +70,7 @@ def write_log(
         writer.writerow([phase, step, samples, round(seconds), f"{loss:.5f}", "" if accuracy is None else accuracy])
 
 
-def warming_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+def warming_average(decay: float) -> Callable[[Any, Any, Any], None]:
     """An exponential moving average of weights that follows quickly at first, so that early figures mean something."""
 
     def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
