@@ -256,7 +256,7 @@ def image_strip(store: MaskStore, record: dict[str, Any], root: Path | None, tru
     mask = page.shrink_mask(store.read_mask(record["id"]), size)
     pictures.append(page.picture(overlay(small, mask), f"mask, {100 * float(np.mean(mask == 255)):.0f} % undecided"))
     if truth is not None:
-        true = read_truth(truth, (record["height"], record["width"]))
+        true = read_truth(truth, (record["height"], record["width"]), store.image_path(record, root))
         pictures.append(page.picture(colorize(page.shrink_mask(true, size)), "ground truth", "flat"))
     return pictures
 

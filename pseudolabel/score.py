@@ -101,7 +101,9 @@ def score_store(store: MaskStore, root: Path | None = None, truth: str | None = 
         for records in _chunks(store.records(), AHEAD):
             scored = [record for record in records if record["id"] in truths]
             missing += [record["id"] for record in records if record["id"] not in truths]
-            for soft_counts, counts, share in pool.map(lambda line: _compare(store, line, truths, config), scored):
+            for soft_counts, counts, share in pool.map(
+                lambda line: _compare(store, line, truths, config, root), scored
+            ):
                 after += counts
                 all_soft = all_soft and soft_counts is not None
                 before += 0 if soft_counts is None else soft_counts
@@ -144,13 +146,13 @@ def truth_paths(store: MaskStore, root: Path | None = None, truth: str | None = 
 
 
 def _compare(
-    store: MaskStore, record: dict[str, Any], truths: dict[str, Path], config: MaskConfig
+    store: MaskStore, record: dict[str, Any], truths: dict[str, Path], config: MaskConfig, root: Path | None
 ) -> tuple[Matrix | None, Matrix, float]:
     """Return an image's confusion matrix before the CRF (None without soft maps), after it, and its share of ignore."""
     from pseudolabel.fuse import before_crf
 
     sample_id, count = record["id"], len(store.classes) + 1
-    truth = read_truth(truths[sample_id], (record["height"], record["width"]))
+    truth = read_truth(truths[sample_id], (record["height"], record["width"]), store.image_path(record, root))
     soft = store.read_soft(sample_id)
     before = None if soft is None else confusion_matrix(truth, before_crf(soft, config), count)
     after = confusion_matrix(truth, store.read_argmax(sample_id), count)
