@@ -1,11 +1,13 @@
 """The command `check`: what a run would meet, before it."""
 
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.errors import UserError
 from pseudolabel.config import GenerateConfig
 
 if TYPE_CHECKING:
@@ -23,13 +25,14 @@ class ModelReport:
     warnings: list[str] = field(default_factory=list)
 
 
-def check(json: bool = False, examine: int | None = None, **settings: Any) -> None:
+def check(json: bool = False, examine: int | None = None, measure: bool = False, **settings: Any) -> None:
     """Look over labels, images, model and memory before a run; write nothing.
 
     The exit status is 0 only if `pseudolabel generate` with the same settings would succeed.
 
     Args:
         json: Print one JSON object instead of text.
+        measure: Fetch a model from the hub to time it; one in a local folder is always timed.
         examine: Open at most this many images, spread evenly; all if not given.
         **settings: The fields of GenerateConfig.
 
@@ -39,19 +42,20 @@ def check(json: bool = False, examine: int | None = None, **settings: Any) -> No
 
     config = GenerateConfig(**settings)
     data = check_data(config.data, config.run.on_error == "skip", examine, _progress)
-    model = check_model(config, data)
+    model = check_model(config, data, measure)
     _print_report(data, model, json)
     problems = [*data.problems, *model.problems]
     if problems:
         raise ConfigError(f"{len(problems)} problems would stop a run, the first: {problems[0]}")
 
 
-def check_model(config: GenerateConfig, data: "DataReport") -> ModelReport:
-    """Look at the model without loading its weights.
+def check_model(config: GenerateConfig, data: "DataReport", measure: bool = False) -> ModelReport:
+    """Load the model and make the mask of one image of the data set, to see that it works and how long it takes.
 
     Args:
         config: all settings.
-        data: the data set's report; its sizes decide what memory and time are needed.
+        data: the data set's report; without labelled images there is nothing to time.
+        measure: fetch a model that is not in a local folder.
 
     Returns:
         The report; its problems would stop a run.
@@ -65,7 +69,48 @@ def check_model(config: GenerateConfig, data: "DataReport") -> ModelReport:
         )
     if not folder.is_dir() and folder.is_absolute():
         report.problems.append(f"There is no model folder {folder}; --model.id must name one, or a model on the hub.")
+    if not folder.is_dir() and not measure:
+        report.warnings.append(f"{config.model.id} is on the hub and was not tried; --measure fetches and times it.")
+    elif data.labelled and not data.problems and not report.problems:
+        try:
+            report.seconds_per_image, report.memory_gb = measure_model(config)
+        except UserError as error:
+            report.problems.append(str(error))
     return report
+
+
+def measure_model(config: GenerateConfig) -> tuple[float, float]:
+    """Time one image, the middle one of the data set, and read off the memory in use.
+
+    Returns:
+        Seconds an image: of the U-Net, or of the CRF shared among the worker processes, whichever takes longer; and
+        peak memory in GB, of the GPU if there is one, else of this process.
+
+    """
+    import resource
+
+    import torch
+
+    from data.samples import open_samples, read_image
+    from pseudolabel.generate import mask_config
+    from pseudolabel.pipeline import Pipeline, label_map
+    from pseudolabel.workers import available_cpus
+
+    samples = open_samples(config.data, need_truth=False)
+    sample = samples.samples[len(samples.samples) // 2]
+    rgb_u8 = read_image(sample.image_path)
+    pipeline = Pipeline.load(config, samples.classes)
+    start = time.perf_counter()
+    soft = pipeline.soft_maps([rgb_u8], [sample.labels], [sample.id])[0]
+    read = time.perf_counter()
+    label_map(rgb_u8, soft, mask_config(config))
+    refined = time.perf_counter()
+    workers = available_cpus() - 1 if config.run.workers is None else config.run.workers
+    unet, crf = read - start, refined - read
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if pipeline.models.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated()
+    return (max(unet, crf / workers) if workers > 0 else unet + crf), round(memory / 1e9, 1)
 
 
 def _progress(positions: Iterable[int]) -> Iterable[int]:

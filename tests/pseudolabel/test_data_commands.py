@@ -117,3 +117,16 @@ def test_export(photos, tmp_path, capsys, format, opens):
 def test_export_of_no_store(tmp_path, capsys):
     assert main(["export", "--store", str(tmp_path), "--format", "coco"]) == 2
     assert "no mask store" in capsys.readouterr().err
+
+
+def test_check_loads_and_times_a_model_in_a_folder(world, tiny_options, capsys):
+    assert main(["check", "--root", str(world), *tiny_options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["model"]["seconds_per_image"] > 0
+    assert found["model"]["memory_gb"] > 0
+    assert found["minutes"] is not None
+
+
+def test_check_fails_on_layers_the_model_does_not_have(world, tiny_options, capsys):
+    assert main(["check", "--root", str(world), *tiny_options, "--attention.cross_layers", '["nowhere"]']) == 2
+    assert "nowhere" in capsys.readouterr().err
