@@ -88,7 +88,7 @@ def expand_placeholders(text: str, tokenizer: Any) -> str:
 
 def token_ids(text: str, tokenizer: Any) -> tuple[int, ...]:
     """Return the token ids of a text without start and end tokens."""
-    return tuple(tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"])
+    return tuple(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
 
 
 def find_tokens(needle: Sequence[int], haystack: Sequence[int], start: int = 0) -> int | None:
