@@ -14,6 +14,10 @@ LEAVES = {
     f"data/demo/{name}.py"
     for name in (
         "train_model",
+        "train_autoencoder",
+        "train_words",
+        "train_diffusion",
+        "trained",
         "measure_model",
         "show_model",
         "model_parts",

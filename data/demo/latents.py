@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from jaxtyping import Float, Float16
+from jaxtyping import Float, Float16, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
@@ -54,6 +54,30 @@ def scene_batches(seed: int, start: int, count: int, batch: int, workers: int) -
         yield pixels.float() / 127.5 - 1, labels, grounds
 
 
+def drawn_scenes(session: Session, seed: int, count: int) -> UInt8[np.ndarray, "scenes 3 height width"]:
+    """The first scenes of the training stream as pixels, drawn once and kept."""
+    path = session.work_dir / "scenes.npy"
+    if not path.exists():
+        size = min(50, count)
+        batches = scene_batches(seed, 0, count, size, session.workers)
+        bar = tqdm(batches, "draw scenes", total=count // size, unit="batch")
+        np.save(path, np.concatenate([((pixels + 1) * 127.5).round().byte().numpy() for pixels, _, _ in bar]))
+    return np.load(path, mmap_mode="r")
+
+
+def random_crops(
+    scenes: UInt8[np.ndarray, "scenes 3 height width"], count: int, generator: torch.Generator, size: int = 64
+) -> Float[Tensor, "count 3 size size"]:
+    """Square pieces of random scenes at random places, half of them mirrored, in [-1, 1]."""
+    shape = (len(scenes), scenes.shape[2] - size + 1, scenes.shape[3] - size + 1, 2)
+    pieces = []
+    for _ in range(count):
+        scene, top, left, mirrored = (int(torch.randint(end, (), generator=generator)) for end in shape)
+        piece = torch.tensor(scenes[scene, :, top : top + size, left : left + size])
+        pieces.append(piece.flip(-1) if mirrored else piece)
+    return torch.stack(pieces).float() / 127.5 - 1
+
+
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     """Scaled latents (the posterior's mode) in half precision."""
@@ -62,7 +86,7 @@ def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
 
 
 def latent_batches(
-    session: Session, vae: AutoencoderKL, seed: int, scenes: int, batch: int, first_step: int
+    session: Session, vae: AutoencoderKL, seed: int, scenes: int, batch: int, first_step: int, order: int = 0
 ) -> Iterator[Batch]:
     """Endless (latents, labels, grounds) from `first_step` on.
 
@@ -70,9 +94,10 @@ def latent_batches(
         session: Device and workers, and where the cache is kept.
         vae: The trained autoencoder.
         seed: Of the scenes and of the order they come in.
-        scenes: Size of the cache, seen again and again with mirror images; 0 draws every scene afresh.
+        scenes: Size of the cache, seen again and again; 0 draws every scene afresh.
         batch: Scenes a step.
         first_step: Where a resumed training goes on: the same step gets the same scenes.
+        order: Another number, another order of the cached scenes.
 
     """
     if scenes == 0:
@@ -81,29 +106,27 @@ def latent_batches(
         return
     latents, all_labels, all_grounds = cached_latents(session, vae, seed, scenes)
     for step in range(first_step, 2**62):
-        random = np.random.default_rng([seed, 1, step])
-        chosen, mirrored = random.integers(len(all_labels), size=batch), random.integers(2, size=batch)
-        rows = torch.from_numpy(latents[mirrored, chosen]).to(session.device).float()
+        chosen = np.random.default_rng([seed + order, 1, step]).integers(len(all_labels), size=batch)
+        rows = torch.from_numpy(latents[chosen]).to(session.device).float()
         yield rows, [tuple(all_labels[i]) for i in chosen], [tuple(all_grounds[i]) for i in chosen]
 
 
 def cached_latents(
     session: Session, vae: AutoencoderKL, seed: int, scenes: int
-) -> tuple[Float16[np.ndarray, "2 scenes channels height width"], Labels, Words]:
-    """Latents of the scenes and of their mirror images with labels and grounds, encoded once and kept."""
+) -> tuple[Float16[np.ndarray, "scenes channels height width"], Labels, Words]:
+    """Latents of the scenes with labels and grounds, encoded once and kept."""
     array_file, words_file = session.work_dir / "latents.npy", session.work_dir / "words.json"
     if not words_file.exists():
-        halves: tuple[list, list] = ([], [])
+        encoded: list[np.ndarray] = []
         labels: Labels = []
         grounds: Words = []
         size = min(50, scenes)
         batches = scene_batches(seed, 0, scenes, size, session.workers)
         for pixels, present, ground in tqdm(batches, "encode scenes", total=scenes // size, unit="batch"):
-            for half, image in zip(halves, (pixels, pixels.flip(-1)), strict=True):
-                half.append(encode(vae, image.to(session.device)).cpu().numpy())
+            encoded.append(encode(vae, pixels.to(session.device)).cpu().numpy())
             labels += present
             grounds += ground
-        np.save(array_file, np.stack([np.concatenate(half) for half in halves]))
+        np.save(array_file, np.concatenate(encoded))
         words_file.write_text(json.dumps({"labels": labels, "grounds": grounds}))
     words = json.loads(words_file.read_text())
     return np.load(array_file, mmap_mode="r"), words["labels"], words["grounds"]

@@ -1,10 +1,16 @@
-"""An auxiliary loss on cross-attention scores: the words of a scene's caption against those of the other captions.
+"""A contrastive loss on cross-attention scores: which words belong to which scene, as CLIP asks of images and texts.
 
-The diffusion loss alone binds words to places slowly: it needs millions of scenes. This loss asks of every
-cross-attention layer what image-level labels can answer: does the scene show what this word names? A word's scores
-(query times key, mean over heads) are pooled over the places of the scene by the logarithm of their mean exponential,
-as in multiple-instance learning (Pinheiro and Collobert, arXiv 1411.6228, equation 6), so that the model finds out by
-itself *where* the evidence is. It sees captions alone, never masks.
+The diffusion loss alone binds words to places slowly: it needs millions of scenes. This loss asks of cross-attention
+layers what image-level labels can answer: which scenes of the batch show what this word names, and which words name
+what this scene shows? A word's scores (query times key, mean over heads) are pooled over the places of the scene by
+the logarithm of their mean exponential, as in multiple-instance learning (Pinheiro and Collobert, arXiv 1411.6228,
+equation 6), so that the model finds out by itself *where* the evidence is; the pooled scores are contrasted along words
+and along scenes (Radford et al., arXiv 2103.00020, section 2.3; here several scenes may show a word). It sees captions
+alone, never masks.
+
+Only the first layer is asked about every scene. A later layer's queries come from features to which the layers before
+it have added the words of the caption: it would learn to repeat them instead of looking. It is asked about the scenes
+that were shown without a caption.
 """
 
 import math
@@ -12,14 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from data.demo.captions import class_word
 from data.demo.measure_model import phrase_positions
 
-POSITIVE_WEIGHT = 4.0  # a scene shows about one class in ten
+BY_SCENE = 0.5  # weight of the contrast along words beside that along scenes
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,11 @@ def record_queries(unet: Any) -> list[Query]:
     return found
 
 
-def class_words(
-    tokenizer: Any, tokens: Int[Tensor, "batch length"], captions: list[str], labels: list[tuple[int, ...]]
-) -> Words:
-    """Find the class words of each caption; an empty caption has none."""
+def class_words(tokenizer: Any, tokens: Int[Tensor, "batch length"], labels: list[tuple[int, ...]]) -> Words:
+    """Find the class words of each caption."""
     rows, places, named = [], [], []
-    for row, (ids, text, present) in enumerate(zip(tokens.tolist(), captions, labels, strict=True)):
-        for label in present if text else ():
+    for row, (ids, present) in enumerate(zip(tokens.tolist(), labels, strict=True)):
+        for label in present:
             positions = phrase_positions(ids, tokenizer(class_word(label)).input_ids[1:-1])
             rows += [row] * len(positions)
             places += positions
@@ -82,29 +85,47 @@ def word_presence_loss(
     text: Float[Tensor, "batch length channels"],
     words: Words,
     weights: Float[Tensor, " batch"],
-    sharpness: float = 1.0,
+    told: Bool[Tensor, " batch"],
 ) -> Tensor:
-    """Weighted binary cross-entropy of every word's pooled score in every scene, mean over layers.
+    """Contrast of the pooled scores of every word in every scene.
 
     Args:
-        queries: Cross-attention layers with the queries of a pass.
+        queries: Cross-attention layers with the queries of a pass, in the order they run in.
         text: The text encoder's output for the batch's captions.
         words: The class words in it.
-        weights: Of each scene.
-        sharpness: r of the pooling log(mean(exp(r s))) / r: large is the maximum, near zero the mean.
+        weights: Of each scene, in [0, 1].
+        told: Which scenes were shown with their caption; later layers are asked about the others.
+
+    Returns:
+        The first layer's loss plus the mean of the later ones'.
 
     """
     embedded = text[words.captions, words.positions]
-    losses = []
-    for query in queries:
-        heads = query.layer.heads
-        q = query.last["query"].float().unflatten(-1, (heads, -1))
-        k = query.layer.to_k(embedded).unflatten(-1, (heads, -1))
-        scores = torch.einsum("bphc,whc->bpw", q, k) * (query.layer.scale / heads)
-        pooled = ((sharpness * scores).logsumexp(1) - math.log(scores.shape[1])) / sharpness
-        losses.append(
-            F.binary_cross_entropy_with_logits(
-                pooled, words.present, weights[:, None], pos_weight=torch.tensor(POSITIVE_WEIGHT, device=pooled.device)
-            )
-        )
-    return torch.stack(losses).mean()
+    first, *later = [
+        contrast(pooled_scores(query, embedded), words.present, weights * ~told if number else weights)
+        for number, query in enumerate(queries)
+    ]
+    return first + sum(later) / max(1, len(later))
+
+
+def pooled_scores(query: Query, words: Float[Tensor, "words channels"]) -> Float[Tensor, "batch words"]:
+    """Scores of each word over the places of each scene: logarithm of the mean exponential."""
+    heads = query.layer.heads
+    q = query.last["query"].float().unflatten(-1, (heads, -1))
+    k = query.layer.to_k(words).unflatten(-1, (heads, -1))
+    scores = torch.einsum("bphc,whc->bpw", q, k) * (query.layer.scale / heads)
+    return scores.logsumexp(1) - math.log(scores.shape[1])
+
+
+def contrast(
+    scores: Float[Tensor, "batch words"], present: Float[Tensor, "batch words"], weights: Float[Tensor, " batch"]
+) -> Tensor:
+    """Cross-entropy of the scenes that show a word, and of the words that name what a scene shows.
+
+    A scene of weight w stands for w scenes; at weight 0 it is not there.
+    """
+    rows = weights[:, None]
+    showing = present * rows
+    by_word = (scores + rows.clamp(min=1e-6).log()).log_softmax(0) * showing / showing.sum(0).clamp(min=1e-6)
+    by_scene = scores.log_softmax(1) * showing / present.sum(1, keepdim=True).clamp(min=1) / weights.sum().clamp(min=1)
+    return -by_word.sum(0).mean() - BY_SCENE * by_scene.sum()

@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,13 +10,16 @@ import pytest
 import torch
 
 from data.demo.captions import TEMPLATES, caption, class_word
+from data.demo.latents import random_crops
 from data.demo.measure_model import class_accuracy, phrase_positions, recorded_cross_attention
 from data.demo.model_parts import build_tokenizer, build_unet
-from data.demo.train_model import Recipe, Trained, main, timestep_low
+from data.demo.recipe import Recipe
+from data.demo.train_model import main
+from data.demo.trained import Trained
 from data.demo.training import save_state, schedule
-from data.demo.word_presence import Words, class_words, record_queries, word_presence_loss
+from data.demo.word_presence import Query, Words, class_words, record_queries, word_presence_loss
 
-TOY = Recipe(scenes=50, vae_steps=2, vae_batch=2, steps=4, batch=4)
+TOY = Recipe(scenes=50, vae_scenes=50, vae_steps=2, vae_batch=2, word_steps=2, word_batch=4, steps=4, batch=4)
 
 
 def train(work_dir: Path, recipe: Recipe = TOY) -> Path:
@@ -60,7 +62,7 @@ def test_a_killed_training_resumes_to_the_same_weights(toy: Path, tmp_path: Path
         if "diffusion" in path.name and step == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("data.demo.train_model.save_state", save_then_die)
+    monkeypatch.setattr("data.demo.trained.save_state", save_then_die)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path)
     monkeypatch.undo()
@@ -99,9 +101,14 @@ def test_the_schedule_warms_up_stays_and_ends_near_zero():
     assert all(later <= earlier for earlier, later in pairwise(factors[100:]))
 
 
-def test_noise_levels_widen_downwards():
-    recipe = replace(TOY, timestep_low=(400, 100))
-    assert [timestep_low(recipe, progress) for progress in (0, 0.2, 0.5, 0.8, 1)] == [400, 400, 250, 100, 100]
+def test_random_crops_are_pieces_of_the_scenes():
+    scenes = np.stack([np.full((3, 8, 8), value, np.uint8) for value in (0, 255)])
+    scenes[:, 0, :, 0] = 51  # a mark on the left border
+    pieces = random_crops(scenes, 40, torch.Generator().manual_seed(0), size=6)
+    assert pieces.shape == (40, 3, 6, 6)
+    assert set(pieces[:, 1].unique().tolist()) == {-1.0, 1.0}
+    marked = (pieces[:, 0] == 51 / 127.5 - 1).any(1)  # by column; at the right where the piece is mirrored
+    assert {tuple(row.nonzero().flatten().tolist()) for row in marked} == {(), (0,), (5,)}
 
 
 def test_the_text_encoder_starts_as_the_identity_on_words(tmp_path: Path):
@@ -128,7 +135,7 @@ def test_recorded_cross_attention_restores_the_network_on_errors():
 
     def fails() -> None:
         with recorded_cross_attention(unet) as found:
-            unet(torch.zeros(1, 8, 16, 16), 10, torch.zeros(1, 5, 128))
+            unet(torch.zeros(1, 4, 32, 32), 10, torch.zeros(1, 5, 128))
             assert all(torch.allclose(map_.sum(-1), torch.ones(())) for map_ in found.values())
             assert len(found) == 7
             raise RuntimeError
@@ -158,28 +165,51 @@ def test_the_shipped_model_draws_what_is_asked_for():
 
 def test_class_words_are_found_and_matched_with_every_scene(tmp_path: Path):
     tokenizer = build_tokenizer(tmp_path)
-    captions = ["a photo of tv monitor, and dog.", "", "dog"]
+    captions = ["a photo of tv monitor, and dog.", "bird", "dog"]
     labels = [(12, 20), (3,), (12,)]
     tokens = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
-    words = class_words(tokenizer, tokens, captions, labels)
+    words = class_words(tokenizer, tokens, labels)
     named = [tokenizer.decode(tokens[row, place]) for row, place in zip(words.captions, words.positions, strict=True)]
-    assert sorted(named) == ["dog", "dog", "monitor", "tv"]
-    assert words.present.shape == (3, 4)
+    assert sorted(named) == ["bird", "dog", "dog", "monitor", "tv"]
+    assert words.present.shape == (3, 5)
     for column, word in enumerate(named):
-        expected = [True, False, word == "dog"]
+        expected = [word != "bird", word == "bird", word == "dog"]
         assert words.present[:, column].bool().tolist() == expected
 
 
-def test_the_word_presence_loss_falls_when_the_right_words_score(tmp_path: Path):
+def recorded_words() -> tuple[list[Query], torch.Tensor, Words]:
+    """The queries of an untrained network for two scenes, and one word of each."""
+    torch.manual_seed(0)
     unet = build_unet()
     queries = record_queries(unet)
-    text = torch.randn(2, 5, 128, generator=torch.Generator().manual_seed(0))
+    text = torch.randn(2, 5, 128)
     with torch.no_grad():
-        unet(torch.zeros(2, 8, 16, 16), 10, text)
-    words = Words(torch.tensor([0, 1]), torch.tensor([1, 1]), torch.eye(2))
-    before = word_presence_loss(queries, text, words, torch.ones(2))
+        unet(torch.zeros(2, 4, 32, 32), 10, text)
+    return queries, text, Words(torch.tensor([0, 1]), torch.tensor([1, 1]), torch.eye(2))
+
+
+def answer(query: Query, text: torch.Tensor) -> None:
+    """Turn a layer's queries towards the scene's own word."""
+    keys = query.layer.to_k(text[[0, 1], [1, 1]]).detach()
+    shape = query.last["query"].shape
+    query.last["query"] = (10 * keys / keys.square().mean(-1, keepdim=True))[:, None].expand(shape)
+
+
+def test_the_word_presence_loss_falls_when_the_right_words_score():
+    queries, text, words = recorded_words()
+    nobody = torch.zeros(2, dtype=torch.bool)
+    before = word_presence_loss(queries, text, words, torch.ones(2), nobody)
     for query in queries:
-        keys = query.layer.to_k(text[[0, 1], [1, 1]]).detach()
-        shape = query.last["query"].shape
-        query.last["query"] = (10 * keys / keys.square().mean(-1, keepdim=True))[:, None].expand(shape)
-    assert word_presence_loss(queries, text, words, torch.ones(2)) < before
+        answer(query, text)
+    assert word_presence_loss(queries, text, words, torch.ones(2), nobody) < before
+
+
+def test_layers_that_have_read_a_caption_are_not_asked_about_it():
+    queries, text, words = recorded_words()
+    everybody = torch.ones(2, dtype=torch.bool)
+    before = word_presence_loss(queries, text, words, torch.ones(2), everybody)
+    for query in queries[1:]:
+        answer(query, text)
+    assert word_presence_loss(queries, text, words, torch.ones(2), everybody) == before
+    answer(queries[0], text)
+    assert word_presence_loss(queries, text, words, torch.ones(2), everybody) < before
