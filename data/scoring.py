@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float64, Int64, UInt8
 from data.classes import IGNORE
 from data.errors import LabelError
 
+BOUNDARY_SHARE = 0.02  # depth of a boundary region as a share of the image's diagonal, as Cheng et al. measure
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -57,13 +59,17 @@ def confusion_matrix(
     counted = truth != ignore
     true, predicted = truth[counted].astype(np.int64), prediction[counted]
     for name, values in (("ground truth", true), ("prediction", predicted)):
-        if values.size and values.max() >= n_classes:
-            raise LabelError(
-                f"The {name} holds class id {values.max()}, but ids end at {n_classes - 1}: wrong class list, or a "
-                "mask with an ignore band where one without is scored."
-            )
+        _check_ids(name, values, n_classes)
     counts = np.bincount(true * n_classes + predicted, minlength=n_classes**2)
     return counts.reshape(n_classes, n_classes).astype(np.int64)
+
+
+def _check_ids(name: str, values: np.ndarray, n_classes: int) -> None:
+    if values.size and values.max() >= n_classes:
+        raise LabelError(
+            f"The {name} holds class id {values.max()}, but ids end at {n_classes - 1}: wrong class list, or a "
+            "mask with an ignore band where one without is scored."
+        )
 
 
 def score(matrix: Int64[np.ndarray, "classes classes"]) -> Scores:
@@ -89,42 +95,76 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> Float64[np.ndarray
     return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
 
 
-def boundary_confusion(
+def boundary_counts(
     truth: UInt8[np.ndarray, "height width"],
     prediction: UInt8[np.ndarray, "height width"],
     n_classes: int,
     distance_px: int | None = None,
     ignore: int = IGNORE,
-) -> Int64[np.ndarray, "classes classes"]:
-    """Count as `confusion_matrix` does, but only pixels near a boundary of the truth (the "trimap" of the CRF papers).
+) -> Int64[np.ndarray, "2 classes"]:
+    """Count what Boundary IoU is made of, for each class: pixels of the intersection, pixels of the union.
 
-    `score` of the sum over all images is the IoU along outlines, which tells smooth blobs from sharp masks where the
-    plain IoU hardly does. Source: Kohli, Ladicky and Torr, IJCV 82 (2009), section 5; DeepLab (arXiv 1606.00915),
-    figure 10. This is not Cheng et al.'s Boundary IoU (arXiv 2103.16562), which compares the two outlines instead;
-    from it we take the width's default.
+    A class's boundary region is what lies inside its mask within `distance_px` of the mask's outline; the image's
+    border is an outline too. Add the counts of all images up; `boundary_iou` divides. Unlike the IoU, it does not grow
+    with an object's size, so it tells smooth blobs from sharp masks. Source: Cheng et al., CVPR 2021 (arXiv
+    2103.16562), equation 4, with the square neighbourhood and the 2 % of the diagonal of the authors' code. Where we
+    differ: the sums run over the data set, as those of mIoU do, and not over one object; and see `ignore`.
 
     Args:
-        truth: class ids; `ignore` is not counted, and its edge is a boundary like any other.
-        prediction: class ids.
+        truth: class ids.
+        prediction: class ids without an ignore band.
         n_classes: number of classes, the background included.
-        distance_px: half width of the band, in pixels along rows and columns; 2 % of the diagonal if not given.
-        ignore: value of the truth to leave out.
+        distance_px: depth of the boundary region, in pixels along rows, columns and diagonals; 2 % of the image's
+            diagonal, rounded, at least 1, if not given.
+        ignore: value of the truth to leave out. Such pixels belong to no class, neither in the truth nor in the
+            prediction, so their edge is an outline of both, and what is predicted there changes nothing.
+
+    Raises:
+        LabelError: an id of `n_classes` or more at a counted pixel.
+
+    >>> boundary_counts(np.uint8([[0, 0, 1, 1]]), np.uint8([[0, 1, 1, 1]]), 2, 1)
+    array([[1, 2],
+           [2, 3]])
 
     """
     if distance_px is None:
-        distance_px = max(1, round(0.02 * float(np.hypot(*truth.shape))))
-    near = _near_boundary(truth, distance_px)
-    return confusion_matrix(truth[near], prediction[near], n_classes, ignore)
+        distance_px = max(1, round(BOUNDARY_SHARE * float(np.hypot(*truth.shape))))
+    for name, values in (("ground truth", truth), ("prediction", prediction)):
+        _check_ids(name, values[truth != ignore], n_classes)
+    true = _boundary_ids(truth, distance_px, ignore)
+    predicted = _boundary_ids(np.where(truth == ignore, truth, prediction), distance_px, ignore)
+    both = np.where(true == predicted, true, np.uint8(ignore))
+    in_true, in_predicted, in_both = (
+        np.bincount(ids[ids != ignore], minlength=n_classes) for ids in (true, predicted, both)
+    )
+    return np.stack([in_both, in_true + in_predicted - in_both]).astype(np.int64)
 
 
-def _near_boundary(labels: UInt8[np.ndarray, "height width"], distance_px: int) -> Bool[np.ndarray, "height width"]:
+def boundary_iou(counts: Int64[np.ndarray, "2 classes"]) -> Float64[np.ndarray, " classes"]:
+    """Return the Boundary IoU of each class, 0 to 1, from summed `boundary_counts`; nan for a class never there.
+
+    >>> boundary_iou(np.array([[1, 2], [2, 2]]))
+    array([0.5, 1. ])
+    """
+    return _ratio(counts[0].astype(np.float64), counts[1])
+
+
+def _boundary_ids(
+    labels: UInt8[np.ndarray, "height width"], distance_px: int, ignore: int
+) -> UInt8[np.ndarray, "height width"]:
+    """Return the labels where the image's border or another label is within the distance, `ignore` elsewhere.
+
+    That is the union of the boundary regions of all classes: a class's own pixels from which another label can be
+    reached in so many steps to one of the eight neighbours. The last step goes out of a pixel with such a neighbour.
+    """
+    framed = np.pad(labels.astype(np.int16), 1, constant_values=-1)
+    height, width = labels.shape
     edge = np.zeros(labels.shape, dtype=bool)
-    rows, columns = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= rows
-    edge[:-1] |= rows
-    edge[:, 1:] |= columns
-    edge[:, :-1] |= columns
-    return _widen(_widen(edge, distance_px - 1).T, distance_px - 1).T
+    for row in range(3):
+        for column in range(3):
+            edge |= framed[row : row + height, column : column + width] != labels
+    near = _widen(_widen(edge, distance_px - 1).T, distance_px - 1).T
+    return np.where(near, labels, np.uint8(ignore))
 
 
 def _widen(marks: Bool[np.ndarray, "rows columns"], distance_px: int) -> Bool[np.ndarray, "rows columns"]:

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from data.classes import ClassSet
 from data.masks import write_atomically, write_mask
-from data.scoring import Scores, score
+from data.scoring import Scores, boundary_iou, score
 from train.inference import InferenceConfig
 
 SCORES_FORMAT = "segtrain-scores"
 SCORES_VERSION = 1
+Boundary = Float64[np.ndarray, " classes"]  # Boundary IoU of each class, nan for one that never occurs
 # Folder and file names of results2_cls submissions: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc
 VOC_TEST_FOLDER = "results/VOC2012/Segmentation/comp5_test_cls"
 
@@ -36,7 +37,7 @@ class ReportConfig:
 
 
 class Evaluator(pl.Callback):
-    """Collects a test run's confusion matrices and predictions, and reports them."""
+    """Collects a test run's counts and predictions, and reports them."""
 
     def __init__(self, inference: InferenceConfig, report: ReportConfig, checkpoint: Path, quick: bool) -> None:
         self.inference, self.report, self.checkpoint, self.quick = inference, report, checkpoint, quick
@@ -57,24 +58,24 @@ class Evaluator(pl.Callback):
             write_mask(folder / f"{batch['id']}.png", decisions)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Add the matrices of all processes up, and report on the first."""
-        matrices = pl_module.gather_matrices()
+        """Add the counts of all processes up, and report on the first."""
+        counts = pl_module.gather_counts()
         images = int(trainer.strategy.reduce(pl_module.device_tensor(self._images), reduce_op="sum"))
         if not trainer.is_global_zero:
             return
         if self.report.save_voc_test is not None:
             print(f"For the VOC server: {self.report.save_voc_test / VOC_TEST_FOLDER} ({images} images)")
-        if not matrices["all"].sum():
+        if not counts["matrix"].sum():
             return
-        scores = score(matrices["all"])
-        boundary = score(matrices["boundary"]) if "boundary" in matrices else None
+        scores = score(counts["matrix"])
+        boundary = boundary_iou(counts["boundary"]) if "boundary" in counts else None
         if not self.quick:
             print(table(scores, boundary, pl_module.classes))
         print(f"mIoU {scores.miou:.4f}   pixel accuracy {scores.pixel_accuracy:.4f}   images {images}", flush=True)
         if not self.quick:
             self._write(scores, boundary, pl_module.classes, images)
 
-    def _write(self, scores: Scores, boundary: Scores | None, classes: ClassSet, images: int) -> None:
+    def _write(self, scores: Scores, boundary: Boundary | None, classes: ClassSet, images: int) -> None:
         from train.checkpoint import fingerprint, to_plain
 
         self.output.mkdir(parents=True, exist_ok=True)
@@ -90,34 +91,44 @@ class Evaluator(pl.Callback):
         print(f"Written: {self.output}")
 
 
-def table(scores: Scores, boundary: Scores | None, classes: ClassSet) -> str:
+def table(scores: Scores, boundary: Boundary | None, classes: ClassSet) -> str:
     """Return a text table with one row a class: IoU, boundary IoU, precision, recall, in per cent."""
-    lines = [f"{'class':<18}{'IoU':>8}{'boundary':>10}{'precision':>11}{'recall':>8}"]
+    lines = [f"{'class':<18}{'IoU':>8}{'boundary IoU':>14}{'precision':>11}{'recall':>8}"]
     for index in range(len(scores.iou)):
-        cells = [scores.iou[index], boundary.iou[index] if boundary else math.nan]
+        cells = [scores.iou[index], math.nan if boundary is None else boundary[index]]
         cells += [scores.precision[index], scores.recall[index]]
-        texts = ["-" if math.isnan(cell) else f"{100 * cell:.1f}" for cell in cells]
-        lines.append(f"{classes.name(index):<18}{texts[0]:>8}{texts[1]:>10}{texts[2]:>11}{texts[3]:>8}")
-    mean = f"{100 * boundary.miou:.1f}" if boundary else "-"
-    lines.append(f"{'mean':<18}{100 * scores.miou:>8.1f}{mean:>10}")
+        texts = [_percent(cell) for cell in cells]
+        lines.append(f"{classes.name(index):<18}{texts[0]:>8}{texts[1]:>14}{texts[2]:>11}{texts[3]:>8}")
+    lines.append(f"{'mean':<18}{_percent(scores.miou):>8}{_percent(_mean(boundary)):>14}")
     return "\n".join(lines)
 
 
-def scores_json(scores: Scores, boundary: Scores | None, classes: ClassSet) -> dict[str, Any]:
-    """Return the figures as JSON values, shares from 0 to 1, null where a class never occurs."""
+def scores_json(scores: Scores, boundary: Boundary | None, classes: ClassSet) -> dict[str, Any]:
+    """Return the figures as JSON values, shares from 0 to 1, null where a class never occurs.
+
+    `boundary_iou` is Cheng et al.'s Boundary IoU (`data.scoring.boundary_counts`), `boundary_miou` its mean.
+    """
     names = [classes.name(index) for index in range(len(scores.iou))]
     return {
         "format": SCORES_FORMAT,
         "format_version": SCORES_VERSION,
         "miou": _number(scores.miou),
         "pixel_accuracy": _number(scores.pixel_accuracy),
-        "boundary_miou": _number(boundary.miou) if boundary else None,
+        "boundary_miou": _number(_mean(boundary)),
         "iou": {name: _number(value) for name, value in zip(names, scores.iou, strict=True)},
-        "boundary_iou": {name: _number(value) for name, value in zip(names, boundary.iou, strict=True)}
-        if boundary
-        else None,
+        "boundary_iou": None
+        if boundary is None
+        else {name: _number(value) for name, value in zip(names, boundary, strict=True)},
         "confusion_matrix": scores.matrix.tolist(),
     }
+
+
+def _mean(values: Boundary | None) -> float:
+    return math.nan if values is None or np.isnan(values).all() else float(np.nanmean(values))
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def _number(value: float) -> float | None:

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from data.classes import ClassSet
 from data.errors import ConfigError
-from data.scoring import boundary_confusion, confusion_matrix, score
+from data.scoring import boundary_counts, confusion_matrix, score
 from train.checkpoint import CARD_KEY, make_card, to_plain
 from train.inference import InferenceConfig, padded_scores, probabilities, sharpen
 from train.losses import LossConfig, segmentation_loss
@@ -78,7 +78,7 @@ class SegmentationModule(pl.LightningModule):
         self.pretrained = True
         self.inference = InferenceConfig()
         self.boundary = False
-        self._matrices: dict[str, np.ndarray] = {}
+        self._counts: dict[str, np.ndarray] = {}
 
     def setup(self, stage: str) -> None:
         """Learn from the data what the classes are, unless a checkpoint said so."""
@@ -164,31 +164,31 @@ class SegmentationModule(pl.LightningModule):
     def _count(self, truth: np.ndarray, decisions: np.ndarray) -> None:
         assert self.classes is not None
         n_classes = len(self.classes) + 1
-        counts = {"all": confusion_matrix(truth, decisions, n_classes)}
+        counts = {"matrix": confusion_matrix(truth, decisions, n_classes)}
         if self.boundary:
-            counts["boundary"] = boundary_confusion(truth, decisions, n_classes)
-        for name, matrix in counts.items():
-            self._matrices[name] = self._matrices.get(name, 0) + matrix
+            counts["boundary"] = boundary_counts(truth, decisions, n_classes)
+        for name, values in counts.items():
+            self._counts[name] = self._counts.get(name, 0) + values
 
     def device_tensor(self, number: int) -> Tensor:
         """Return a number as a tensor that processes can add up."""
         return torch.tensor(number, device=self.device)
 
-    def gather_matrices(self) -> dict[str, np.ndarray]:
-        """Return the confusion matrices summed over all processes, and begin new ones."""
+    def gather_counts(self) -> dict[str, np.ndarray]:
+        """Return the confusion matrix and the boundary counts summed over all processes, and begin new ones."""
         assert self.classes is not None
         n_classes = len(self.classes) + 1
-        matrices, self._matrices = self._matrices, {}
+        shapes = {"matrix": (n_classes, n_classes)} | ({"boundary": (2, n_classes)} if self.boundary else {})
+        counts, self._counts = self._counts, {}
         result = {}
-        for name in ("all", "boundary") if self.boundary else ("all",):
-            mine = matrices.get(name, np.zeros((n_classes, n_classes), np.int64))
-            total = self.trainer.strategy.reduce(torch.from_numpy(mine).to(self.device), reduce_op="sum")
-            result[name] = total.cpu().numpy()
+        for name, shape in shapes.items():
+            mine = torch.from_numpy(counts.get(name, np.zeros(shape, np.int64)))
+            result[name] = self.trainer.strategy.reduce(mine.to(self.device), reduce_op="sum").cpu().numpy()
         return result
 
     def on_validation_epoch_end(self) -> None:
         """Log mIoU and pixel accuracy over the whole data set and all processes."""
-        scores = score(self.gather_matrices()["all"])
+        scores = score(self.gather_counts()["matrix"])
         self.log("val/miou", scores.miou, prog_bar=True, rank_zero_only=False, sync_dist=False)
         self.log("val/pixel_accuracy", scores.pixel_accuracy, sync_dist=False)
 

@@ -24,10 +24,13 @@ def test_run_learns_and_leaves_everything_in_one_folder(run, world, tmp_path, ca
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["miou"] > 0.7
     assert scores["images"] == 6
-    assert set(scores["iou"]) == {"background", "disc", "box"}
+    assert set(scores["iou"]) == set(scores["boundary_iou"]) == {"background", "disc", "box"}
+    assert 0 < scores["boundary_miou"] < 1
     assert (tmp_path / "per_class.png").is_file()
     assert (tmp_path / "confusion.png").is_file()
-    assert "mIoU" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "mIoU" in printed
+    assert "boundary IoU" in printed
 
 
 def test_checkpoint_holds_plain_values_only(checkpoint):
