@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data.classes import ClassSet, class_key, nearest
 from data.errors import ImageError, UserError
@@ -222,6 +222,8 @@ def image_facts(path: Path) -> ImageFacts:
         return ImageFacts(problem=str(error))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return ImageFacts(problem=f"more than {MAX_PIXELS:,} pixels")
+    except UnidentifiedImageError:
+        return ImageFacts(problem="no picture in it that can be read" if content else "an empty file")
     except DECODE_ERRORS as error:
         return ImageFacts(problem=" ".join(str(error).split()).replace(repr(path), "the file"))
     return ImageFacts((height, width), kinds, "", hashlib.blake2b(content, digest_size=16).digest())

@@ -25,6 +25,7 @@ from data.samples import read_orientation, to_raw_layout
 from data.store import MaskStore
 
 ExportFormat = Literal["coco", "yolo", "voc", "labelstudio"]
+_JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif"})
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,30 @@ def _place_image(item: _Item, target: Path, how: Literal["auto", "none", "link",
             f"There is no image {item.image}; name the folder of the images with --root, or --images=none."
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    if how in ("auto", "link"):
+    if how == "link" or (how == "auto" and _ends_cleanly(item.image)):
         with contextlib.suppress(OSError):
             target.symlink_to(item.image.resolve())
             return
     shutil.copyfile(item.image, target)
+
+
+def _ends_cleanly(image: Path) -> bool:
+    """Return False for a JPEG with bytes after its end marker, as telephones write them.
+
+    Ultralytics takes such a file for damaged and writes it anew in its place; before 8.4 that went through a link and
+    changed the original (verify_image_label in ultralytics/data/utils.py).
+    """
+    if image.suffix.lower() not in _JPEG_SUFFIXES:
+        return True
+    with image.open("rb") as file:
+        file.seek(-min(2, image.stat().st_size), os.SEEK_END)
+        return file.read() == b"\xff\xd9"
+
+
+def _suffix(image: Path) -> str:
+    """Return the suffix that other programs look for: lower case, and .jpg for every JPEG."""
+    suffix = image.suffix.lower()
+    return ".jpg" if suffix in _JPEG_SUFFIXES else suffix
 
 
 def _export_coco(store: MaskStore, output: Path, options: ExportOptions) -> Exported:
@@ -185,7 +205,7 @@ def _export_yolo(store: MaskStore, output: Path, options: ExportOptions) -> Expo
     split = _split(store)
     labels = output / "labels" / split
     labels.mkdir(parents=True)
-    count = 0
+    count, passed_over = 0, []
     for item in _items(store, options):
         rows = [
             yolo_rows(outline, class_id - 1, item.mask.shape)
@@ -194,13 +214,21 @@ def _export_yolo(store: MaskStore, output: Path, options: ExportOptions) -> Expo
         ]
         sample_id = item.record["id"]
         write_atomically(labels / f"{sample_id}.txt", "".join(f"{row}\n" for row in rows).encode())
-        _place_image(item, output / "images" / split / f"{sample_id}{item.image.suffix}", options.images)
+        _place_image(item, output / "images" / split / f"{sample_id}{_suffix(item.image)}", options.images)
+        if min(item.mask.shape) < 10 or _suffix(item.image) == ".gif":
+            passed_over.append(sample_id)
         count += 1
-    names = "".join(f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(store.classes.names))
+    names = "".join(
+        f"  {number}: {json.dumps(name, ensure_ascii=False)}\n" for number, name in enumerate(store.classes.names)
+    )
     text = f"path: {json.dumps(str(output.resolve()))}\ntrain: images/{split}\nval: images/{split}\nnames:\n{names}"
     write_atomically(output / "data.yaml", text.encode())
     note = "data.yaml names the same images for train and val, as Ultralytics wants both; point val to your own."
-    return Exported(count, output / "data.yaml", (note,))
+    notes = [note]
+    if passed_over:
+        count_text = f"{len(passed_over)} images, first {passed_over[0]}"
+        notes.append(f"Ultralytics passes over GIF and sides under 10 pixels: {count_text}.")
+    return Exported(count, output / "data.yaml", tuple(notes))
 
 
 def _export_voc(store: MaskStore, output: Path, options: ExportOptions) -> Exported:
@@ -208,22 +236,32 @@ def _export_voc(store: MaskStore, output: Path, options: ExportOptions) -> Expor
     split = _split(store)
     for folder in ("SegmentationClass", "ImageSets/Segmentation", "ImageSets/SegmentationAug"):
         (output / folder).mkdir(parents=True)
-    ids, pairs, rows = [], [], ["image,labels"]
+    ids, pairs, rows, suffixes = [], [], ["image,labels"], set()
     for item in _items(store, options):
-        sample_id, suffix = item.record["id"], item.image.suffix
+        sample_id, suffix = item.record["id"], _suffix(item.image)
         write_mask(output / "SegmentationClass" / f"{sample_id}.png", item.mask)
         _place_image(item, output / "JPEGImages" / f"{sample_id}{suffix}", options.images)
         names = [store.classes.name(label) for label in item.record.get("labels", _present(item.mask, store.classes))]
         ids.append(sample_id)
+        suffixes.add(suffix)
         pairs.append(f"/JPEGImages/{sample_id}{suffix} /SegmentationClass/{sample_id}.png")
         rows.append(f'"{sample_id}{suffix}","{";".join(names)}"')
     write_atomically(output / "ImageSets" / "Segmentation" / f"{split}.txt", _lines(ids))
     write_atomically(output / "ImageSets" / "SegmentationAug" / f"{split}.txt", _lines(pairs))
     write_atomically(output / "labels.csv", _lines(rows))
     save_classes(store.classes, output / "classes.yaml")
-    others = {Path(pair.split()[0]).suffix for pair in pairs} - {".jpg"}
-    notes = () if not others else (f"Some images are {', '.join(sorted(others))}; mmsegmentation needs img_suffix.",)
-    return Exported(len(ids), output / "SegmentationClass", notes)
+    return Exported(len(ids), output / "SegmentationClass", _voc_notes(ids, suffixes))
+
+
+def _voc_notes(ids: list[str], suffixes: set[str]) -> tuple[str, ...]:
+    """Say what other trainers cannot read of a VOC folder."""
+    notes = []
+    if suffixes - {".jpg"}:
+        kinds = ", ".join(sorted(suffixes))
+        notes.append(f"The images are {kinds}; mmsegmentation reads one img_suffix a data set, .jpg if not told.")
+    if any(len(sample_id.split()) > 1 for sample_id in ids):
+        notes.append("Some ids hold spaces, which deeplab-pytorch's vocaug takes for separators; its voc reads them.")
+    return tuple(notes)
 
 
 def _lines(lines: list[str]) -> bytes:

@@ -96,7 +96,7 @@ def read_split(root: Path, split: str) -> list[str]:
     own = root / "ImageSets" / "Segmentation"
     for path in (own / f"{split}.txt", SHIPPED_SPLITS / f"{split}.txt"):
         if path.is_file():
-            return _read_ids(path)
+            return _read_ids(path, root / "JPEGImages")
     if split == "trainval":
         return sorted({*read_split(root, "train"), *read_split(root, "val")})
     raise ConfigError(f"There is no split {split!r} in {own}; --data.split may be {_known_splits(root)}.")
@@ -107,9 +107,12 @@ def _known_splits(root: Path) -> str:
     return ", ".join(sorted({"trainval", "all", *(path.stem for folder in folders for path in folder.glob("*.txt"))}))
 
 
-def _read_ids(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    ids = [check_id(line.split()[0]) for line in lines if line.strip()]
+def _read_ids(path: Path, images: Path) -> list[str]:
+    """Return the ids of a list; a line is an id, with spaces where an image is called so, or an id and more words."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    spaced = any(len(line.split()) > 1 for line in lines)
+    known = image_suffixes(images) if spaced else {}
+    ids = [check_id(line if line in known else line.split()[0]) for line in lines]
     if not ids:
         raise ConfigError(f"The list {path} is empty; write one image id a line, or choose another --data.split.")
     return list(dict.fromkeys(ids))

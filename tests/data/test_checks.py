@@ -128,3 +128,10 @@ def test_coco_writes_no_index(tmp_path, make_coco):
     assert report.classes == {"car": 1, "toothbrush": 0}
     assert report.unlabelled == ["COCO_train2014_000000000002"]
     assert not (tmp_path / "cache").exists()
+
+
+def test_files_that_are_no_pictures_are_named_plainly(photos):
+    (photos / "b.jpg").write_bytes(b"")
+    (photos / "c.jpg").write_text("<html>404</html>")
+    report = check_data(DataConfig(photos))
+    assert report.unreadable == {"b": "an empty file", "c": "no picture in it that can be read"}

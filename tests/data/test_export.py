@@ -238,3 +238,50 @@ def test_output_must_be_new_and_the_store_not_empty(store, tmp_path):
     with pytest.raises(StoreError, match="no finished masks"):
         export_store(empty, "voc", tmp_path / "out", ExportOptions())
     assert not (tmp_path / "out").exists()
+
+
+def own_store(folder: Path, names: list[str], size_hw: tuple[int, int] = (24, 32)) -> MaskStore:
+    """Make a store for the given files of folder/photos."""
+    data = {"root": str(folder / "photos"), "split": "train", "format": "folder"}
+    made = MaskStore.create(folder / "own", classes=VOC, config={}, model={}, data=data)
+    mask = np.zeros(size_hw, np.uint8)
+    mask[:, :2] = 8
+    for name in names:
+        made.write(Path(name).stem, mask, argmax=mask, soft=None, record={"image": name, "labels": [8]})
+    return made
+
+
+def test_ids_with_spaces_and_camera_suffixes_read_back(tmp_path, save_image):
+    names = ["IMG 1.JPG", "IMG 2.jpeg", "b.PNG"]
+    for name in names:
+        save_image(tmp_path / "photos" / name)
+    done = export_store(own_store(tmp_path, names), "voc", tmp_path / "VOC2012", ExportOptions())
+    assert sorted(path.name for path in (tmp_path / "VOC2012" / "JPEGImages").iterdir()) == [
+        "IMG 1.jpg",
+        "IMG 2.jpg",
+        "b.png",
+    ]
+    found = open_samples(DataConfig(tmp_path / "VOC2012"))
+    assert [one.id for one in found.samples] == ["IMG 1", "IMG 2", "b"]
+    assert all(one.labels == (8,) for one in found.samples)
+    assert ".jpg, .png" in done.notes[0]
+    assert "deeplab-pytorch" in done.notes[1]
+
+
+def test_yolo_copies_a_jpeg_that_readers_would_repair_in_place(tmp_path, save_image):
+    """Ultralytics writes a JPEG with bytes after its end anew, through a link into the original."""
+    for name in ("clean.jpg", "motion.JPG"):
+        save_image(tmp_path / "photos" / name)
+    with (tmp_path / "photos" / "motion.JPG").open("ab") as file:
+        file.write(b"a film of two seconds")
+    export_store(own_store(tmp_path, ["clean.jpg", "motion.JPG"]), "yolo", tmp_path / "y", ExportOptions())
+    images = tmp_path / "y" / "images" / "train"
+    assert (images / "clean.jpg").is_symlink()
+    assert not (images / "motion.jpg").is_symlink()
+    assert (images / "motion.jpg").read_bytes() == (tmp_path / "photos" / "motion.JPG").read_bytes()
+
+
+def test_yolo_names_what_its_reader_passes_over(tmp_path, save_image):
+    save_image(tmp_path / "photos" / "line.png", np.zeros((4, 32, 3), np.uint8))
+    done = export_store(own_store(tmp_path, ["line.png"], (4, 32)), "yolo", tmp_path / "y", ExportOptions())
+    assert "under 10 pixels: 1 images, first line" in done.notes[1]
