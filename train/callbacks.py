@@ -118,7 +118,8 @@ class EarlyWarnings(pl.Callback):
         if not trainer.is_global_zero:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        for warning in mask_warnings(data.training.histogram(self.looked_at), data.classes.names):
+        histogram, looked_at = data.training.histogram(self.looked_at)
+        for warning in mask_warnings(histogram, data.classes.names, looked_at, len(data.training)):
             _log.warning(warning)
 
     def on_train_batch_end(
@@ -138,6 +139,7 @@ class EarlyWarnings(pl.Callback):
         if (
             decided / total > 0.99 > 0.97 > labelled / total
             and trainer.global_step >= 2 * self.every
+            and trainer.is_global_zero
             and not self._said
         ):
             self._said = True
@@ -150,12 +152,14 @@ class EarlyWarnings(pl.Callback):
             )
 
 
-def mask_warnings(histogram: np.ndarray, names: tuple[str, ...]) -> list[str]:
+def mask_warnings(histogram: np.ndarray, names: tuple[str, ...], looked_at: int, there: int) -> list[str]:
     """Return what is odd about masks.
 
     Args:
         histogram: number of pixels of each value 0..255 over a sample of masks.
         names: class names, without the background.
+        looked_at: number of masks in the sample.
+        there: number of masks in all.
 
     """
     total, ignored = histogram.sum(), histogram[IGNORE]
@@ -164,8 +168,8 @@ def mask_warnings(histogram: np.ndarray, names: tuple[str, ...]) -> list[str]:
     unseen = [name for i, name in enumerate(names, start=1) if histogram[i] == 0]
     if unseen:
         warnings.append(
-            f"{len(unseen)} of {len(names)} classes are in none of the masks looked at and cannot be learnt: "
-            f"{', '.join(unseen[:8])}{', ...' if len(unseen) > 8 else ''}."
+            f"{len(unseen)} of {len(names)} classes are in none of the {looked_at} masks looked at, of {there}, and a "
+            f"class that no mask shows cannot be learnt: {', '.join(unseen[:8])}{', ...' if len(unseen) > 8 else ''}."
         )
     if total and ignored / total > 0.5:
         warnings.append(

@@ -47,6 +47,7 @@ _NOISE = (
     ".*pin_memory.*no accelerator is found.*",
     ".*defined a `validation_step` but have no `val_dataloader`.*",
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*Total length of `list` across ranks is zero.*",  # fit without --data.val
     ".*recommended to use `self.log.*sync_dist=True.*",
 )
 

@@ -114,11 +114,11 @@ class TrainingSet(Dataset[dict[str, Any]]):
             item["weight"] = torch.from_numpy(weight.astype(np.float32) / 255)
         return item | {"id": self._samples[index].id}
 
-    def histogram(self, looked_at: int) -> np.ndarray:
-        """Return the number of pixels of each mask value over some masks, evenly picked."""
-        picked = range(0, len(self), max(1, len(self) // looked_at))
+    def histogram(self, look_at: int) -> tuple[np.ndarray, int]:
+        """Return the number of pixels of each mask value over some masks, evenly picked, and how many masks it were."""
+        picked = range(0, len(self), max(1, len(self) // look_at))
         counts = (np.bincount(read_mask(self._samples[index].mask_path).ravel(), minlength=256) for index in picked)
-        return sum(counts, np.zeros(256, np.int64))
+        return sum(counts, np.zeros(256, np.int64)), len(picked)
 
     def _load(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         if self._cache is not None and index in self._cache:

@@ -204,13 +204,13 @@ def test_crf_switched_off_returns_its_input():
 def test_warnings_name_what_is_wrong_with_the_masks():
     histogram = np.zeros(256, np.int64)
     histogram[[0, 1, 255]] = 980, 10, 10
-    texts = mask_warnings(histogram, ("cat", "dog"))
-    assert any("1 of 2 classes" in text and "dog" in text for text in texts)
+    texts = mask_warnings(histogram, ("cat", "dog"), 5, 9)
+    assert any("1 of 2 classes" in text and "5 masks" in text and "of 9" in text and "dog" in text for text in texts)
     assert any("background" in text for text in texts)
     histogram[[0, 1, 2, 255]] = 100, 100, 100, 700
-    assert [text for text in mask_warnings(histogram, ("cat", "dog")) if "70 %" in text]
+    assert [text for text in mask_warnings(histogram, ("cat", "dog"), 5, 9) if "70 %" in text]
     histogram[255] = 10
-    assert mask_warnings(histogram, ("cat", "dog")) == []
+    assert mask_warnings(histogram, ("cat", "dog"), 5, 9) == []
 
 
 def test_relabelling_follows_labels_agreement_and_certainty():
