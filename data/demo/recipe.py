@@ -21,7 +21,7 @@ class Recipe:
     word_lr: float = 1e-3
     word_timesteps: int = 300
     """Their noise levels: from 0 to here."""
-    steps: int = 4_500
+    steps: int = 3_600
     batch: int = 16
     lr: float = 6e-4
     decay_from: float = 0.6
