@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data.errors import ConfigError, ModelError
 from data.masks import write_atomically
 from train.checkpoint import fingerprint, load_network
-from train.network import SIZE_MULTIPLE
+from train.network import SIZE_MULTIPLE, padding_in_whole_numbers
 
 MODEL_FORMAT = "segtrain-model"
 MODEL_VERSION = 1
@@ -50,7 +50,7 @@ def export(
     network, _, card = load_network(ckpt_path)
     output.mkdir(parents=True, exist_ok=True)
     path = output / _FILES[format]
-    _write(network, path, format, opset)
+    write_model(network, path, format, opset)
     differences = check_parity(network, path, format, sizes)
     worst = max(differences.values())
     content = {key: card[key] for key in ("classes", "palette", "input", "output", "settings")} | {
@@ -75,7 +75,14 @@ def export(
         )
 
 
-def _write(network: nn.Module, path: Path, format: Format, opset: int) -> None:
+def write_model(network: nn.Module, path: Path, format: Format, opset: int) -> None:
+    """Write a network in a format, with free batch, height and width.
+
+    Raises:
+        ConfigError: a package that the format needs is not installed.
+        ModelError: the format's exporter cannot take this network.
+
+    """
     example = _noise(_TRACED_HW).repeat(2, 1, 1, 1)
     try:
         with warnings.catch_warnings():
@@ -86,12 +93,15 @@ def _write(network: nn.Module, path: Path, format: Format, opset: int) -> None:
                 case "torchscript":
                     torch.jit.trace(network, example, check_trace=False).save(str(path))
                 case "torch_export":
-                    torch.export.save(torch.export.export(network, (example,), dynamic_shapes=_dynamic()), path)
+                    with padding_in_whole_numbers():
+                        program = torch.export.export(network, (example,), dynamic_shapes=_dynamic())
+                    torch.export.save(program, path)
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error}; install what export needs: pip install 'text2mask-wsss[export]'.") from error
     except Exception as error:  # the exporters raise many kinds for an operator they do not know
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ModelError(f"This network cannot be written as {format} ({reason}); try another --format.") from error
+        others = " or ".join(name for name in _FILES if name != format)
+        raise ModelError(f"This network cannot be written as {format} ({reason}); try --format {others}.") from error
 
 
 def _write_onnx(network: nn.Module, example: Tensor, path: Path, opset: int) -> None:

@@ -5,6 +5,8 @@ This is the only file that touches segmentation-models-pytorch. Its internals th
 """
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -144,6 +146,29 @@ def _assemble(config: NetworkConfig, n_classes: int, hub_weights: str | None) ->
     return Segmenter(model.encoder, model.decoder, model.segmentation_head)
 
 
+@contextmanager
+def padding_in_whole_numbers() -> Iterator[None]:
+    """Let timm's SAME padding be computed without a fraction inside; it is put back at the end, on exceptions too.
+
+    Encoders that pad as TensorFlow does (tf_efficientnet*, dilated resnet*d) ask for the rounded quotient of a side and
+    a stride, which `torch.export` can trace but not write to a file. The quotient of whole numbers is the same.
+    """
+    from timm.layers import padding
+
+    original = padding.get_same_padding
+    padding.get_same_padding = _same_padding
+    try:
+        yield
+    finally:
+        padding.get_same_padding = original
+
+
+def _same_padding(x: int, kernel_size: int, stride: int, dilation: int) -> int:
+    """Return how many pixels to add to a side of x pixels so that a layer gives ceil(x / stride) cells."""
+    cells = -(-x // stride)
+    return max((cells - 1) * stride + (kernel_size - 1) * dilation + 1 - x, 0)
+
+
 def _smp_weights(encoder: str, hub_weights: str | None) -> Any:
     return (True if hub_weights else None) if encoder.startswith("tu-") else hub_weights
 
@@ -159,13 +184,26 @@ def _explain(config: NetworkConfig, hub_weights: str | None, error: Exception) -
         )
     if hub_weights:
         return ModelError(
-            f"The ImageNet weights of {config.encoder!r} cannot be fetched ({reason}); give a local file with "
-            "--model.network.weights FILE, or train from scratch with --model.network.weights null."
+            f"The ImageNet weights of {config.encoder!r} cannot be fetched from {_weights_source(config.encoder)} "
+            f"({reason}); fetch them elsewhere and give the file with --model.network.weights FILE, or train from "
+            "scratch with --model.network.weights null."
         )
     return ModelError(
         f"The encoder {config.encoder!r} does not go with {config.architecture} ({reason}); DeepLab needs an encoder "
         "that can be dilated, such as resnet50: see --model.network.encoder."
     )
+
+
+def _weights_source(encoder: str) -> str:
+    """Return where an encoder's ImageNet weights are fetched from."""
+    import timm
+    from segmentation_models_pytorch.encoders import encoders
+
+    if encoder.startswith("tu-"):
+        source = timm.get_pretrained_cfg(encoder.removeprefix("tu-"))
+        return f"https://huggingface.co/{source.hf_hub_id}" if source and source.hf_hub_id else "timm's own address"
+    settings = encoders.get(encoder, {}).get("pretrained_settings", {}).get("imagenet", {})
+    return f"https://huggingface.co/{settings['repo_id']}" if "repo_id" in settings else "the hub"
 
 
 def _known_encoders() -> list[str]:

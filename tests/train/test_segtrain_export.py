@@ -5,12 +5,17 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from timm.layers import padding
 
+from data.errors import ModelError
 from train.checkpoint import load_network, make_card, to_plain
 from train.cli import main
+from train.export import write_model
 from train.inference import InferenceConfig
-from train.network import NetworkConfig, build_network
+from train.network import NetworkConfig, build_network, padding_in_whole_numbers
 from train.predict import predict_image
 
 from .conftest import CLASSES, draw
@@ -72,20 +77,47 @@ def test_torchscript_agrees_exactly(checkpoint, tmp_path):
     assert json.loads((tmp_path / "model.json").read_text())["parity"]["largest_difference_of_scores"] < 1e-4
 
 
-def test_torch_export_agrees_or_says_that_it_cannot(tmp_path, capsys):
+@pytest.mark.parametrize("encoder", ["tu-resnet18", "tu-test_resnet", "tu-test_efficientnet"])
+def test_torch_export_agrees_with_padding_of_either_kind(encoder, tmp_path):
     torch.manual_seed(0)
-    plain = {"encoder_args": {"channels": [8, 8, 8, 8], "stem_width": 8}, "weights": None, "decoder_channels": 8}
-    for encoder, expected in (("tu-resnet18", 0), ("tu-test_resnet", 2)):
-        network = NetworkConfig(**(plain | {"encoder": encoder}))
-        state = {f"network.{key}": value for key, value in build_network(network, 3).state_dict().items()}
-        card = make_card(CLASSES, {"network": to_plain(network)})
-        torch.save({"state_dict": state, "segtrain": card}, tmp_path / "a.ckpt")
-        arguments = ["--ckpt_path", str(tmp_path / "a.ckpt"), "--output", str(tmp_path / "e")]
-        more = ["--format", "torch_export", "--sizes", "[[96,64],[64,160]]"]
-        assert main(["export", *arguments, *more]) == expected
-    assert "cannot be written as torch_export" in capsys.readouterr().err
+    network = NetworkConfig(encoder=encoder, weights=None, decoder_channels=8)
+    state = {f"network.{key}": value for key, value in build_network(network, 3).state_dict().items()}
+    card = make_card(CLASSES, {"network": to_plain(network)})
+    torch.save({"state_dict": state, "segtrain": card}, tmp_path / "a.ckpt")
+    arguments = ["--ckpt_path", str(tmp_path / "a.ckpt"), "--output", str(tmp_path / "e")]
+    more = ["--format", "torch_export", "--sizes", "[[96,64],[64,160]]"]
+    assert main(["export", *arguments, *more]) == 0
     card = json.loads((tmp_path / "e" / "model.json").read_text())
     assert card["parity"]["largest_difference_of_scores"] < 1e-3
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 999), st.integers(1, 7), st.integers(1, 4), st.integers(1, 4))
+def test_padding_in_whole_numbers_is_timms_and_is_put_back(size, kernel, stride, dilation):
+    original = padding.get_same_padding
+
+    def break_off() -> None:
+        with padding_in_whole_numbers():
+            assert padding.get_same_padding is not original
+            assert padding.get_same_padding(size, kernel, stride, dilation) == original(size, kernel, stride, dilation)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        break_off()
+    assert padding.get_same_padding is original
+
+
+class Undecided(torch.nn.Module):
+    """A network whose course depends on the values it sees, which no exported graph can follow."""
+
+    def forward(self, rgb: torch.Tensor) -> torch.Tensor:
+        return rgb + 1 if float(rgb.mean()) > 100 else rgb
+
+
+def test_network_that_cannot_be_written_names_the_other_formats(tmp_path):
+    with pytest.raises(ModelError, match=r"cannot be written as torch_export \(.*try --format onnx or torchscript"):
+        write_model(Undecided(), tmp_path / "m.pt2", "torch_export", 18)
+    assert not (tmp_path / "m.pt2").exists()
 
 
 def test_wrong_sizes_and_opset_are_refused(checkpoint, tmp_path, capsys):

@@ -14,13 +14,14 @@ from train.callbacks import mask_warnings
 from train.cli import main
 from train.dataset import EpochOrder, confidence, list_training, sample_seed, upsample_maps
 from train.inference import InferenceConfig, padded_scores, probabilities, sharpen, window_starts
-from train.module import OptimizerConfig, parameter_groups, poly_factor
+from train.losses import LossConfig
+from train.module import OptimizerConfig, SegmentationModule, parameter_groups, poly_factor
 from train.network import NetworkConfig, build_network
 from train.predict import list_folder, shrink
 from train.relabel import allow, corrected
 from train.transforms import Augmentation, AugmentConfig
 
-from .conftest import draw, soft_maps
+from .conftest import CLASSES, draw, soft_maps
 
 SMALL = {"encoder": "tu-test_resnet", "weights": None, "decoder_channels": 8, "atrous_rates": (1, 2, 3)}
 
@@ -31,6 +32,49 @@ def test_networks_give_scores_of_the_image_size(architecture):
     with torch.no_grad():
         scores = network(torch.zeros(2, 3, 64, 96))
     assert scores.shape == (2, 5, 64, 96)
+
+
+@pytest.mark.parametrize(("architecture", "stride"), [("deeplabv3plus", 16), ("deeplabv3", 8), ("deeplabv2", 8)])
+def test_coarsest_map_has_the_papers_stride(architecture, stride):
+    network = build_network(NetworkConfig(architecture=architecture, **SMALL), 3).eval()
+    with torch.no_grad():
+        assert network.encoder(torch.zeros(1, 3, 64, 96))[-1].shape[-2:] == (64 // stride, 96 // stride)
+
+
+def test_deeplabv2_sums_four_branches_of_the_papers_rates():
+    network = build_network(NetworkConfig(architecture="deeplabv2", **(SMALL | {"atrous_rates": None})), 3)
+    assert [branch.dilation[0] for branch in network.decoder.branches] == [6, 12, 18, 24]
+    features = [torch.randn(1, network.encoder.out_channels[-1], 4, 5)]
+    expected = sum(branch(features[-1]) for branch in network.decoder.branches)
+    assert torch.allclose(network.decoder(features), expected, atol=1e-6)
+
+
+def test_frozen_batch_norm_keeps_what_it_has_while_the_rest_trains():
+    module = SegmentationModule(NetworkConfig(**SMALL), batch_norm="frozen")
+    module.classes = CLASSES
+    module.configure_model()
+    module.train()
+    norms = [layer for layer in module.network.encoder.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    before = [layer.running_mean.clone() for layer in norms]
+    module(255 * torch.rand(2, 3, 64, 64)).mean().backward()
+    assert norms
+    assert all(torch.equal(layer.running_mean, mean) for layer, mean in zip(norms, before, strict=True))
+    assert all(not layer.training and layer.weight.grad is None for layer in norms)
+    assert module.network.decoder.training
+
+
+def test_loss_over_scales_sees_three_sizes_and_their_maximum():
+    loss = LossConfig(scales=(1.0, 0.75, 0.5), max_over_scales=True)
+    module = SegmentationModule(NetworkConfig(**SMALL), loss)
+    module.classes = CLASSES
+    module.configure_model()
+    seen = []
+    module.network.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[-2:])))
+    with torch.no_grad():
+        scores = module.eval()._scores_at_scales(255 * torch.rand(2, 3, 128, 128))
+    assert seen == [(128, 128), (96, 96), (64, 64)]
+    assert [tuple(each.shape) for each in scores] == [(2, 3, 128, 128)] * 4
+    assert torch.equal(scores[3], torch.stack(scores[:3]).amax(0))
 
 
 def test_normalisation_is_inside_the_network():
@@ -53,14 +97,16 @@ def test_local_weights_are_loaded_and_foreign_ones_refused(tmp_path):
         build_network(NetworkConfig(**(SMALL | {"encoder": "resnet18", "weights": str(path)})), 4)
 
 
-def test_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
+@pytest.mark.parametrize(
+    ("encoder", "source"), [("resnet18", r"smp-hub/resnet18\.imagenet"), ("tu-resnet18", "timm/resnet18")]
+)
+def test_hub_that_cannot_be_reached_is_one_sentence_that_says_where(encoder, source, monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        ModelError, match=r"ImageNet weights of 'resnet18' cannot be fetched.*weights FILE.*weights null"
-    ):
-        build_network(NetworkConfig(encoder="resnet18"), 3)
+    expected = rf"ImageNet weights of '{encoder}' cannot be fetched.*{source}.*weights FILE.*weights null"
+    with pytest.raises(ModelError, match=expected):
+        build_network(NetworkConfig(encoder=encoder), 3)
 
 
 def test_encoder_arguments_are_for_timm_alone():
