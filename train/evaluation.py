@@ -18,8 +18,8 @@ from train.inference import InferenceConfig
 SCORES_FORMAT = "segtrain-scores"
 SCORES_VERSION = 1
 Boundary = Float64[np.ndarray, " classes"]  # Boundary IoU of each class, nan for one that never occurs
-# Folder and file names of results2_cls submissions: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc
-VOC_TEST_FOLDER = "results/VOC2012/Segmentation/comp5_test_cls"
+# Folder and file names of submissions: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc, "results file format"
+VOC_TEST_FOLDER = Path("results/VOC2012/Segmentation/comp5_test_cls")
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,22 @@ class ReportConfig:
     """Draw the IoU of each class and the confusion matrix."""
     save_masks: bool = False
     """Write the predicted masks to masks/ in the output folder."""
-    save_voc_test: Path | None = None
-    """Write predictions as the VOC evaluation server takes them into this folder; works without ground truth."""
 
 
 class Evaluator(pl.Callback):
     """Collects a test run's counts and predictions, and reports them."""
 
-    def __init__(self, inference: InferenceConfig, report: ReportConfig, checkpoint: Path, quick: bool) -> None:
+    def __init__(
+        self,
+        inference: InferenceConfig,
+        report: ReportConfig,
+        checkpoint: Path,
+        *,
+        quick: bool = False,
+        save_voc_test: Path | None = None,
+    ) -> None:
         self.inference, self.report, self.checkpoint, self.quick = inference, report, checkpoint, quick
+        self.voc_folder = None if save_voc_test is None else voc_test_folder(save_voc_test)
         self.output = report.output or checkpoint.with_name(f"{checkpoint.stem}_test")
         self._images = 0
 
@@ -51,8 +58,8 @@ class Evaluator(pl.Callback):
         self._images += 1
         decisions = outputs["decisions"].cpu().numpy()
         folders = [self.output / "masks"] if self.report.save_masks else []
-        if self.report.save_voc_test is not None:
-            folders.append(self.report.save_voc_test / VOC_TEST_FOLDER)
+        if self.voc_folder is not None:
+            folders.append(self.voc_folder)
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
             write_mask(folder / f"{batch['id']}.png", decisions)
@@ -63,8 +70,8 @@ class Evaluator(pl.Callback):
         images = int(trainer.strategy.reduce(pl_module.device_tensor(self._images), reduce_op="sum"))
         if not trainer.is_global_zero:
             return
-        if self.report.save_voc_test is not None:
-            print(f"For the VOC server: {self.report.save_voc_test / VOC_TEST_FOLDER} ({images} images)")
+        if self.voc_folder is not None:
+            print(f"For the VOC server: {self.voc_folder} ({images} images)")
         if not counts["matrix"].sum():
             return
         scores = score(counts["matrix"])
@@ -89,6 +96,15 @@ class Evaluator(pl.Callback):
             draw_bars(scores, classes, self.output / "per_class.png")
             draw_confusion(scores.matrix, classes, self.output / "confusion.png")
         print(f"Written: {self.output}")
+
+
+def voc_test_folder(output: Path) -> Path:
+    """Return the folder for the masks that the VOC server wants packed, for the folder that a user named.
+
+    >>> voc_test_folder(Path("a")).as_posix(), voc_test_folder(Path("a/results")).as_posix()
+    ('a/results/VOC2012/Segmentation/comp5_test_cls', 'a/results/VOC2012/Segmentation/comp5_test_cls')
+    """
+    return (output.parent if output.name == VOC_TEST_FOLDER.parts[0] else output) / VOC_TEST_FOLDER
 
 
 def table(scores: Scores, boundary: Boundary | None, classes: ClassSet) -> str:

@@ -61,6 +61,13 @@ class SegtrainCLI(LightningCLI):
             "--checkpoint_every", type=int, default=500, help="fit: steps between two writes of last.ckpt."
         )
         parser.add_argument("--wandb", type=str | None, default=None, help="Log to this Weights & Biases project too.")
+        parser.add_argument(
+            "--save_voc_test",
+            type=Path | None,
+            default=None,
+            help="test: write masks as the VOC server takes them, to results/VOC2012/... in this folder (or in this "
+            "one, if it is named results); works without ground truth.",
+        )
         parser.add_argument("--inference", type=InferenceConfig, default=InferenceConfig())
         parser.add_argument("--report", type=ReportConfig, default=ReportConfig())
 
@@ -175,9 +182,10 @@ class SegtrainCLI(LightningCLI):
     def _measure(self, quick: bool, **kwargs: Any) -> None:
         path = Path(self._own("ckpt_path"))
         inference, report = self._own_init("inference"), self._own_init("report")
-        evaluator = Evaluator(inference, report, path, quick)
+        voc = self._own("save_voc_test")
+        evaluator = Evaluator(inference, report, path, quick=quick, save_voc_test=voc)
         self.model.inference, self.model.boundary = inference, not quick
-        self.datamodule.need_truth = report.save_voc_test is None
+        self.datamodule.need_truth = voc is None
         self.trainer.callbacks.append(evaluator)  # type: ignore[attr-defined]
         kwargs.pop("verbose", None)
         self.trainer.test(self.model, self.datamodule, ckpt_path=str(path), verbose=False, weights_only=True)

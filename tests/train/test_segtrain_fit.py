@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,14 +87,33 @@ def test_predict_takes_one_image_or_a_folder_of_any_sizes(checkpoint, tmp_path, 
 def test_test_with_all_switches_and_the_voc_folder(checkpoint, world, tmp_path):
     switches = ["--inference.scales", "[0.75,1.25]", "--inference.merge", "max", "--inference.flip", "true"]
     switches += ["--inference.window", "64", "--inference.crf.enabled", "true", "--inference.crf.iterations", "2"]
-    report = ["--report.output", str(tmp_path / "T"), "--report.save_voc_test", str(tmp_path / "server")]
+    report = ["--report.output", str(tmp_path / "T"), "--save_voc_test", str(tmp_path / "results")]
     assert main(["test", "--ckpt_path", str(checkpoint), *world.val, *switches, *report, "--data.workers", "0"]) == 0
-    written = sorted((tmp_path / "server/results/VOC2012/Segmentation/comp5_test_cls").glob("*.png"))
+    written = sorted((tmp_path / "results/VOC2012/Segmentation/comp5_test_cls").glob("*.png"))
     assert len(written) == 6
     mask = Image.open(written[0])
     assert mask.mode == "P"
     assert np.asarray(mask).shape == (76, 75)
     assert json.loads((tmp_path / "T" / "scores.json").read_text())["inference"]["window"] == 64
+
+
+def test_voc_folder_needs_no_ground_truth(checkpoint, world, tmp_path, capsys):
+    root = tmp_path / "W"
+    shutil.copytree(world.root, root, ignore=shutil.ignore_patterns("SegmentationClass"))
+    val = ["--data.val.root", str(root), "--data.val.split", "val", "--data.val.classes", str(root / "classes.yaml")]
+    common = ["test", "--ckpt_path", str(checkpoint), *val, "--data.workers", "0"]
+    assert main([*common, "--save_voc_test", str(tmp_path / "server")]) == 0
+    assert len(list((tmp_path / "server/results/VOC2012/Segmentation/comp5_test_cls").glob("*.png"))) == 6
+    assert "For the VOC server" in capsys.readouterr().out
+    assert main(common) == 2
+
+
+def test_mixed_precision_with_clipped_gradients_learns(world, tmp_path):
+    more = ["--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", "1", "--trainer.max_steps", "3"]
+    assert main(world.fit(tmp_path / "r", *more)) == 0
+    content = torch.load(tmp_path / "r" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(value.isfinite().all() for value in content["state_dict"].values())
+    assert {value.dtype for value in content["state_dict"].values()} <= {torch.float32, torch.int64}
 
 
 class Killed(Exception):
