@@ -2,16 +2,20 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import UserError
+from data.errors import ImageError, UserError
 from pseudolabel.config import GenerateConfig
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import UInt8
+
     from data.checks import DataReport
+    from data.samples import Sample
 
 
 @dataclass
@@ -91,14 +95,13 @@ def measure_model(config: GenerateConfig) -> tuple[float, float]:
 
     import torch
 
-    from data.samples import open_samples, read_image
+    from data.samples import open_samples
     from pseudolabel.generate import mask_config
     from pseudolabel.pipeline import Pipeline, label_map
     from pseudolabel.workers import available_cpus
 
     samples = open_samples(config.data, need_truth=False)
-    sample = samples.samples[len(samples.samples) // 2]
-    rgb_u8 = read_image(sample.image_path)
+    sample, rgb_u8 = middle_image(samples.samples, config.run.on_error == "skip")
     pipeline = Pipeline.load(config, samples.classes)
     start = time.perf_counter()
     soft = pipeline.soft_maps([rgb_u8], [sample.labels], [sample.id])[0]
@@ -111,6 +114,27 @@ def measure_model(config: GenerateConfig) -> tuple[float, float]:
     if pipeline.models.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated()
     return (max(unet, crf / workers) if workers > 0 else unet + crf), round(memory / 1e9, 1)
+
+
+def middle_image(
+    samples: "Sequence[Sample]", skip_unreadable: bool = False
+) -> "tuple[Sample, UInt8[np.ndarray, 'height width 3']]":
+    """Return the sample in the middle and its image; where a run skips unreadable images, the next readable one.
+
+    Raises:
+        ImageError: the image cannot be read, or, with `skip_unreadable`, none can.
+
+    """
+    from data.samples import read_image
+
+    middle = len(samples) // 2
+    for position in (*range(middle, len(samples)), *range(middle)):
+        try:
+            return samples[position], read_image(samples[position].image_path)
+        except ImageError:
+            if not skip_unreadable:
+                raise
+    raise ImageError(f"None of the {len(samples)} images can be read; replace them.")
 
 
 def _progress(positions: Iterable[int]) -> Iterable[int]:

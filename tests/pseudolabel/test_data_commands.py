@@ -1,6 +1,7 @@
 """The commands init, check and export through the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -130,3 +131,15 @@ def test_check_loads_and_times_a_model_in_a_folder(world, tiny_options, capsys):
 def test_check_fails_on_layers_the_model_does_not_have(world, tiny_options, capsys):
     assert main(["check", "--root", str(world), *tiny_options, "--attention.cross_layers", '["nowhere"]']) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_check_times_a_readable_image_where_a_run_skips_the_others(world, tiny_options, tmp_path, capsys):
+    copy = tmp_path / "world"
+    shutil.copytree(world, copy)
+    images = sorted((copy / "JPEGImages").iterdir())
+    for image in images[1:]:
+        image.write_bytes(b"")
+    options = ["check", "--root", str(copy), *tiny_options]
+    assert main(options) == 2
+    assert main([*options, "--on_error", "skip"]) == 0
+    assert "Ready" in capsys.readouterr().out
