@@ -125,7 +125,7 @@ def paper(default: GenerateConfig) -> GenerateConfig:
     published = load_config(HERE.parent / "configs/pseudolabel/voc12_paper.yaml")
     config = replace(published, data=default.data, model=default.model, run=default.run)
     config = _with(config, "resize", long_side_px=None)
-    return _with(config, "attention", cross_layers=("1/2", "mid"), self_layers=("up_blocks.2.attentions.1",))
+    return _with(config, "attention", cross_layers=("1/4", "mid"), self_layers=("up_blocks.1.attentions.1",))
 
 
 def _affinity_rows(default: GenerateConfig, layers: Sequence[str]) -> list[Variant]:
