@@ -110,7 +110,7 @@ def settings(name: str) -> GenerateConfig:
     config = GenerateConfig(data=DataConfig(root=Path()))
     if name != "demo":
         return config
-    layers = replace(config.attention, cross_layers=("1/2", "mid"), self_layers=("up_blocks.2.attentions.0",))
+    layers = replace(config.attention, cross_layers=("1/4", "mid"), self_layers=("up_blocks.1.attentions.0",))
     return replace(config, attention=layers)
 
 

@@ -35,7 +35,7 @@ def train_autoencoder(recipe: Recipe, session: Session) -> AutoencoderKL:
         if (step + 1) % session.save_every == 0:
             save_state(state_file, step + 1, vae=vae, optimizer=optimizer)
     with torch.no_grad():
-        pixels = torch.from_numpy(scenes[:256]).to(session.device).float() / 127.5 - 1
+        pixels = torch.tensor(scenes[:256]).to(session.device).float() / 127.5 - 1
         deviation = vae.encode(pixels).latent_dist.mode().std().item()
     vae.register_to_config(scaling_factor=round(1 / deviation, 5))
     vae.save_pretrained(done)
