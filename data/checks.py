@@ -292,7 +292,7 @@ def report_lines(report: DataReport) -> list[str]:
             lines.append(f"          without images: {_some(unused)}")
     for name, (low, middle, high) in report.sizes.items():
         lines.append(f"{name.replace('_', ' '):<20}{low:g} to {high:g}, median {middle:g}")
-    lines += [f"{count} images: {kind} ({HOW_READ[kind]})" for kind, count in report.kinds.items()]
+    lines += [f"{count} image{'s' * (count != 1)}: {kind} ({HOW_READ[kind]})" for kind, count in report.kinds.items()]
     if report.disk_mb:
         lines.append(f"Disk      about {report.disk_mb:g} MB for the store")
     lines += [f"warning: {text}" for text in report.warnings]

@@ -4,6 +4,7 @@ Only the module of the command that was typed is imported, so `pseudolabel --hel
 """
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from data.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
 
 # name -> (module, function, first line of its docstring); tests hold the third against the function.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -152,14 +154,20 @@ def run(args: Sequence[str]) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, 2 for a wrong input, 130 when interrupted."""
+    """Run the command line and return the exit status: 0, 2 for a wrong input, 130 interrupted, 141 cut short."""
     args = sys.argv[1:] if args is None else list(args)
     configure_logging()
     try:
-        run(args)
+        try:
+            run(args)
+        finally:
+            sys.stdout.flush()  # so that a reader that has gone shows here
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except BrokenPipeError:  # `| head` has read enough; what is left unprinted must not fail at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
     except OSError as error:
         print(f"error: {error}; check the path, the permissions and the free space", file=sys.stderr)
         return EXIT_USER_ERROR

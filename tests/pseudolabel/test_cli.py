@@ -5,6 +5,7 @@ import sys
 import time
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import yaml
@@ -169,3 +170,14 @@ def test_configs_are_valid(capsys):
         with pytest.raises(SystemExit) as stopped:
             cli.main(["generate", f"--config={path}", "--root=r", "--store=s", "--print_config"])
         assert stopped.value.code == 0, capsys.readouterr().err
+
+
+def test_a_reader_that_stops_early_is_no_error(tmp_path: Path):
+    (tmp_path / "labels.csv").write_text("image,labels\na.jpg,cat\n")
+    command = "from pseudolabel.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        f"{sys.executable} -c '{command}' check --root {tmp_path} | true; exit ${{PIPESTATUS[0]}}",
+        shell=True, executable="/bin/bash", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == cli.EXIT_PIPE
+    assert done.stderr == ""
