@@ -61,7 +61,9 @@ def drawn_scenes(session: Session, seed: int, count: int) -> UInt8[np.ndarray, "
         size = min(50, count)
         batches = scene_batches(seed, 0, count, size, session.workers)
         bar = tqdm(batches, "draw scenes", total=count // size, unit="batch")
-        np.save(path, np.concatenate([((pixels + 1) * 127.5).round().byte().numpy() for pixels, _, _ in bar]))
+        temporary = path.with_suffix(".tmp.npy")  # a kill must not leave half of it under the name that is looked for
+        np.save(temporary, np.concatenate([((pixels + 1) * 127.5).round().byte().numpy() for pixels, _, _ in bar]))
+        temporary.replace(path)
     return np.load(path, mmap_mode="r")
 
 
