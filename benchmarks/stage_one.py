@@ -23,14 +23,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import DEMO_MODEL, HERE, machine, machine_line, table, write_json, write_text
+from benchmarks.common import (
+    DEMO_CONFIG,
+    DEMO_MODEL,
+    HERE,
+    load_config,
+    machine,
+    machine_line,
+    table,
+    write_json,
+    write_text,
+)
 from data.samples import DataConfig
 from pseudolabel.affinity import SelfAttention
 from pseudolabel.attention import list_layers, resolve_layers
@@ -48,6 +57,7 @@ SIZES = {
     "demo": ((128, 128), (160, 160)),
 }
 BATCH = {"sd15": 1, "narrow": 1, "demo": 16}
+CELL_PX = {"sd15": 8, "narrow": 8, "demo": 4}  # pixels a side of one latent cell
 CROSSOVER_CELLS = (256, 576, 1024, 1728, 2304, 4096)
 GUIDANCE = 7.5
 TOKENS = (4, 6, 8)  # positions of three classes
@@ -106,19 +116,15 @@ def _random(build: Callable[[], Any], device: torch.device, dtype: torch.dtype) 
 
 
 def settings(name: str) -> GenerateConfig:
-    """Return the default settings; the demo model has other layers at the same places."""
-    config = GenerateConfig(data=DataConfig(root=Path()))
-    if name != "demo":
-        return config
-    layers = replace(config.attention, cross_layers=("1/4", "mid"), self_layers=("up_blocks.1.attentions.0",))
-    return replace(config, attention=layers)
+    """Return the default settings, or for the demo model those it ships with."""
+    return load_config(DEMO_CONFIG) if name == "demo" else GenerateConfig(data=DataConfig(root=Path()))
 
 
 # ------------------------------------------------------------------------------------------------ methods
 
 
 def prepare(
-    method: str, models: Models, config: GenerateConfig, size_hw: tuple[int, int], batch: int
+    method: str, models: Models, config: GenerateConfig, size_hw: tuple[int, int], batch: int, cell_px: int = 8
 ) -> Callable[[], Any]:
     """Return a function that does one repetition of a method on random latents (or an image)."""
     device, dtype = models.device, torch.float32
@@ -128,13 +134,13 @@ def prepare(
         pixels = torch.rand(batch, 3, *size_hw, generator=generator).to(device, vae.dtype)
         return lambda: vae.encode(pixels * 2 - 1).latent_dist.mean
     unet = models.unet
-    latent_hw = (size_hw[0] // 8, size_hw[1] // 8)
+    latent_hw = (size_hw[0] // cell_px, size_hw[1] // cell_px)
     latents = torch.randn(batch, unet.config.in_channels, *latent_hw, generator=generator).to(device, dtype)
     tokens = models.window if models.tokenizers else 77
     text = torch.randn(batch, tokens, unet.config.cross_attention_dim, generator=generator).to(device, dtype)
     match method:
         case "ours":
-            return _ours(models, config, latents, text)
+            return _ours(models, config, latents, text, cell_px)
         case "plain":
             steps = torch.full((batch,), TIMESTEP, device=device)
             return lambda: unet(latents.to(models.dtype), steps, text.to(models.dtype), return_dict=False)
@@ -143,9 +149,9 @@ def prepare(
     raise ValueError(method)
 
 
-def _ours(models: Models, config: GenerateConfig, latents: Tensor, text: Tensor) -> Callable[[], Any]:
+def _ours(models: Models, config: GenerateConfig, latents: Tensor, text: Tensor, cell_px: int) -> Callable[[], Any]:
     pipeline = Pipeline(models, config, None)
-    frame = frame_latent((latents.shape[-2], latents.shape[-1]), 8, None)
+    frame = frame_latent((latents.shape[-2], latents.shape[-1]), cell_px, None)
     spans = tuple((token,) for token in TOKENS)
     prompt = Prompt("", tuple(range(len(TOKENS))), spans, tuple(range(1, 20)))
     passes = [Pass(index, prompt, frame, latent, TIMESTEP) for index, latent in enumerate(latents)]
@@ -212,7 +218,8 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     if case["method"] == "crossover":
         return {"rows": crossover(device, case["repeats"])}
     models = build_models(case["model"], case["method"], device, dtype, Path(case["demo_model"]))
-    run = prepare(case["method"], models, settings(case["model"]), tuple(case["size_hw"]), case["batch"])
+    name, size_hw = case["model"], tuple(case["size_hw"])
+    run = prepare(case["method"], models, settings(name), size_hw, case["batch"], CELL_PX[name])
     reset_peak(device)
     loaded = peak_mib(device)
     with torch.inference_mode():

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from stage_two import hardware
 
+from data.demo.world import TRAIN_TRUTH_FOLDER
+
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs/train/demo.yaml"
 
@@ -27,15 +29,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--truth", type=Path, help="true masks of the store's images; default: those of the demo world")
     parser.add_argument("--split", default="val")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--output", type=Path, default=Path("runs/seeds"))
     parser.add_argument("--relabel", action="store_true")
     given = parser.parse_args()
+    truth = given.truth or given.root / TRAIN_TRUTH_FOLDER
     rows: dict[str, list[float]] = {}
     for seed in given.seeds:
-        for name, more in (("pseudo", []), ("truth", ["--data.masks", "truth"])):
+        for name, more in (("pseudo", []), ("truth", ["--data.masks", "truth", "--data.truth", truth])):
             rows.setdefault(name, []).append(train(given, f"{name}_{seed}", given.store, seed, more))
         if given.relabel:
             corrected = given.output / f"relabelled_{seed}"

@@ -47,29 +47,41 @@ def list_training(store: MaskStore, masks: Masks, truth: Path | None, root: Path
     records = sorted(store.records(), key=lambda record: record["id"])
     if not records:
         raise StoreError(f"The store {store.path} holds no finished image; run `pseudolabel generate` first.")
-    truths = _true_masks(store, truth, root) if masks == "truth" else {}
+    truths = _true_masks(store, truth, root, records) if masks == "truth" else {}
     folder = store.path / ("argmax" if masks == "argmax" else "masks")
     samples = [
         TrainingSample(
             record["id"],
             store.image_path(record, root),
-            truths.get(record["id"], Path("-")) if masks == "truth" else folder / f"{record['id']}.png",
+            truths[record["id"]] if masks == "truth" else folder / f"{record['id']}.png",
         )
         for record in records
     ]
     _check_files([sample.image_path for sample in samples], "images", "--data.root names the folder they are under")
-    _check_files([sample.mask_path for sample in samples], "masks", "--data.truth, or generate them again")
+    remedy = "--data.truth names their folder" if masks == "truth" else "generate them again"
+    _check_files([sample.mask_path for sample in samples], "masks", remedy)
     return samples
 
 
-def _true_masks(store: MaskStore, truth: Path | None, root: Path | None) -> dict[str, Path]:
+def _true_masks(
+    store: MaskStore, truth: Path | None, root: Path | None, records: list[dict[str, Any]]
+) -> dict[str, Path]:
+    """Return the true mask of every record: of a folder, or those of the data set the store was made from."""
     if truth is not None:
-        return {path.stem: path for path in Path(truth).glob("*.png")}
-    known = {field.name for field in fields(DataConfig)}
-    stored = {key: value for key, value in store.header["data"].items() if key in known and value is not None}
-    config = DataConfig(**{**stored, "root": Path(root or stored.get("root", "."))})
-    samples = open_samples(config, need_labels=False).samples
-    return {sample.id: sample.truth_path for sample in samples if sample.truth_path is not None}
+        found = {record["id"]: Path(truth) / f"{record['id']}.png" for record in records}
+    else:
+        known = {field.name for field in fields(DataConfig)}
+        stored = {key: value for key, value in store.header["data"].items() if key in known and value is not None}
+        config = DataConfig(**{**stored, "root": Path(root or stored.get("root", "."))})
+        samples = open_samples(config, need_labels=False).samples
+        found = {sample.id: sample.truth_path for sample in samples if sample.truth_path is not None}
+    unknown = [record["id"] for record in records if record["id"] not in found]
+    if unknown:
+        raise StoreError(
+            f"--data.masks truth: the data set has no true mask of {len(unknown)} of {len(records)} images, the first "
+            f"{unknown[0]}; --data.truth names the folder of their masks."
+        )
+    return found
 
 
 def _check_files(paths: list[Path], what: str, remedy: str) -> None:

@@ -11,6 +11,11 @@ from pseudolabel.config import AffinityConfig, AttentionConfig, GenerateConfig, 
 from pseudolabel.diffusion import load_models
 
 ROOT = Path(__file__).parents[2]
+TINY_SETTINGS = GenerateConfig(
+    data=DataConfig(root=Path()),
+    attention=AttentionConfig(cross_layers=("1/2", "mid"), self_layers=("up_blocks.2.attentions.1",)),
+    affinity=AffinityConfig(boxes=False),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -26,22 +31,19 @@ def test_the_naive_implementation_computes_the_same_maps(sd_folder):
     from benchmarks.stage_one import prepare
     from pseudolabel.affinity import min_max
 
-    config = GenerateConfig(
-        data=DataConfig(root=Path()),
-        attention=AttentionConfig(cross_layers=("1/2", "mid"), self_layers=("up_blocks.2.attentions.1",)),
-        affinity=AffinityConfig(boxes=False),
-    )
     with torch.inference_mode():
-        ours = prepare("ours", tiny_models(sd_folder), config, (128, 96), 2)()
-        columns = prepare("naive", tiny_models(sd_folder), config, (128, 96), 2)()
+        ours = prepare("ours", tiny_models(sd_folder), TINY_SETTINGS, (128, 96), 2)()
+        columns = prepare("naive", tiny_models(sd_folder), TINY_SETTINGS, (128, 96), 2)()
     naive = min_max(columns.transpose(1, 2).unflatten(-1, ours.shape[-2:]))
     assert torch.allclose(ours, naive, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["plain", "published", "encoder"])
-def test_a_case_is_measured(sd_folder, method):
+def test_a_case_is_measured(sd_folder, method, monkeypatch):
+    from benchmarks import stage_one
     from benchmarks.stage_one import run_case
 
+    monkeypatch.setattr(stage_one, "settings", lambda name: TINY_SETTINGS)
     case = {"model": "demo", "size_hw": (64, 64), "method": method, "device": "cpu", "repeats": 1, "batch": 1}
     found = run_case({**case, "demo_model": str(sd_folder)})
     assert found["seconds"] > 0

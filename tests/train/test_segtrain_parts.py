@@ -1,5 +1,6 @@
 """Networks, augmentation, order, inference, averaging, warnings, relabelling: the parts, each by its laws."""
 
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -183,8 +184,11 @@ def test_missing_and_mismatched_files_are_named(world, tmp_path):
     store = MaskStore.open(world.store)
     with pytest.raises(StoreError, match=r"16 of 16 images are missing.*--data.root"):
         list_training(store, "store", None, tmp_path)
-    with pytest.raises(StoreError, match=r"16 of 16 masks are missing.*--data.truth"):
-        list_training(store, "truth", tmp_path, None)
+    with pytest.raises(StoreError, match=r"16 of 16 masks are missing, the first .*/empty/.*--data.truth"):
+        list_training(store, "truth", tmp_path / "empty", None)
+    without = shutil.copytree(world.root, tmp_path / "W", ignore=shutil.ignore_patterns("SegmentationClass"))
+    with pytest.raises(StoreError, match=r"no true mask of 16 of 16 images, the first .*--data.truth"):
+        list_training(store, "truth", None, without)
     empty = MaskStore.create(tmp_path / "E", classes=store.classes, config={}, model={}, data={"root": "."})
     with pytest.raises(StoreError, match="no finished image"):
         list_training(empty, "store", None, None)
