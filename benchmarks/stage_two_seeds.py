@@ -1,10 +1,10 @@
 """Trained on pseudo-masks against trained on the true masks: mIoU on val over seeds, and the ratio.
 
-    python benchmarks/stage_two_seeds.py --store S --root W [--seeds 0 1 2] [--relabel] [--output runs/seeds]
+    python benchmarks/stage_two_seeds.py --store S --root W [--seeds 0 1 2] [--relabel 3] [--output runs/seeds]
 
 S is a store of pseudo-masks of W's train split, W the data set (`pseudolabel demo --draw_only` draws one). Both
-networks have the same settings, order and number of steps. `--relabel` adds a round of self-training. Runs that are
-done are not repeated. The figures go to benchmarks/stage_two_seeds.json, with hardware and commit.
+networks have the same settings, order and number of steps. `--relabel N` adds a round of self-training to the first N.
+Runs that are done are not repeated. The figures go to benchmarks/stage_two_seeds.json, with hardware and commit.
 """
 
 import argparse
@@ -34,14 +34,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--output", type=Path, default=Path("runs/seeds"))
-    parser.add_argument("--relabel", action="store_true")
+    parser.add_argument("--relabel", type=int, default=0, help="how many of the seeds get a round of self-training")
     given = parser.parse_args()
     truth = given.truth or given.root / TRAIN_TRUTH_FOLDER
     rows: dict[str, list[float]] = {}
-    for seed in given.seeds:
+    for position, seed in enumerate(given.seeds):
         for name, more in (("pseudo", []), ("truth", ["--data.masks", "truth", "--data.truth", truth])):
             rows.setdefault(name, []).append(train(given, f"{name}_{seed}", given.store, seed, more))
-        if given.relabel:
+        if position < given.relabel:
             corrected = given.output / f"relabelled_{seed}"
             checkpoint = given.output / f"pseudo_{seed}" / "checkpoints" / "best.ckpt"
             segtrain("relabel", "--ckpt_path", checkpoint, "--data.store", given.store, "--output", corrected)
