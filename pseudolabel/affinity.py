@@ -18,10 +18,10 @@ from torch.nn import functional
 
 from pseudolabel.config import AffinityConfig
 
-# Up to this many cells S is built once and multiplied; above, attention is applied twice. Measured on one core of an
-# AMD EPYC, two applications to 3 columns, 8 heads of 80: 50 against 98 ms at 1,024 cells, 315 against 385 at 1,728, 542
-# against 463 at 2,304, 1,864 against 1,551 at 4,096; benchmarks/stage_one.py measures it again.
-DENSE_CELLS = 2048
+# Up to this many cells S is built once and multiplied; above, attention is applied twice. On two cores of an AMD EPYC,
+# two applications to 3 columns, 8 heads of 80, the matrix takes 0.59 of the other's time at 576 cells and 1.35 at 1,024
+# (benchmarks/stage_one.md); on a single core it stayed ahead to 1,728 cells.
+DENSE_CELLS = 800
 ISEG_ROUNDS = 10
 SINKHORN_ROUNDS = 3
 
