@@ -101,32 +101,19 @@ def separation(
     return float((np.sign(difference) / 2 + 0.5).mean())
 
 
-def smoothness(maps: Float[np.ndarray, "classes height width"]) -> float:
-    """Return how alike neighbouring cells are (Moran's I, four neighbours): 0 for noise, towards 1 for blobs."""
-    centred = maps - maps.mean(axis=(-2, -1), keepdims=True)
-    products = [centred[..., 1:, :] * centred[..., :-1, :], centred[..., :, 1:] * centred[..., :, :-1]]
-    pairs = sum(product[0].size for product in products)
-    across = sum(product.sum(axis=(-2, -1)) for product in products) / max(pairs, 1)
-    variance = np.maximum((centred**2).mean(axis=(-2, -1)), 1e-20)
-    return float((across / variance).mean())
-
-
 def label_score(present: Sequence[Float[np.ndarray, "_ _ _"]], absent: Sequence[Float[np.ndarray, "_ _ _"]]) -> float:
-    """Return how good maps are as far as image-level labels can tell; no ground truth is used.
+    """Return how good maps are as far as image-level labels can tell, 0 to 1; no ground truth is used.
 
-    The sentence read names classes that are in the image and others that are not. Good maps tell the two kinds apart
-    (`separation`, 0.5 by chance, 1 always) and show compact things instead of noise (`smoothness`, clipped to 0..1);
-    the score is the product of the two means, 0 to 1. Our own; benchmarks/calibration.md holds its rank correlation
-    with mIoU beside that of other formulas.
+    The sentence read names classes that are in the image and others that are not; good maps tell the two kinds apart:
+    the mean `separation` over images. Our own; benchmarks/calibration.md holds its rank correlation with mIoU beside
+    that of other formulas.
 
     Args:
         present: of each image, raw maps (not scaled to 0..1) of the classes it holds.
         absent: of each image, raw maps of the classes it does not hold, from the same passes.
 
     """
-    apart = np.mean([separation(*pair) for pair in zip(present, absent, strict=True)])
-    smooth = np.mean([smoothness(maps) for maps in present])
-    return float(apart * np.clip(smooth, 0, 1))
+    return float(np.mean([separation(*pair) for pair in zip(present, absent, strict=True)]))
 
 
 def otsu_threshold(maps: Sequence[Float[np.ndarray, "_ _ _"]]) -> float:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -109,3 +110,12 @@ def test_settings_files_are_read_as_the_command_line_reads_them(tmp_path):
     config = load_config(path, tmp_path)
     assert config.attention.cross_layers == ("mid", "1/2")
     assert config == replace(config, data=DataConfig(root=tmp_path), affinity=AffinityConfig(theta=0.4))
+
+
+def test_smoothness_tells_blobs_from_noise():
+    from benchmarks.calibration import smoothness
+
+    blob = np.zeros((2, 12, 12), np.float32)
+    blob[:, 3:8, 3:8] = 1
+    assert smoothness(blob) > 0.6
+    assert abs(smoothness(np.random.default_rng(0).random((1, 64, 64)))) < 0.1
