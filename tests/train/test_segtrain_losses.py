@@ -63,7 +63,7 @@ def test_losses_agree_with_plain_python(seed, weighted):
     assert float(generalised_cross_entropy(scores, labels, w, 0.7)) == pytest.approx(general, rel=1e-4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from(["cross_entropy", "balanced", "bootstrapped", "generalised"]))
 def test_ignored_pixels_change_nothing(seed, kind):
     scores, labels, weights = _draw(seed)

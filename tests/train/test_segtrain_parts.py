@@ -194,7 +194,7 @@ def test_missing_and_mismatched_files_are_named(world, tmp_path):
         list_training(empty, "store", None, None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 400), st.integers(32, 128), st.floats(0, 0.9))
 def test_windows_cover_everything_and_overlap_enough(length, window, overlap):
     starts = window_starts(length, window, overlap)
