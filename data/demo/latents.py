@@ -10,25 +10,29 @@ from jaxtyping import Float, Float16, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from data.demo.scene import Scene, draw_portrait, draw_scene
 from data.demo.training import Session
-from data.demo.world import Scene, draw_scene
 
 TRAINING_STREAM = 7001  # keeps the training's scenes apart from those of the world's own splits
+PORTRAIT_STREAM = 7002
 Words = list[tuple[str, ...]]
 Labels = list[tuple[int, ...]]
 Batch = tuple[Float[Tensor, "batch channels height width"], Labels, Words]
 
 
-def training_scene(seed: int, index: int) -> Scene:
-    """Scene number `index` of the training stream."""
+def training_scene(seed: int, index: int, portraits: float = 0) -> Scene:
+    """Scene number `index` of the training stream; `portraits` is the share that shows one large object."""
+    random = np.random.default_rng([PORTRAIT_STREAM, seed, index])
+    if random.random() < portraits:
+        return draw_portrait(random, drawings="train")
     return draw_scene(np.random.default_rng([TRAINING_STREAM, seed, index]), drawings="train")
 
 
 class SceneStream(torch.utils.data.Dataset):
     """Scenes by number, drawn when asked for: uint8 (3, 128, 128), and the words a caption is made of."""
 
-    def __init__(self, seed: int, start: int, count: int) -> None:
-        self.seed, self.start, self.count = seed, start, count
+    def __init__(self, seed: int, start: int, count: int, portraits: float) -> None:
+        self.seed, self.start, self.count, self.portraits = seed, start, count, portraits
 
     def __len__(self) -> int:
         """Return how many scenes there are."""
@@ -36,11 +40,11 @@ class SceneStream(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, tuple[int, ...], tuple[str, ...]]:
         """Draw one scene; its mask stays behind."""
-        scene = training_scene(self.seed, self.start + index)
+        scene = training_scene(self.seed, self.start + index, self.portraits)
         return scene.rgb.transpose(2, 0, 1), scene.labels, scene.grounds
 
 
-def scene_batches(seed: int, start: int, count: int, batch: int, workers: int) -> Iterator[Batch]:
+def scene_batches(seed: int, start: int, count: int, batch: int, workers: int, portraits: float = 0) -> Iterator[Batch]:
     """Batches of scenes `start` to `start + count`: pixels in [-1, 1], labels, grounds."""
 
     def collate(rows: list) -> Batch:
@@ -48,7 +52,7 @@ def scene_batches(seed: int, start: int, count: int, batch: int, workers: int) -
         return pixels, [row[1] for row in rows], [row[2] for row in rows]
 
     loader = torch.utils.data.DataLoader(
-        SceneStream(seed, start, count), batch, num_workers=workers, collate_fn=collate, drop_last=True
+        SceneStream(seed, start, count, portraits), batch, num_workers=workers, collate_fn=collate, drop_last=True
     )
     for pixels, labels, grounds in loader:
         yield pixels.float() / 127.5 - 1, labels, grounds
@@ -88,7 +92,14 @@ def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
 
 
 def latent_batches(
-    session: Session, vae: AutoencoderKL, seed: int, scenes: int, batch: int, first_step: int, order: int = 0
+    session: Session,
+    vae: AutoencoderKL,
+    seed: int,
+    scenes: int,
+    batch: int,
+    first_step: int,
+    order: int = 0,
+    portraits: float = 0,
 ) -> Iterator[Batch]:
     """Endless (latents, labels, grounds) from `first_step` on.
 
@@ -96,35 +107,44 @@ def latent_batches(
         session: Device and workers, and where the cache is kept.
         vae: The trained autoencoder.
         seed: Of the scenes and of the order they come in.
-        scenes: Size of the cache, seen again and again; 0 draws every scene afresh.
+        scenes: Size of the cache (of each kind), seen again and again; 0 draws every scene afresh.
         batch: Scenes a step.
         first_step: Where a resumed training goes on: the same step gets the same scenes.
         order: Another number, another order of the cached scenes.
+        portraits: Share of the scenes that shows one large object.
 
     """
     if scenes == 0:
-        for pixels, labels, grounds in scene_batches(seed, first_step * batch, 2**40, batch, session.workers):
+        for pixels, labels, grounds in scene_batches(
+            seed, first_step * batch, 2**40, batch, session.workers, portraits
+        ):
             yield encode(vae, pixels.to(session.device)).float(), labels, grounds
         return
-    latents, all_labels, all_grounds = cached_latents(session, vae, seed, scenes)
+    kinds = [cached_latents(session, vae, seed, scenes)]
+    if portraits:
+        kinds.append(cached_latents(session, vae, seed, scenes, portraits=True))
     for step in range(first_step, 2**62):
-        chosen = np.random.default_rng([seed + order, 1, step]).integers(len(all_labels), size=batch)
-        rows = torch.from_numpy(latents[chosen]).to(session.device).float()
-        yield rows, [tuple(all_labels[i]) for i in chosen], [tuple(all_grounds[i]) for i in chosen]
+        random = np.random.default_rng([seed + order, 1, step])
+        chosen = random.integers(len(kinds[0][1]), size=batch)
+        drawn = [(*kinds[int(random.random() < portraits)], index) for index in chosen]
+        latents = torch.from_numpy(np.stack([kind[index] for kind, _, _, index in drawn]))
+        labels = [tuple(kind[index]) for _, kind, _, index in drawn]
+        yield latents.to(session.device).float(), labels, [tuple(kind[index]) for _, _, kind, index in drawn]
 
 
 def cached_latents(
-    session: Session, vae: AutoencoderKL, seed: int, scenes: int
+    session: Session, vae: AutoencoderKL, seed: int, scenes: int, portraits: bool = False
 ) -> tuple[Float16[np.ndarray, "scenes channels height width"], Labels, Words]:
     """Latents of the scenes with labels and grounds, encoded once and kept."""
-    array_file, words_file = session.work_dir / "latents.npy", session.work_dir / "words.json"
+    kind = "portrait_" if portraits else ""
+    array_file, words_file = session.work_dir / f"{kind}latents.npy", session.work_dir / f"{kind}words.json"
     if not words_file.exists():
         encoded: list[np.ndarray] = []
         labels: Labels = []
         grounds: Words = []
         size = min(50, scenes)
-        batches = scene_batches(seed, 0, scenes, size, session.workers)
-        for pixels, present, ground in tqdm(batches, "encode scenes", total=scenes // size, unit="batch"):
+        batches = scene_batches(seed, 0, scenes, size, session.workers, float(portraits))
+        for pixels, present, ground in tqdm(batches, f"encode {kind}scenes", total=scenes // size, unit="batch"):
             encoded.append(encode(vae, pixels.to(session.device)).cpu().numpy())
             labels += present
             grounds += ground

@@ -22,10 +22,14 @@ class Recipe:
     word_timesteps: int = 300
     """Their noise levels: from 0 to here."""
     steps: int = 3_600
+    portrait_steps: int = 5_000
+    """Further steps, at a learning rate that rises and falls once more, in which portraits are among the scenes."""
+    portraits: float = 0.6
+    """Their share of those scenes. They show one large object each: shapes are learned from them soonest."""
     batch: int = 16
     lr: float = 6e-4
     decay_from: float = 0.6
-    """Share of the steps after which the learning rate goes down to zero."""
+    """Share of the steps (of either kind) after which the learning rate goes down to zero."""
     timestep_low: int = 100
     timestep_high: int = 1000
     word_loss: float = 0.1

@@ -16,6 +16,7 @@ from data.demo.grounds import GROUNDS, UPPER_GROUNDS, blend_grounds, draw_ground
 
 T = TypeVar("T")
 SIZE_PX = 128
+SIDES, ALONE_SIDES, PORTRAIT_SIDES = (28, 62), (28, 85), (55, 95)  # Longer side in hundredths of the scene's.
 VISIBLE_PX = 40  # An object counts as present with more visible pixels than this (in a scene of 128 x 128).
 
 
@@ -82,6 +83,16 @@ def draw_scene(seed: int | np.random.Generator, *, drawings: Drawings = "train",
     return compose(_choose_glyphs(rng, drawings), rng, size_px)
 
 
+def draw_portrait(seed: int | np.random.Generator, *, drawings: Drawings = "train", size_px: int = SIZE_PX) -> Scene:
+    """Draw one object alone and large, as in a photograph taken of it: its longer side is 0.55 to 0.95 of the scene's.
+
+    No split shows such scenes. Captioned pictures from elsewhere are like this; the shipped model learns from them
+    beside the world's own. Arguments and errors: see `draw_scene`.
+    """
+    rng = _generator(seed)
+    return compose([_pick(rng, glyphs_of(_pick(rng, VOC.names), drawings))], rng, size_px, PORTRAIT_SIDES)
+
+
 def draw_personal_scene(
     seed: int | np.random.Generator, drawing: str, *, alone: bool = False, size_px: int = SIZE_PX
 ) -> Scene:
@@ -124,15 +135,20 @@ def drawing_mask(scene: Scene, drawing: str) -> UInt8[np.ndarray, "size size"]:
     return np.isin(scene.owners, indices).astype(np.uint8)
 
 
-def compose(glyphs: list[Glyph], rng: np.random.Generator, size_px: int = SIZE_PX) -> Scene:
-    """Draw a scene of given drawings, the first farthest back, at random places on random grounds."""
+def compose(
+    glyphs: list[Glyph], rng: np.random.Generator, size_px: int = SIZE_PX, sides: tuple[int, int] | None = None
+) -> Scene:
+    """Draw a scene of given drawings, the first farthest back, at random places on random grounds.
+
+    `sides` bounds the objects' longer sides, in hundredths of the scene's (default: see `draw_scene`).
+    """
     if size_px < 32:
         raise ValueError(f"size_px is {size_px}: a scene is at least 32 pixels wide")
     grounds = _choose_grounds(rng)
     rgb = draw_ground(grounds[0], rng, size_px)
     if len(grounds) == 2:
         rgb = blend_grounds(rgb, draw_ground(grounds[1], rng, size_px), rng)
-    cutouts, owners = _arrange(glyphs, rng, size_px)
+    cutouts, owners = _arrange(glyphs, rng, size_px, sides or (ALONE_SIDES if len(glyphs) == 1 else SIDES))
     for cutout in cutouts:
         _paint(rgb, cutout)
     rgb = _add_noise(rgb, rng)
@@ -180,7 +196,7 @@ def _choose_grounds(rng: np.random.Generator) -> tuple[str, ...]:
 
 
 def _arrange(
-    glyphs: list[Glyph], rng: np.random.Generator, size_px: int
+    glyphs: list[Glyph], rng: np.random.Generator, size_px: int, sides: tuple[int, int]
 ) -> tuple[list[_Cutout], UInt8[np.ndarray, "size size"]]:
     """Place the drawings; those with too few visible pixels are left out.
 
@@ -191,7 +207,7 @@ def _arrange(
     """
     least_px = VISIBLE_PX * size_px * size_px // (SIZE_PX * SIZE_PX)
     boxes: list[tuple[int, int, int, int]] = []
-    cutouts = [_place_somewhere(glyph, rng, size_px, len(glyphs) == 1, boxes) for glyph in glyphs]
+    cutouts = [_place_somewhere(glyph, rng, size_px, sides, boxes) for glyph in glyphs]
     while True:
         owners = np.zeros((size_px, size_px), dtype=np.uint8)
         for index, cutout in enumerate(cutouts):
@@ -206,10 +222,14 @@ def _arrange(
 
 
 def _place_somewhere(
-    glyph: Glyph, rng: np.random.Generator, size_px: int, alone: bool, boxes: list[tuple[int, int, int, int]]
+    glyph: Glyph,
+    rng: np.random.Generator,
+    size_px: int,
+    sides: tuple[int, int],
+    boxes: list[tuple[int, int, int, int]],
 ) -> _Cutout:
     """Turn, size, colour and place one drawing; of two places the one that covers less of `boxes`, which it joins."""
-    side = uniform_int(rng, size_px * 28, size_px * (85 if alone else 62) + 1) // 100
+    side = uniform_int(rng, size_px * sides[0], size_px * sides[1] + 1) // 100
     rgba = place(glyph, max(side, 8), uniform_int(rng, -20, 21), rng.random() < 0.5)
     rgba = _jitter(rgba, rng)
     rows, columns = rgba.shape[:2]

@@ -31,19 +31,24 @@ def train_diffusion(
 ) -> None:
     """Train UNet and text encoder jointly on (latent, caption) pairs; resumes from the work folder."""
     trained.restore(session.work_dir)
-    batches = latent_batches(session, vae, recipe.seed, recipe.scenes, recipe.batch, trained.step)
     alphas_cumprod = build_scheduler().alphas_cumprod.to(session.device)
     nothing = token_ids(tokenizer, [""], session.device)
     network = torch.compile(trained.unet) if session.device.type == "cuda" else trained.unet
     bar = tqdm(total=trained.steps, initial=trained.step, desc="diffusion", unit="step")
     first, spent, began = trained.step, trained.seconds, time.monotonic()
+    batches = None
     while trained.step < trained.steps:
+        start, end, portraits = part_of(recipe, trained.step, trained.steps)
+        if batches is None or trained.step == start:
+            batches = latent_batches(
+                session, vae, recipe.seed, recipe.scenes, recipe.batch, trained.step, portraits=portraits
+            )
         latents, labels, grounds = next(batches)
         captions = captions_of(recipe, trained.step, labels, grounds)
         tokens = token_ids(tokenizer, captions, session.device)
         words = class_words(tokenizer, tokens, labels)
         loss = training_loss(recipe, trained, network, latents, tokens, nothing, words, alphas_cumprod)
-        rate = recipe.lr * schedule(trained.step, trained.steps, recipe.decay_from)
+        rate = recipe.lr * schedule(trained.step - start, end - start, recipe.decay_from)
         optimise(loss, trained.models.parameters(), trained.optimizer, rate)
         trained.average.update_parameters(trained.models)
         trained.step += 1
@@ -53,6 +58,15 @@ def train_diffusion(
             bar.total = trained.steps
         bar.update()
         report(recipe, session, trained, loss, measure, bar)
+
+
+def part_of(recipe: Recipe, step: int, steps: int) -> tuple[int, int, float]:
+    """Where the part of the training begins and ends that a step lies in, and the share of portraits in it.
+
+    The first part shows the world's own scenes, the second portraits among them; both keep their share of `steps`.
+    """
+    second = round(steps * recipe.steps / (recipe.steps + recipe.portrait_steps))
+    return (0, second, 0.0) if step < second else (second, steps, recipe.portraits)
 
 
 def report(

@@ -34,7 +34,7 @@ class Trained:
         self.optimizer = torch.optim.AdamW(
             self.models.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
-        self.step, self.steps, self.seconds = 0, recipe.steps, 0.0
+        self.step, self.steps, self.seconds = 0, recipe.steps + recipe.portrait_steps, 0.0
 
     def parts(self) -> dict[str, Any]:
         """What a checkpoint holds."""

@@ -10,16 +10,19 @@ import pytest
 import torch
 
 from data.demo.captions import TEMPLATES, caption, class_word
-from data.demo.latents import random_crops
+from data.demo.latents import random_crops, training_scene
 from data.demo.measure_model import class_accuracy, phrase_positions, recorded_cross_attention
 from data.demo.model_parts import build_tokenizer, build_unet
 from data.demo.recipe import Recipe
+from data.demo.train_diffusion import part_of
 from data.demo.train_model import main
 from data.demo.trained import Trained
 from data.demo.training import save_state, schedule
 from data.demo.word_presence import Query, Words, class_words, record_queries, word_presence_loss
 
-TOY = Recipe(scenes=50, vae_scenes=50, vae_steps=2, vae_batch=2, word_steps=2, word_batch=4, steps=4, batch=4)
+TOY = Recipe(
+    scenes=50, vae_scenes=50, vae_steps=2, vae_batch=2, word_steps=2, word_batch=4, steps=3, portrait_steps=1, batch=4
+)
 
 
 def train(work_dir: Path, recipe: Recipe = TOY) -> Path:
@@ -99,6 +102,25 @@ def test_the_schedule_warms_up_stays_and_ends_near_zero():
     assert factors[300] == 1
     assert factors[-1] < 0.01
     assert all(later <= earlier for earlier, later in pairwise(factors[100:]))
+
+
+def test_the_second_part_of_the_training_has_portraits_and_a_schedule_of_its_own():
+    recipe = Recipe(steps=300, portrait_steps=700, portraits=0.5)
+    assert part_of(recipe, 0, 1000) == part_of(recipe, 299, 1000) == (0, 300, 0.0)
+    assert part_of(recipe, 300, 1000) == part_of(recipe, 999, 1000) == (300, 1000, 0.5)
+    assert part_of(recipe, 60, 200) == (60, 200, 0.5)  # a time limit shortens both parts alike
+    without = Recipe(steps=10, portrait_steps=0)
+    assert part_of(without, 9, 10) == (0, 10, 0.0)
+
+
+def test_portraits_are_among_the_training_scenes_as_often_as_asked_for():
+    plain = [training_scene(0, i).labels for i in range(60)]
+    mixed = [training_scene(0, i, portraits=0.5).labels for i in range(60)]
+    portraits = [training_scene(0, i, portraits=1).labels for i in range(60)]
+    assert {len(labels) for labels in portraits} == {1}
+    same = sum(one == other for one, other in zip(plain, mixed, strict=True))
+    assert 20 < same < 40
+    assert all(labels in pair for labels, *pair in zip(mixed, plain, portraits, strict=True))
 
 
 def test_random_crops_are_pieces_of_the_scenes():

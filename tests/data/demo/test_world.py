@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from data.classes import VOC
 from data.demo import world
 from data.demo.grounds import GROUNDS, draw_ground
-from data.demo.scene import NOISE, VISIBLE_PX, compose, draw_personal_scene, draw_scene, drawing_mask, find_glyph
+from data.demo.scene import (
+    NOISE,
+    VISIBLE_PX,
+    compose,
+    draw_personal_scene,
+    draw_portrait,
+    draw_scene,
+    drawing_mask,
+    find_glyph,
+)
 from data.demo.world import PERSONAL_DRAWING, calibration_scenes, split_scenes, write_world
 from data.errors import ConfigError
 from data.masks import read_mask
@@ -75,6 +84,15 @@ def test_statistics_are_the_documented_ones():
     assert {label for scene in scenes for label in scene.labels} == set(range(1, 21))
     assert {ground for scene in scenes for ground in scene.grounds} == set(GROUNDS)
     assert np.mean([scene.rgb.mean() for scene in scenes]) == pytest.approx(125, abs=20)
+
+
+def test_a_portrait_shows_one_large_object():
+    scenes = [draw_portrait(seed) for seed in range(40)]
+    assert all(len(scene.instances) == 1 for scene in scenes)
+    assert len({scene.labels for scene in scenes}) > 10
+    sides = [max(box[2] - box[0], box[3] - box[1]) for scene in scenes for box in (scene.instances[0].box,)]
+    assert min(sides) > 0.45 * 128  # up to 5 % of the scene may lie over the border, and edges are soft
+    assert 0.6 * 128 < np.mean(sides) < 0.9 * 128
 
 
 def test_later_objects_cover_earlier_ones():
