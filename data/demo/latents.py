@@ -1,7 +1,7 @@
 """Scenes as the diffusion model is trained on them: drawn, encoded once, kept, and drawn again in any order."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,10 +20,10 @@ Labels = list[tuple[int, ...]]
 Batch = tuple[Float[Tensor, "batch channels height width"], Labels, Words]
 
 
-def training_scene(seed: int, index: int, portraits: float = 0) -> Scene:
-    """Scene number `index` of the training stream; `portraits` is the share that shows one large object."""
+def training_scene(seed: int, index: int, portraits: Sequence[float] = (0,)) -> Scene:
+    """Scene number `index` of the training stream; `portraits` are the odds of one, for each place in a batch."""
     random = np.random.default_rng([PORTRAIT_STREAM, seed, index])
-    if random.random() < portraits:
+    if random.random() < portraits[index % len(portraits)]:
         return draw_portrait(random, drawings="train")
     return draw_scene(np.random.default_rng([TRAINING_STREAM, seed, index]), drawings="train")
 
@@ -31,7 +31,7 @@ def training_scene(seed: int, index: int, portraits: float = 0) -> Scene:
 class SceneStream(torch.utils.data.Dataset):
     """Scenes by number, drawn when asked for: uint8 (3, 128, 128), and the words a caption is made of."""
 
-    def __init__(self, seed: int, start: int, count: int, portraits: float) -> None:
+    def __init__(self, seed: int, start: int, count: int, portraits: Sequence[float]) -> None:
         self.seed, self.start, self.count, self.portraits = seed, start, count, portraits
 
     def __len__(self) -> int:
@@ -44,7 +44,9 @@ class SceneStream(torch.utils.data.Dataset):
         return scene.rgb.transpose(2, 0, 1), scene.labels, scene.grounds
 
 
-def scene_batches(seed: int, start: int, count: int, batch: int, workers: int, portraits: float = 0) -> Iterator[Batch]:
+def scene_batches(
+    seed: int, start: int, count: int, batch: int, workers: int, portraits: Sequence[float] = (0,)
+) -> Iterator[Batch]:
     """Batches of scenes `start` to `start + count`: pixels in [-1, 1], labels, grounds."""
 
     def collate(rows: list) -> Batch:
@@ -99,7 +101,7 @@ def latent_batches(
     batch: int,
     first_step: int,
     order: int = 0,
-    portraits: float = 0,
+    portraits: Sequence[float] = (0,),
 ) -> Iterator[Batch]:
     """Endless (latents, labels, grounds) from `first_step` on.
 
@@ -111,7 +113,7 @@ def latent_batches(
         batch: Scenes a step.
         first_step: Where a resumed training goes on: the same step gets the same scenes.
         order: Another number, another order of the cached scenes.
-        portraits: Share of the scenes that shows one large object.
+        portraits: For each place in a batch the odds that a portrait takes it (again from the first on after the last).
 
     """
     if scenes == 0:
@@ -121,12 +123,13 @@ def latent_batches(
             yield encode(vae, pixels.to(session.device)).float(), labels, grounds
         return
     kinds = [cached_latents(session, vae, seed, scenes)]
-    if portraits:
+    if any(portraits):
         kinds.append(cached_latents(session, vae, seed, scenes, portraits=True))
     for step in range(first_step, 2**62):
         random = np.random.default_rng([seed + order, 1, step])
         chosen = random.integers(len(kinds[0][1]), size=batch)
-        drawn = [(*kinds[int(random.random() < portraits)], index) for index in chosen]
+        shares = np.resize(portraits, batch)
+        drawn = [(*kinds[int(random.random() < share)], index) for share, index in zip(shares, chosen, strict=True)]
         latents = torch.from_numpy(np.stack([kind[index] for kind, _, _, index in drawn]))
         labels = [tuple(kind[index]) for _, kind, _, index in drawn]
         yield latents.to(session.device).float(), labels, [tuple(kind[index]) for _, _, kind, index in drawn]
@@ -143,7 +146,7 @@ def cached_latents(
         labels: Labels = []
         grounds: Words = []
         size = min(50, scenes)
-        batches = scene_batches(seed, 0, scenes, size, session.workers, float(portraits))
+        batches = scene_batches(seed, 0, scenes, size, session.workers, (float(portraits),))
         for pixels, present, ground in tqdm(batches, f"encode {kind}scenes", total=scenes // size, unit="batch"):
             encoded.append(encode(vae, pixels.to(session.device)).cpu().numpy())
             labels += present

@@ -22,10 +22,12 @@ class Recipe:
     word_timesteps: int = 300
     """Their noise levels: from 0 to here."""
     steps: int = 3_600
-    portrait_steps: int = 5_000
+    portrait_steps: int = 8_000
     """Further steps, at a learning rate that rises and falls once more, in which portraits are among the scenes."""
-    portraits: float = 0.6
-    """Their share of those scenes. They show one large object each: shapes are learned from them soonest."""
+    portraits: float = 0.8
+    """Their share of the scenes noised from `portraits_from` on; below it all scenes are the world's own."""
+    portraits_from: int = 325
+    """In much noise the whole of an object is learned, soonest from portraits; in little noise stage one reads."""
     batch: int = 16
     lr: float = 6e-4
     decay_from: float = 0.6

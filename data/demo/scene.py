@@ -16,7 +16,8 @@ from data.demo.grounds import GROUNDS, UPPER_GROUNDS, blend_grounds, draw_ground
 
 T = TypeVar("T")
 SIZE_PX = 128
-SIDES, ALONE_SIDES, PORTRAIT_SIDES = (28, 62), (28, 85), (55, 95)  # Longer side in hundredths of the scene's.
+SIDES, ALONE_SIDES, PORTRAIT_SIDES = (28, 62), (28, 85), (75, 90)  # Longer side in hundredths of the scene's.
+PORTRAIT_DRAWINGS = 2  # The first drawings of a class sit for portraits.
 VISIBLE_PX = 40  # An object counts as present with more visible pixels than this (in a scene of 128 x 128).
 
 
@@ -84,13 +85,23 @@ def draw_scene(seed: int | np.random.Generator, *, drawings: Drawings = "train",
 
 
 def draw_portrait(seed: int | np.random.Generator, *, drawings: Drawings = "train", size_px: int = SIZE_PX) -> Scene:
-    """Draw one object alone and large, as in a photograph taken of it: its longer side is 0.55 to 0.95 of the scene's.
+    """Draw one object alone, upright and in the middle, as in a picture taken to show it.
 
-    No split shows such scenes. Captioned pictures from elsewhere are like this; the shipped model learns from them
-    beside the world's own. Arguments and errors: see `draw_scene`.
+    Its longer side is 0.75 to 0.90 of the scene's; one of the first two drawings of its class. No split shows such
+    scenes: the shipped model learns from them, beside the world's own, what objects look like as a whole. Arguments
+    and errors: see `draw_scene`.
     """
     rng = _generator(seed)
-    return compose([_pick(rng, glyphs_of(_pick(rng, VOC.names), drawings))], rng, size_px, PORTRAIT_SIDES)
+    glyph = _pick(rng, glyphs_of(_pick(rng, VOC.names), drawings)[:PORTRAIT_DRAWINGS])
+    rgb, grounds = _draw_grounds(rng, size_px)
+    side = uniform_int(rng, size_px * PORTRAIT_SIDES[0], size_px * PORTRAIT_SIDES[1] + 1) // 100
+    rgba = _jitter(place(glyph, side, 0, flip=False), rng)
+    rows, columns = rgba.shape[:2]
+    sway = size_px // 32
+    left = (size_px - columns) // 2 + uniform_int(rng, -sway, sway + 1)
+    top = (size_px - rows) // 2 + uniform_int(rng, -sway, sway + 1)
+    cutouts = [_Cutout(glyph, rgba, left, top)]
+    return _finish(rgb, grounds, cutouts, _owners(cutouts, size_px), rng)
 
 
 def draw_personal_scene(
@@ -135,20 +146,32 @@ def drawing_mask(scene: Scene, drawing: str) -> UInt8[np.ndarray, "size size"]:
     return np.isin(scene.owners, indices).astype(np.uint8)
 
 
-def compose(
-    glyphs: list[Glyph], rng: np.random.Generator, size_px: int = SIZE_PX, sides: tuple[int, int] | None = None
-) -> Scene:
-    """Draw a scene of given drawings, the first farthest back, at random places on random grounds.
+def compose(glyphs: list[Glyph], rng: np.random.Generator, size_px: int = SIZE_PX) -> Scene:
+    """Draw a scene of given drawings, the first farthest back, at random places on random grounds."""
+    rgb, grounds = _draw_grounds(rng, size_px)
+    cutouts, owners = _arrange(glyphs, rng, size_px)
+    return _finish(rgb, grounds, cutouts, owners, rng)
 
-    `sides` bounds the objects' longer sides, in hundredths of the scene's (default: see `draw_scene`).
-    """
+
+def _draw_grounds(rng: np.random.Generator, size_px: int) -> tuple[UInt8[np.ndarray, "size size 3"], tuple[str, ...]]:
+    """One ground, or two with a border between them, and their names."""
     if size_px < 32:
         raise ValueError(f"size_px is {size_px}: a scene is at least 32 pixels wide")
     grounds = _choose_grounds(rng)
     rgb = draw_ground(grounds[0], rng, size_px)
     if len(grounds) == 2:
         rgb = blend_grounds(rgb, draw_ground(grounds[1], rng, size_px), rng)
-    cutouts, owners = _arrange(glyphs, rng, size_px, sides or (ALONE_SIDES if len(glyphs) == 1 else SIDES))
+    return rgb, grounds
+
+
+def _finish(
+    rgb: UInt8[np.ndarray, "size size 3"],
+    grounds: tuple[str, ...],
+    cutouts: list[_Cutout],
+    owners: UInt8[np.ndarray, "size size"],
+    rng: np.random.Generator,
+) -> Scene:
+    """Lay the cut-outs over the grounds, add grain, and put down what is there."""
     for cutout in cutouts:
         _paint(rgb, cutout)
     rgb = _add_noise(rgb, rng)
@@ -196,7 +219,7 @@ def _choose_grounds(rng: np.random.Generator) -> tuple[str, ...]:
 
 
 def _arrange(
-    glyphs: list[Glyph], rng: np.random.Generator, size_px: int, sides: tuple[int, int]
+    glyphs: list[Glyph], rng: np.random.Generator, size_px: int
 ) -> tuple[list[_Cutout], UInt8[np.ndarray, "size size"]]:
     """Place the drawings; those with too few visible pixels are left out.
 
@@ -206,19 +229,26 @@ def _arrange(
 
     """
     least_px = VISIBLE_PX * size_px * size_px // (SIZE_PX * SIZE_PX)
+    sides = ALONE_SIDES if len(glyphs) == 1 else SIDES
     boxes: list[tuple[int, int, int, int]] = []
     cutouts = [_place_somewhere(glyph, rng, size_px, sides, boxes) for glyph in glyphs]
     while True:
-        owners = np.zeros((size_px, size_px), dtype=np.uint8)
-        for index, cutout in enumerate(cutouts):
-            rows, columns = cutout.rgba.shape[:2]
-            window = owners[cutout.top : cutout.top + rows, cutout.left : cutout.left + columns]
-            window[cutout.rgba[..., 3] > 127] = index + 1
+        owners = _owners(cutouts, size_px)
         visible = np.bincount(owners.ravel(), minlength=len(cutouts) + 1)[1:]
         if visible.min() > least_px:
             return cutouts, owners
         # Leaving an object out uncovers others, so a second round counts again. The last one drawn always stays.
         cutouts = [cutout for cutout, count in zip(cutouts, visible, strict=True) if count > least_px] or cutouts[-1:]
+
+
+def _owners(cutouts: list[_Cutout], size_px: int) -> UInt8[np.ndarray, "size size"]:
+    """For every pixel the index + 1 of the uppermost cut-out that covers more than half of it, 0 where none does."""
+    owners = np.zeros((size_px, size_px), dtype=np.uint8)
+    for index, cutout in enumerate(cutouts):
+        rows, columns = cutout.rgba.shape[:2]
+        window = owners[cutout.top : cutout.top + rows, cutout.left : cutout.left + columns]
+        window[cutout.rgba[..., 3] > 127] = index + 1
+    return owners
 
 
 def _place_somewhere(

@@ -60,13 +60,17 @@ def train_diffusion(
         report(recipe, session, trained, loss, measure, bar)
 
 
-def part_of(recipe: Recipe, step: int, steps: int) -> tuple[int, int, float]:
-    """Where the part of the training begins and ends that a step lies in, and the share of portraits in it.
+def part_of(recipe: Recipe, step: int, steps: int) -> tuple[int, int, list[float]]:
+    """Where the part of the training begins and ends that a step lies in, and at what odds its scenes are portraits.
 
     The first part shows the world's own scenes, the second portraits among them; both keep their share of `steps`.
+    There is a number for each place in a batch: it is the place that decides how much noise a scene gets.
     """
     second = round(steps * recipe.steps / (recipe.steps + recipe.portrait_steps))
-    return (0, second, 0.0) if step < second else (second, steps, recipe.portraits)
+    if step < second:
+        return 0, second, [0.0]
+    least_noise = torch.linspace(recipe.timestep_low, recipe.timestep_high, recipe.batch + 1)[:-1]
+    return second, steps, [recipe.portraits * float(least >= recipe.portraits_from) for least in least_noise]
 
 
 def report(

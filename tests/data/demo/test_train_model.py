@@ -105,18 +105,21 @@ def test_the_schedule_warms_up_stays_and_ends_near_zero():
 
 
 def test_the_second_part_of_the_training_has_portraits_and_a_schedule_of_its_own():
-    recipe = Recipe(steps=300, portrait_steps=700, portraits=0.5)
-    assert part_of(recipe, 0, 1000) == part_of(recipe, 299, 1000) == (0, 300, 0.0)
-    assert part_of(recipe, 300, 1000) == part_of(recipe, 999, 1000) == (300, 1000, 0.5)
-    assert part_of(recipe, 60, 200) == (60, 200, 0.5)  # a time limit shortens both parts alike
+    recipe = Recipe(steps=300, portrait_steps=700, portraits=0.5, portraits_from=400, timestep_low=100, batch=3)
+    assert part_of(recipe, 0, 1000) == part_of(recipe, 299, 1000) == (0, 300, [0.0])
+    # A batch's places are noised to 100-400, 400-700, 700-1000.
+    assert part_of(recipe, 300, 1000) == part_of(recipe, 999, 1000) == (300, 1000, [0, 0.5, 0.5])
+    assert part_of(recipe, 60, 200) == (60, 200, [0, 0.5, 0.5])  # a time limit shortens both parts alike
     without = Recipe(steps=10, portrait_steps=0)
-    assert part_of(without, 9, 10) == (0, 10, 0.0)
+    assert part_of(without, 9, 10) == (0, 10, [0.0])
 
 
 def test_portraits_are_among_the_training_scenes_as_often_as_asked_for():
     plain = [training_scene(0, i).labels for i in range(60)]
-    mixed = [training_scene(0, i, portraits=0.5).labels for i in range(60)]
-    portraits = [training_scene(0, i, portraits=1).labels for i in range(60)]
+    mixed = [training_scene(0, i, portraits=[0.5]).labels for i in range(60)]
+    portraits = [training_scene(0, i, portraits=[1]).labels for i in range(60)]
+    by_place = [training_scene(0, i, portraits=[0, 1]).labels for i in range(60)]
+    assert by_place == [(portraits if i % 2 else plain)[i] for i in range(60)]
     assert {len(labels) for labels in portraits} == {1}
     same = sum(one == other for one, other in zip(plain, mixed, strict=True))
     assert 20 < same < 40

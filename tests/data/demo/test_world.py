@@ -86,13 +86,26 @@ def test_statistics_are_the_documented_ones():
     assert np.mean([scene.rgb.mean() for scene in scenes]) == pytest.approx(125, abs=20)
 
 
-def test_a_portrait_shows_one_large_object():
-    scenes = [draw_portrait(seed) for seed in range(40)]
+@pytest.mark.parametrize("size_px", [32, 128, 200])
+def test_a_portrait_shows_one_large_object_in_the_middle(size_px):
+    scenes = [draw_portrait(seed, size_px=size_px) for seed in range(40)]
     assert all(len(scene.instances) == 1 for scene in scenes)
     assert len({scene.labels for scene in scenes}) > 10
-    sides = [max(box[2] - box[0], box[3] - box[1]) for scene in scenes for box in (scene.instances[0].box,)]
-    assert min(sides) > 0.45 * 128  # up to 5 % of the scene may lie over the border, and edges are soft
-    assert 0.6 * 128 < np.mean(sides) < 0.9 * 128
+    boxes = np.array([scene.instances[0].box for scene in scenes]) / size_px
+    sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+    assert (sides > 0.75 - 4 / size_px).all()  # edges are soft
+    assert (sides <= 0.9).all()
+    assert np.abs((boxes[:, :2] + boxes[:, 2:]) / 2 - 0.5).max() < 1 / 32 + 4 / size_px
+
+
+def test_portraits_are_of_few_drawings():
+    drawings = {draw_portrait(seed).instances[0].drawing for seed in range(200)}
+    assert {name for name in drawings if name.startswith("cow/")} == {"cow/dairy", "cow/dairy-brown"}
+
+
+def test_portraits_are_too_large_for_a_tiny_scene():
+    with pytest.raises(ValueError, match="size_px is 31"):
+        draw_portrait(0, size_px=31)
 
 
 def test_later_objects_cover_earlier_ones():
