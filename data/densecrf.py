@@ -52,8 +52,8 @@ def dense_crf(
     field = densecrf.DenseCRF2D(width, height, len(scores))
     field.setUnaryEnergy(np.ascontiguousarray(-np.log(clipped).reshape(len(scores), -1)))
     field.addPairwiseGaussian(sxy=sxy_gaussian, compat=compat_gaussian)
-    field.addPairwiseBilateral(
-        sxy=sxy_bilateral, srgb=srgb_bilateral, rgbim=np.ascontiguousarray(rgb_u8), compat=compat_bilateral
-    )
+    # pydensecrf asks for memory it may write to, which np.asarray(PIL image) does not give.
+    image = np.require(rgb_u8, requirements=["C_CONTIGUOUS", "WRITEABLE"])
+    field.addPairwiseBilateral(sxy=sxy_bilateral, srgb=srgb_bilateral, rgbim=image, compat=compat_bilateral)
     marginals = np.array(field.inference(iterations), dtype=np.float32)
     return marginals.reshape(scores.shape)

@@ -48,6 +48,13 @@ def test_thin_images(size_hw):
     assert np.isfinite(marginals).all()
 
 
+def test_an_image_that_may_not_be_written_to():
+    rgb, scores = two_halves()
+    expected = dense_crf(rgb, scores, iterations=2, **SETTINGS)
+    rgb.setflags(write=False)
+    np.testing.assert_array_equal(dense_crf(rgb, scores, iterations=2, **SETTINGS), expected)
+
+
 def test_zero_scores_are_clipped():
     rgb, scores = two_halves()
     scores[0] = 0
