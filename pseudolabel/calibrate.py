@@ -1,23 +1,27 @@
 """Choosing layers, heads, timestep, affinity and threshold for a model and data set, from a small set of images.
 
 Fixed lists of layers do not transfer between diffusion models. Each image is read once a timestep, all layers at once,
-and candidates are compared offline on the small maps (see `recordings`). With ground truth the mIoU before the CRF
-decides; without it `criteria.label_score`, which knows image-level labels alone.
+and candidates are compared offline on the small maps (see `recordings`). With ground truth the mIoU decides (before the
+CRF, but for the threshold); without it `criteria.label_score`, which knows image-level labels alone.
 
 The search, each step starting from the best settings so far:
 
 1. timestep, cross-attention layers (forward selection from the best single layer) and token rescaling, no affinity;
 2. with ground truth: prompts with and without background words, and the image sizes asked for;
-3. with ground truth: self-attention layer and kind of affinity, then rounds of small changes to everything chosen;
+3. with ground truth: self-attention layer and kind of affinity, rounds of small changes to everything chosen, then the
+   timestep again;
 4. with ground truth: heads, where leaving some out helps;
-5. the threshold; without ground truth by Otsu's method. The rest stays as configured.
+5. the threshold: the best one after the CRF, at full size and with all draws, since that is what `generate` writes (the
+   CRF prefers a lower one than the maps by themselves do); without ground truth by Otsu's method.
+
+The rest, the CRF among it, stays as configured.
 
 What is chosen must win by more than `search.MIN_GAIN`, so that the simpler of two equal settings stays.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +39,10 @@ from pseudolabel.config import GenerateConfig
 if TYPE_CHECKING:
     from pseudolabel.pipeline import Pipeline
     from pseudolabel.recordings import Picture
-    from pseudolabel.search import Search, Verdict
+    from pseudolabel.search import Search
 
 TIMESTEPS = (50, 100, 150, 200, 250, 300, 350, 400)
+THRESHOLD_STEPS = tuple(0.025 * step for step in range(-4, 3))  # tried around the best one before the CRF
 DECOYS = 3  # absent classes put into the sentence where there is no ground truth
 
 SKIPPED_DATA_FIELDS = ("root", "split", "labels", "truth", "cache")  # they describe this machine or the small set
@@ -56,9 +61,9 @@ def calibrate(
 ) -> None:
     """Choose layers, timestep and thresholds for a model and data.
 
-    Takes images evenly from the data set. With ground truth the highest mIoU before the CRF wins; without it, the maps
-    that best tell present classes from absent ones, and heads, affinity and image size stay as configured. Score the
-    result on other images than these.
+    Takes images evenly from the data set. With ground truth the highest mIoU wins (before the CRF, but for the
+    threshold); without it, the maps that best tell present classes from absent ones, and heads, affinity and image size
+    stay as configured. Score the result on other images than these.
 
     Args:
         output: YAML file to write: what differs from the defaults.
@@ -87,10 +92,22 @@ def calibrate(
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, text.encode())
     print("\n".join(search.steps))
-    if after is not None:
-        print(f"mIoU before CRF on these {len(chosen)} images: {before:.4f} as configured, {after:.4f} calibrated.")
+    if before is not None and after is not None:
+        print(f"mIoU on these images, before / after the CRF: {before} as configured, {after} calibrated.")
     print(f"Wrote {output} after {time.perf_counter() - started:.0f} s.")
     print(f"Next: pseudolabel generate --config {output} --root {config.data.root} --store STORE")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The mIoU of some settings through the pipeline itself, at full size and with all draws."""
+
+    threshold: float
+    before_crf: float
+    after_crf: float
+
+    def __str__(self) -> str:
+        return f"{self.before_crf:.4f} / {self.after_crf:.4f}"
 
 
 def evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
@@ -115,11 +132,8 @@ def run_search(
     draws: int,
     heads: bool,
     use_truth: bool,
-) -> "tuple[Search, float | None, float | None]":
-    """Search on some samples; also returns the mIoU before the CRF of the given and the found settings.
-
-    These two are measured through the pipeline itself, at full size and with all draws; None without ground truth.
-    """
+) -> "tuple[Search, Measured | None, Measured | None]":
+    """Search on some samples; also measures the given and the found settings (None without ground truth)."""
     import torch
 
     from pseudolabel.diffusion import load_models, pick_device, pick_dtype
@@ -156,10 +170,10 @@ def run_search(
         return search, None, None
     set_threshold(search, search.verdict.threshold)
     before = measured(pipeline, config, chosen, pictures, n_classes, (config.fuse.threshold,))
-    around = [search.verdict.threshold + step * 0.0125 for step in range(-6, 7)]
+    around = [search.verdict.threshold + step for step in THRESHOLD_STEPS]
     after = measured(pipeline, search.config, chosen, pictures, n_classes, [tau for tau in around if 0 < tau <= 1])
     set_threshold(search, after.threshold)
-    return search, before.score, after.score
+    return search, before, after
 
 
 def set_threshold(search: "Search", threshold: float) -> None:
@@ -186,24 +200,25 @@ def measured(
     pictures: "Sequence[Picture]",
     n_classes: int,
     thresholds: Sequence[float],
-) -> "Verdict":
-    """Return the mIoU before the CRF through the pipeline itself, at the best of some thresholds."""
+) -> Measured:
+    """Return what some settings reach at the threshold that is best after the CRF."""
     from pseudolabel.fuse import before_crf
+    from pseudolabel.labelmap import label_map
     from pseudolabel.pipeline import Pipeline
-    from pseudolabel.search import Verdict
 
     exact = Pipeline(pipeline.models, config, pipeline.classes, cut=False)
-    counts = np.zeros((len(thresholds), n_classes, n_classes), np.int64)
-    fuses = [replace(config, fuse=replace(config.fuse, threshold=tau)) for tau in thresholds]
+    counts = np.zeros((len(thresholds), 2, n_classes, n_classes), np.int64)
+    variants = [replace(config, fuse=replace(config.fuse, threshold=tau)) for tau in thresholds]
     for sample, picture in tqdm(list(zip(samples, pictures, strict=True)), "measure", unit="image", leave=False):
         assert sample.truth_path is not None
         truth = read_truth(sample.truth_path, picture.rgb_u8.shape[:2], sample.image_path)
         [soft] = exact.soft_maps([picture.rgb_u8], [picture.labels], [picture.id])
-        for count, fuse in zip(counts, fuses, strict=True):
-            count += confusion_matrix(truth, before_crf(soft, fuse), n_classes)
-    scores = [score(count).miou for count in counts]
-    best = int(np.argmax(scores))
-    return Verdict(scores[best], float(thresholds[best]))
+        for (raw, refined), variant in zip(counts, variants, strict=True):
+            raw += confusion_matrix(truth, before_crf(soft, variant), n_classes)
+            refined += confusion_matrix(truth, label_map(picture.rgb_u8, soft, variant)[1], n_classes)
+    best = int(np.argmax([score(refined).miou for _, refined in counts]))
+    raw, refined = counts[best]
+    return Measured(float(thresholds[best]), score(raw).miou, score(refined).miou)
 
 
 def differences(config: GenerateConfig) -> dict[str, Any]:
@@ -235,16 +250,15 @@ def _yaml_value(value: Any) -> Any:
 
 
 def report_of(
-    search: "Search", samples: SampleSet, config: GenerateConfig, before: float | None, after: float | None
+    search: "Search", samples: SampleSet, config: GenerateConfig, before: Measured | None, after: Measured | None
 ) -> str:
     """Return the header comment of the config: what was measured on what."""
     count, model = len(search.pictures), search.pipeline.fingerprint()
     lines = [f"Chosen by `pseudolabel calibrate` on {count} images, split {config.data.split!r}; only differences from"]
     lines += ["the defaults are stated.", f"Model {model['id']}, fingerprint {model['fingerprint']}."]
     if before is not None and after is not None:
-        lines.append(
-            f"mIoU before the CRF on these images: {before:.4f} with the settings given, {after:.4f} with these."
-        )
+        lines.append("mIoU on these images, before / after the CRF:")
+        lines.append(f"{before} with the settings given, {after} with these.")
         lines.append("Steps, with the mIoU each reached (fewer draws, ground truth at reduced size, best threshold):")
     else:
         lines.append("No ground truth was used. Steps, with the label-only score each reached (0 to 1):")

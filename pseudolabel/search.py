@@ -165,7 +165,8 @@ def choose_layers(search: Search, timesteps: Sequence[int]) -> None:
         for timestep in tqdm(timesteps, "choose layers", unit="timestep", leave=False)
         for on in (False, True)
     ]
-    search.take("timestep and cross layers, no affinity", found)
+    tried = " ".join(map(str, timesteps))
+    search.take(f"timestep (of {tried}) and cross layers, no affinity", found)
 
 
 def forward_selection(
@@ -198,7 +199,7 @@ def choose_reading(search: Search, long_sides: Sequence[int]) -> None:
         if side != current
     ]
     if variants:
-        _try_readings(search, "image size", variants)
+        _try_readings(search, f"image size ({' '.join(map(str, long_sides))} px tried)", variants)
 
 
 def _try_readings(search: Search, title: str, variants: Sequence[GenerateConfig]) -> None:
@@ -228,12 +229,11 @@ def _read_both(search: Search, title: str) -> Iterable[Recorded]:
 
 
 def choose_timestep(search: Search, timesteps: Sequence[int]) -> None:
-    """Try the neighbouring timesteps again with everything else chosen."""
-    [current] = search.config.diffusion.timesteps
-    lower, higher = [t for t in timesteps if t < current][-1:], [t for t in timesteps if t > current][:1]
-    candidates = [with_timesteps(search.config, (timestep,)) for timestep in lower + higher]
+    """Try the other timesteps again with everything else chosen."""
+    others = [timestep for timestep in timesteps if (timestep,) != search.config.diffusion.timesteps]
+    candidates = [with_timesteps(search.config, (timestep,)) for timestep in others]
     if candidates:
-        config = with_timesteps(search.config, lower + higher)
+        config = with_timesteps(search.config, others)
         cross, self_layers = chosen_layers(search)
         recorded = read(search, config, cross=cross, self_layers=self_layers, title="timestep again")
         search.take("timestep again", judge(search, recorded, candidates))

@@ -12,10 +12,10 @@ from PIL import Image
 
 from data.classes import VOC
 from data.masks import write_mask
-from data.samples import DataConfig
+from data.samples import DataConfig, open_samples
 from data.scoring import confusion_matrix, score
 from pseudolabel.attention import list_layers
-from pseudolabel.calibrate import differences
+from pseudolabel.calibrate import differences, measured
 from pseudolabel.candidates import fewer_heads, one_more_or_less
 from pseudolabel.cli import main
 from pseudolabel.config import DiffusionConfig, FuseConfig, GenerateConfig
@@ -32,7 +32,7 @@ from pseudolabel.criteria import (
 from pseudolabel.diffusion import load_models
 from pseudolabel.fuse import background_score
 from pseudolabel.pipeline import Pipeline
-from pseudolabel.recordings import Picture, per_head, record, refined_maps
+from pseudolabel.recordings import Picture, load_picture, per_head, record, refined_maps
 from pseudolabel.search import head_count, merge_heads
 
 LABELS = (8, 15)
@@ -158,6 +158,29 @@ def small_world(tmp_path):
         (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{entry}</annotation>")
     (root / "ImageSets/Segmentation/train.txt").write_text("\n".join(names) + "\n")
     return root
+
+
+def test_the_threshold_is_the_best_one_after_the_crf(small_world, tiny_config, with_settings):
+    config = replace(tiny_config, data=DataConfig(root=small_world))
+    samples = open_samples(config.data, need_labels=True, need_truth=True)
+    pipeline = Pipeline.load(config, samples.classes)
+    pictures = [load_picture(sample, len(samples.classes), 0, True) for sample in samples.samples]
+    thresholds = (0.3, 0.45, 0.6)
+    found = measured(pipeline, config, samples.samples, pictures, 21, thresholds)
+
+    reached = {}
+    for tau in thresholds:
+        other = Pipeline.load(with_settings(config, "fuse", threshold=tau), samples.classes)
+        before, after = np.zeros((21, 21), int), np.zeros((21, 21), int)
+        for sample in samples.samples:
+            truth = np.asarray(Image.open(sample.truth_path))
+            explained = other.explain(np.asarray(Image.open(sample.image_path)), sample.labels, image_id=sample.id)
+            before += confusion_matrix(truth, explained.argmax_before_crf, 21)
+            after += confusion_matrix(truth, np.asarray(explained.argmax), 21)
+        reached[tau] = score(before).miou, score(after).miou
+    assert len({after for _, after in reached.values()}) > 1
+    assert found.after_crf == pytest.approx(max(after for _, after in reached.values()), abs=1e-3)
+    assert (found.before_crf, found.after_crf) == pytest.approx(reached[found.threshold], abs=1e-3)
 
 
 @pytest.mark.parametrize("use_truth", [True, False])
