@@ -6,8 +6,9 @@
 
 Three trainings in a row: an autoencoder (reconstruction, a small Kullback-Leibler term); which words name what a scene
 shows (contrastive, as CLIP, on the diffusion model's own first layers); and the latent diffusion model with its text
-encoder (v-prediction, Salimans and Ho, arXiv 2202.00512). The same command resumes after a kill. The result is a plain
-Stable Diffusion directory that `diffusers.StableDiffusionPipeline.from_pretrained` loads.
+encoder (v-prediction, Salimans and Ho, arXiv 2202.00512), on the world alone and then with portraits among its scenes.
+The same command resumes after a kill. The result is a plain Stable Diffusion directory that
+`diffusers.StableDiffusionPipeline.from_pretrained` loads.
 
 Choices that matter for attention that *names* what it looks at (figures in the model card):
 
