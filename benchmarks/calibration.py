@@ -39,9 +39,12 @@ from pseudolabel.criteria import (
     THRESHOLDS,
     best_threshold,
     count_pixels,
+    edge_alignment,
+    image_edges,
     label_score,
     mious,
     otsu_threshold,
+    separation,
 )
 from pseudolabel.diffusion import load_models, pick_device, pick_dtype
 from pseudolabel.pipeline import Pipeline
@@ -52,8 +55,8 @@ from pseudolabel.workers import available_cpus
 Maps = list[np.ndarray]
 
 
-def _mean_of(function: Callable[..., float]) -> Callable[[Maps, Maps], float]:
-    return lambda present, absent: float(np.mean([function(*pair) for pair in zip(present, absent, strict=True)]))
+def _mean_of(function: Callable[..., float]) -> Callable[[Maps, Maps, Maps], float]:
+    return lambda *maps: float(np.mean([function(*image) for image in zip(*maps, strict=True)]))
 
 
 def smoothness(maps: np.ndarray) -> float:
@@ -74,16 +77,13 @@ def distinctness(present: np.ndarray, absent: np.ndarray) -> float:
     return float((0.5 - 0.5 * first @ second.T / np.maximum(norms, 1e-20)).mean())
 
 
-CRITERIA: dict[str, Callable[[Maps, Maps], float]] = {
+CRITERIA: dict[str, Callable[[Maps, Maps, Maps], float]] = {
     "label_score (used)": label_score,
-    "label_score x smoothness": lambda present, absent: (
-        label_score(present, absent) * max(0.0, float(np.mean([smoothness(maps) for maps in present])))
-    ),
-    "smoothness": _mean_of(lambda present, _: smoothness(present)),
-    "distinctness": _mean_of(distinctness),
-    "distinctness x smoothness": lambda present, absent: (
-        _mean_of(distinctness)(present, absent) * max(0.0, float(np.mean([smoothness(maps) for maps in present])))
-    ),
+    "separation": _mean_of(lambda present, absent, _: separation(present, absent)),
+    "edge alignment": _mean_of(lambda present, _, edges: edge_alignment(present, edges)),
+    "smoothness": _mean_of(lambda present, *_: smoothness(present)),
+    "separation x smoothness": lambda *maps: CRITERIA["separation"](*maps) * CRITERIA["smoothness"](*maps),
+    "distinctness": _mean_of(lambda present, absent, _: distinctness(present, absent)),
 }
 
 
@@ -116,6 +116,7 @@ def measure(
     for found, pictures in ((ordinary, plain), (with_decoys, decoyed)):
         for item in tqdm(record(pipeline, pictures, layers), "read", total=total):
             found[item.timestep].append(item)
+    edges = [image_edges(item.picture.rgb_u8) for item in with_decoys[timesteps[0]]]
     rows = []
     for timestep in timesteps:
         for layer in layers:
@@ -123,7 +124,7 @@ def measure(
             row = by_truth(ordinary[timestep], one, layers)
             pairs = [present_and_absent(item, one, layers) for item in with_decoys[timestep]]
             present, absent = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-            row |= {name: criterion(present, absent) for name, criterion in CRITERIA.items()}
+            row |= {name: criterion(present, absent, edges) for name, criterion in CRITERIA.items()}
             rows.append({"layer": layer.name, "timestep": timestep} | row)
     return rows
 

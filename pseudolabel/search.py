@@ -21,7 +21,7 @@ from pseudolabel.candidates import (
     with_timesteps,
 )
 from pseudolabel.config import GenerateConfig
-from pseudolabel.criteria import best_threshold, count_pixels, label_score
+from pseudolabel.criteria import best_threshold, count_pixels, image_edges, label_score
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.reading import common_grid
 from pseudolabel.recordings import Picture, Recorded, per_head, raw_maps, record, refined_maps, view
@@ -126,15 +126,18 @@ def judge_by_labels(
     """Return `criteria.label_score` of each candidate's raw maps; the affinity of the candidates plays no part."""
     present: list[list[Any]] = [[] for _ in candidates]
     absent: list[list[Any]] = [[] for _ in candidates]
+    edges: list[list[Any]] = [[] for _ in candidates]
     for item in recorded:
+        lines = image_edges(item.picture.rgb_u8)
         for index, candidate in enumerate(candidates):
             if candidate.diffusion.timesteps != (item.timestep,):
                 continue
             first, second = present_and_absent(item, candidate, layers)
             present[index].append(first)
             absent[index].append(second)
-    pairs = zip(candidates, present, absent, strict=True)
-    return [Verdict(label_score(first, second), candidate.fuse.threshold) for candidate, first, second in pairs]
+            edges[index].append(lines)
+    scores = [label_score(*maps) for maps in zip(present, absent, edges, strict=True)]
+    return [Verdict(score, candidate.fuse.threshold) for score, candidate in zip(scores, candidates, strict=True)]
 
 
 def present_and_absent(

@@ -24,6 +24,8 @@ from pseudolabel.criteria import (
     best_threshold,
     count_pixels,
     cut_of,
+    edge_alignment,
+    image_edges,
     label_score,
     otsu_threshold,
     separation,
@@ -76,7 +78,28 @@ def test_label_score_prefers_maps_that_know_what_is_there():
     noise = random.random((2, 12, 12)).astype(np.float32)
     assert separation(blob, np.ones((3, 12, 12), np.float32)) == 1
     assert separation(noise, noise) == 0.5
-    assert label_score([blob], [noise]) > label_score([noise], [noise[::-1]])
+    edges = image_edges(np.uint8(200 * blob[0, ..., None].repeat(3, axis=2)))
+    assert label_score([blob], [noise], [edges]) > label_score([noise], [noise[::-1]], [edges])
+
+
+def test_edge_alignment_is_high_where_maps_change_with_the_image():
+    image = np.zeros((128, 128, 3), np.uint8)
+    image[32:96, 32:96] = (200, 40, 90)
+    edges = image_edges(image)
+    assert edges.shape == (64, 64)
+    here, elsewhere = np.zeros((2, 1, 16, 16), np.float32)
+    here[0, 4:12, 4:12] = 1
+    elsewhere[0, 8:, 8:] = 1
+    assert edge_alignment(here, edges) > 0.6 > 0.2 > edge_alignment(elsewhere, edges)
+    assert edge_alignment(3 * here + 1, edges) == pytest.approx(edge_alignment(here, edges), abs=1e-5)
+    assert edge_alignment(np.ones((1, 16, 16), np.float32), edges) == 0
+
+
+def test_edges_are_the_gradient_of_all_colours():
+    ramp = np.zeros((20, 30, 3), np.uint8)
+    ramp[..., 0] = 2 * np.arange(30)
+    ramp[..., 2] = 3 * np.arange(20)[:, None]
+    np.testing.assert_allclose(image_edges(ramp)[1:-1, 1:-1], 8 * np.hypot(2, 3), rtol=1e-5)
 
 
 def test_otsu_threshold_separates_two_groups():
