@@ -60,7 +60,7 @@ def main(model: Path = MODEL_DIR, count: bool = False, images: int = 100, classi
 
 def generate(model: Path, prompts: list[str], steps: int = 30, guidance: float = 5.0) -> UInt8[np.ndarray, "n h w 3"]:
     """Scenes drawn by the model, one a prompt; the same prompts give the same scenes."""
-    pipeline = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    pipeline = StableDiffusionPipeline.from_pretrained(model, low_cpu_mem_usage=False).to(torch.float32)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     drawn = []
