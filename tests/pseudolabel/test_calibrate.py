@@ -216,12 +216,16 @@ def test_the_command_writes_a_config_that_generate_reads(small_world, sd_folder,
         + ("attention: {cross_layers: [mid], self_layers: [up_blocks.1.attentions.1]}\n" if use_truth else "")
     )  # Without the last line it names Stable Diffusion's layers, which this model does not have.
     base = ["calibrate", "--config", str(start), "--root", str(small_world), "--output", str(output)]
-    arguments = [*base, "--images", "2", "--draws", "1", "--timesteps", "[100]", "--use_truth", str(use_truth).lower()]
+    base += ["--images", "2", "--draws", "1", "--timesteps", "[100, 300]"]
+    arguments = [*base, "--use_truth", str(use_truth).lower()]
     assert main(arguments) == 0
     text = output.read_text()
     assert text.startswith("# Chosen by `pseudolabel calibrate` on 2 images")
     written = yaml.safe_load(text)
-    assert written["diffusion"] == {"timesteps": [100], "draws": 1}
+    assert written["diffusion"]["draws"] == 1
+    assert written["diffusion"]["timesteps"] in ([100], [300])
+    assert "timestep (of 100 300) and cross layers" in text
+    assert ("timestep again" in text) == use_truth
     assert "data" not in written
     assert "run" not in written
     assert "pseudolabel generate" in capsys.readouterr().out
