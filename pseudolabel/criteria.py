@@ -130,9 +130,9 @@ def label_score(
     """Return how good maps are as far as image-level labels can tell, 0 to 1; no ground truth is used.
 
     The sentence read names classes that are in the image and others that are not. Good maps tell the two kinds apart,
-    and change where the image does: mean `separation` over images times mean `edge_alignment`. Either alone can be high
-    where maps are poor: a coarse layer may know best what is there but not where, the first layers show edges of
-    whatever is there. Our own; benchmarks/calibration.md holds the rank correlation of all three with mIoU.
+    and change where the image does: mean `separation` over images times mean `edge_alignment`; either alone ranks
+    settings worse. Our own, chosen among some twenty formulas on four versions of the demo's model;
+    benchmarks/calibration.md holds its rank correlation with mIoU on scenes that no choice was made on.
 
     Args:
         present: of each image, raw maps (not scaled to 0..1) of the classes it holds.
