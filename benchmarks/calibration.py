@@ -31,6 +31,7 @@ from benchmarks.common import (
     write_json,
     write_text,
 )
+from data.console import available_cpus
 from data.demo.world import calibration_scenes
 from pseudolabel.calibrate import DECOYS, TIMESTEPS
 from pseudolabel.candidates import with_affinity, with_attention, with_timesteps
@@ -50,7 +51,6 @@ from pseudolabel.diffusion import load_models, pick_device, pick_dtype
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.recordings import Picture, Recorded, draw_decoys, every_layer, record, refined_maps, view
 from pseudolabel.search import present_and_absent
-from pseudolabel.workers import available_cpus
 
 Maps = list[np.ndarray]
 

@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from data.classes import load_classes
-from data.masks import write_atomically
-from data.samples import DataConfig
+from data.config import DataConfig
+from data.files import write_atomically
 from pseudolabel.config import GenerateConfig
 
 HERE = Path(__file__).parent

@@ -33,9 +33,10 @@ from benchmarks.common import (
     write_json,
     write_text,
 )
+from data.console import available_cpus
 from data.demo.world import Scene, split_scenes
 from data.scoring import confusion_matrix, score
-from data.store import SoftMaps
+from data.store.softmaps import SoftMaps
 from pseudolabel.attention import list_layers, resolve_layers
 from pseudolabel.config import GenerateConfig, stored_settings
 from pseudolabel.criteria import THRESHOLDS, best_threshold, count_pixels
@@ -43,7 +44,6 @@ from pseudolabel.diffusion import load_models, pick_device, pick_dtype
 from pseudolabel.fuse import before_crf, resize_scores
 from pseudolabel.labelmap import label_map
 from pseudolabel.pipeline import Pipeline
-from pseudolabel.workers import available_cpus
 
 N_CLASSES = len(DEMO_CLASSES) + 1
 TOGETHER = 16  # scenes handed to the pipeline at once

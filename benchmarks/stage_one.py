@@ -40,7 +40,7 @@ from benchmarks.common import (
     write_json,
     write_text,
 )
-from data.samples import DataConfig
+from data.config import DataConfig
 from pseudolabel.affinity import SelfAttention
 from pseudolabel.attention import list_layers, resolve_layers
 from pseudolabel.config import GenerateConfig, ModelConfig

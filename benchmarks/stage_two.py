@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from data.store import MaskStore
+from data.store.store import MaskStore
 from train.datamodule import SegmentationData, available_cpus
 from train.losses import LossConfig, segmentation_loss
 from train.network import NetworkConfig, build_network

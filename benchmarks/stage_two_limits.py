@@ -30,7 +30,7 @@ from stage_two_seeds import CONFIG, train
 from data.classes import IGNORE
 from data.demo.world import TRAIN_TRUTH_FOLDER
 from data.masks import read_mask, write_mask
-from data.store import MaskStore
+from data.store.store import MaskStore
 
 HERE = Path(__file__).parent
 Mask = UInt8[np.ndarray, "height width"]

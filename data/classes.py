@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
 from data.errors import ConfigError, LabelError
 
 IGNORE = 255
@@ -140,20 +137,6 @@ def _shortened(names: Sequence[str], limit: int = 12) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
-def voc_palette() -> UInt8[np.ndarray, "256 3"]:
-    """Return the colour of each mask value, as the PASCAL VOC development kit draws them (VOClabelcolormap.m).
-
-    The bits of the value are dealt out to red, green and blue from the highest colour bit down, so neighbouring values
-    get very different colours; 0 is black and 255 is the cream white of VOC's borders (224, 224, 192).
-    """
-    values = np.arange(256)
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= (((values >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    return palette
-
-
 def make_classes(names: Sequence[str], phrases: dict[str, str], background: dict[str, tuple[str, ...]]) -> ClassSet:
     """Return a class set from names and the exceptions to "the phrase is the name" and "the default background"."""
     return ClassSet(
@@ -217,7 +200,7 @@ def save_classes(classes: ClassSet, path: Path) -> None:
     """Write a class file that `load_classes` reads back unchanged."""
     import yaml
 
-    from data.masks import write_atomically
+    from data.files import write_atomically
 
     header = (
         "# Classes in the order of their ids (1, 2, ...; 0 is the background).\n"

@@ -1,31 +1,15 @@
 """Masks as palette PNG files, and masks as pictures for people."""
 
 import io
-import os
-import threading
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from data.classes import voc_palette
 from data.errors import ImageError
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part: temporary file, then os.replace.
-
-    The temporary file lies beside the target, begins with a dot and carries process and thread, so that two writers of
-    one name do not meet. There is no fsync: after a power cut the file may be missing, and is then made again.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+from data.files import write_atomically
+from data.images import read_orientation, to_upright
 
 
 def encode_mask(mask: UInt8[np.ndarray, "height width"], palette: UInt8[np.ndarray, "256 3"] | None = None) -> bytes:
@@ -91,3 +75,44 @@ def overlay(
     """
     mixed = (1.0 - alpha) * rgb + alpha * colorize(mask, palette)
     return np.where((mask > 0)[..., None], np.rint(mixed).astype(np.uint8), rgb)
+
+
+def voc_palette() -> UInt8[np.ndarray, "256 3"]:
+    """Return the colour of each mask value, as the PASCAL VOC development kit draws them (VOClabelcolormap.m).
+
+    The bits of the value are dealt out to red, green and blue from the highest colour bit down, so neighbouring values
+    get very different colours; 0 is black and 255 is the cream white of VOC's borders (224, 224, 192).
+    """
+    values = np.arange(256)
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((values >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return palette
+
+
+def read_truth(
+    path: Path, size_hw: tuple[int, int], image_path: Path | None = None
+) -> UInt8[np.ndarray, "height width"]:
+    """Read a ground-truth mask: class ids, 255 where nothing is to be scored.
+
+    Args:
+        path: an 8-bit palette or greyscale PNG.
+        size_hw: height and width of the upright image, which the mask must have.
+        image_path: the image; where it is given and lies on its side (EXIF), a mask drawn on the raw rows is turned.
+
+    Raises:
+        ImageError: missing, damaged, in colours, or of another size.
+
+    """
+    mask = read_mask(path)
+    if mask.shape != tuple(size_hw) and image_path is not None and mask.shape == tuple(size_hw)[::-1]:
+        orientation = read_orientation(image_path)
+        if orientation >= 5:
+            mask = to_upright(mask, orientation)
+    if mask.shape != tuple(size_hw):
+        raise ImageError(
+            f"The ground truth {path} has {mask.shape[0]} x {mask.shape[1]} pixels (height x width), its image "
+            f"{size_hw[0]} x {size_hw[1]}: they must be equal; check data.truth."
+        )
+    return mask

@@ -29,9 +29,12 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
+from data.config import DataConfig
 from data.errors import ConfigError, StoreError
-from data.masks import write_atomically
-from data.samples import DataConfig, Sample, SampleSet, open_samples, read_truth
+from data.files import write_atomically
+from data.masks import read_truth
+from data.readers.layout import open_samples
+from data.samples import Sample, SampleSet
 from data.scoring import confusion_matrix, score
 from pseudolabel.candidates import any_layers, with_existing_layers
 from pseudolabel.config import GenerateConfig
@@ -136,11 +139,11 @@ def run_search(
     """Search on some samples; also measures the given and the found settings (None without ground truth)."""
     import torch
 
+    from data.console import available_cpus
     from pseudolabel.diffusion import load_models, pick_device, pick_dtype
     from pseudolabel.pipeline import Pipeline
     from pseudolabel.recordings import every_layer, load_picture
     from pseudolabel.search import Search, choose_affinity, choose_heads, choose_layers, choose_reading, choose_timestep
-    from pseudolabel.workers import available_cpus
 
     torch.set_num_threads(available_cpus())
     device = pick_device(config.run.device)

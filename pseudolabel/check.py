@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import UInt8
 
-    from data.checks import DataReport
+    from data.readers.checks import DataReport
     from data.samples import Sample
 
 
@@ -41,8 +41,8 @@ def check(json: bool = False, examine: int | None = None, measure: bool = False,
         **settings: The fields of GenerateConfig.
 
     """
-    from data.checks import check_data
     from data.errors import ConfigError
+    from data.readers.checks import check_data
 
     config = GenerateConfig(**settings)
     data = check_data(config.data, config.run.on_error == "skip", examine, _progress)
@@ -95,10 +95,10 @@ def measure_model(config: GenerateConfig) -> tuple[float, float]:
 
     import torch
 
-    from data.samples import open_samples
+    from data.console import available_cpus
+    from data.readers.layout import open_samples
     from pseudolabel.generate import mask_config
     from pseudolabel.pipeline import Pipeline, label_map
-    from pseudolabel.workers import available_cpus
 
     samples = open_samples(config.data, need_truth=False)
     sample, rgb_u8 = middle_image(samples.samples, config.run.on_error == "skip")
@@ -125,7 +125,7 @@ def middle_image(
         ImageError: the image cannot be read, or, with `skip_unreadable`, none can.
 
     """
-    from data.samples import read_image
+    from data.images import read_image
 
     middle = len(samples) // 2
     for position in (*range(middle, len(samples)), *range(middle)):
@@ -146,7 +146,7 @@ def _progress(positions: Iterable[int]) -> Iterable[int]:
 def _print_report(data: "DataReport", model: ModelReport, as_json: bool) -> None:
     from json import dumps
 
-    from data.checks import report_lines
+    from data.readers.checks import report_lines
 
     minutes = model.seconds_per_image and round(model.seconds_per_image * data.labelled / 60, 1)
     if as_json:

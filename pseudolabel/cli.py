@@ -21,7 +21,11 @@ EXIT_PIPE = 141
 
 # name -> (module, function, first line of its docstring); tests hold the third against the function.
 COMMANDS: dict[str, tuple[str, str, str]] = {
-    "demo": ("pseudolabel.demo", "demo", "Run both stages end to end on the shipped world and diffusion model."),
+    "demo": (
+        "pseudolabel.commands.demo",
+        "demo",
+        "Run both stages end to end on the shipped world and diffusion model.",
+    ),
     "init": ("pseudolabel.init", "init", "Look at a folder of images and write its class file."),
     "check": ("pseudolabel.check", "check", "Look over labels, images, model and memory before a run; write nothing."),
     "calibrate": ("pseudolabel.calibrate", "calibrate", "Choose layers, timestep and thresholds for a model and data."),

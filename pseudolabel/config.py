@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from data.config import DataConfig
 from data.errors import ConfigError
-from data.samples import DataConfig
 
 AffinityKind = Literal["none", "caa", "iterated", "iseg", "clipes"]
 CrfKind = Literal["densecrf", "pamr", "none"]

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from data.store import SoftMaps
+from data.store.softmaps import SoftMaps
 from pseudolabel.affinity import Box, SelfAttention
 from pseudolabel.config import FuseConfig, MaskConfig
 from pseudolabel.diffusion import TextEmbedding

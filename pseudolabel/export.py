@@ -31,8 +31,9 @@ def export(
         url_prefix: labelstudio: what comes before an image's path, local file storage if not given.
 
     """
-    from data.export import ExportOptions, export_store
-    from data.store import MaskStore
+    from data.exporters.export import export_store
+    from data.exporters.items import ExportOptions
+    from data.store.store import MaskStore
 
     opened = MaskStore.open(store)
     target = output or opened.path.with_name(f"{opened.path.resolve().name}_{format}")

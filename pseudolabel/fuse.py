@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data.store import SoftMaps
+from data.store.softmaps import SoftMaps
 from pseudolabel.config import FuseConfig, GenerateConfig, MaskConfig
 
 

@@ -17,12 +17,17 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from data.config import DataConfig
+from data.console import available_cpus
 from data.errors import LabelError, StoreError, UserError
-from data.samples import DataConfig, Sample, SampleSet, detect_format, open_samples, read_image
-from data.store import MaskStore, SoftMaps
+from data.images import read_image
+from data.readers.layout import detect_format, open_samples
+from data.samples import Sample, SampleSet
+from data.store.softmaps import SoftMaps
+from data.store.store import MaskStore
 from pseudolabel.batches import grouped, in_shard, loaded_ahead
 from pseudolabel.config import GenerateConfig, MaskConfig, stored_settings
-from pseudolabel.workers import MaskJob, Outcome, available_cpus, default_workers, run_jobs
+from pseudolabel.workers import MaskJob, Outcome, default_workers, run_jobs
 
 if TYPE_CHECKING:
     from pseudolabel.pipeline import Pipeline

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from data.samples import DataConfig, DataFormat
+    from data.config import DataConfig, DataFormat
 
 
 def init(root: Path, output: Path | None = None, overwrite: bool = False) -> None:
@@ -23,11 +23,11 @@ def init(root: Path, output: Path | None = None, overwrite: bool = False) -> Non
     from collections import Counter
     from dataclasses import replace
 
-    from data.checks import list_data
     from data.classes import class_key, save_classes
+    from data.config import DataConfig
     from data.errors import ConfigError
-    from data.listing import distinct_names, suggest_classes
-    from data.samples import DataConfig, detect_format
+    from data.readers.layout import detect_format, list_data
+    from data.readers.listing import distinct_names, suggest_classes
 
     path = output or root / "classes.yaml"
     if path.exists() and not overwrite:

@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 
 from data.classes import IGNORE
 from data.errors import ImageError
-from data.store import SoftMaps
+from data.store.softmaps import SoftMaps
 from pseudolabel.config import GenerateConfig, MaskConfig
 from pseudolabel.crf import refine_scores
 from pseudolabel.fuse import image_scores

@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from data.classes import ClassSet, voc_palette
-from data.store import SoftMaps
+from data.classes import ClassSet
+from data.masks import voc_palette
+from data.store.softmaps import SoftMaps
 
 THUMBNAIL_PX = 144
 

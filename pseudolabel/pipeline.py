@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data.classes import ClassSet
 from data.errors import ConfigError
-from data.store import SoftMaps
+from data.store.softmaps import SoftMaps
 from pseudolabel.attention import Layer, cut_unet, list_layers, resolve_layers
 from pseudolabel.config import GenerateConfig
 from pseudolabel.crf import refine_scores

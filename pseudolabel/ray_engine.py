@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data.classes import ClassSet
+from data.console import available_cpus
 from data.errors import ConfigError, UserError
 from data.samples import Sample, SampleSet
 from pseudolabel.config import GenerateConfig, MaskConfig
@@ -24,7 +25,7 @@ from pseudolabel.generate import (
     prepare_store,
     soft_maps_of,
 )
-from pseudolabel.workers import Outcome, available_cpus, finish_image
+from pseudolabel.workers import Outcome, finish_image
 
 GROUPS_A_BATCH = 4  # groups of images handed to an actor at once, so that it can sort them by size
 

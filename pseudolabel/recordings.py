@@ -13,7 +13,9 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from data.errors import ConfigError
-from data.samples import Sample, read_image, read_truth
+from data.images import read_image
+from data.masks import read_truth
+from data.samples import Sample
 from pseudolabel.affinity import DENSE_CELLS, SelfAttention, batch_boxes, box_mask, min_max, resize_maps, spread
 from pseudolabel.attention import Layer, TokenColumns, list_layers, record_attention
 from pseudolabel.config import GenerateConfig

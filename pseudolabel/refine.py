@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from data.errors import StoreError
-from data.store import MaskStore
+from data.store.store import MaskStore
 from pseudolabel.config import MASK_FIELDS, MaskConfig, mask_settings
 from pseudolabel.generate import Tally, count_outcome, print_skipped, progress_bar
 from pseudolabel.workers import MaskJob, default_workers, run_jobs

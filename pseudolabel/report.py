@@ -12,9 +12,10 @@ import numpy as np
 
 from data.classes import ClassSet
 from data.errors import StoreError, UserError
-from data.masks import colorize, overlay, write_atomically
-from data.samples import read_image, read_truth
-from data.store import MaskStore
+from data.files import write_atomically
+from data.images import read_image
+from data.masks import colorize, overlay, read_truth
+from data.store.store import MaskStore
 from pseudolabel import page
 from pseudolabel.score import StoreScores, score_store, truth_paths
 

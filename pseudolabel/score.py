@@ -11,13 +11,15 @@ import numpy as np
 from jaxtyping import Int64
 
 from data.classes import ClassSet
+from data.config import DataConfig
+from data.console import available_cpus
 from data.errors import ConfigError, UserError
-from data.samples import DataConfig, open_samples, read_truth
+from data.masks import read_truth
+from data.readers.layout import open_samples
 from data.scoring import Scores, confusion_matrix
 from data.scoring import score as score_matrix
-from data.store import MaskStore
+from data.store.store import MaskStore
 from pseudolabel.config import MaskConfig, mask_settings
-from pseudolabel.workers import available_cpus
 
 SHOWN = 10
 AHEAD = 64  # images read at a time, so that memory does not grow with the store

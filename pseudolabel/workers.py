@@ -22,9 +22,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.classes import IGNORE, ClassSet
+from data.console import available_cpus
 from data.errors import UserError
-from data.samples import read_image
-from data.store import MaskStore, SoftMaps
+from data.images import read_image
+from data.store.softmaps import SoftMaps
+from data.store.store import MaskStore
 from pseudolabel.config import MaskConfig
 
 WAITING_JOBS_EACH = 3  # jobs queued for each worker: enough to keep it busy, few enough to keep memory flat
@@ -157,11 +159,6 @@ def _start_worker() -> None:
     import cv2
 
     cv2.setNumThreads(1)
-
-
-def available_cpus() -> int:
-    """Return how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_workers(workers: int | None) -> int:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from data.classes import ClassSet, voc_palette
+from data.classes import ClassSet
 from data.errors import ModelError
+from data.masks import voc_palette
 from train.network import IMAGENET_MEAN, IMAGENET_STD, SIZE_MULTIPLE, NetworkConfig, Segmenter, build_network
 
 CARD_KEY = "segtrain"

@@ -9,9 +9,9 @@ import pytorch_lightning as pl
 from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from data.classes import ClassSet
+from data.config import DataConfig
 from data.errors import ConfigError, StoreError
-from data.samples import DataConfig
-from data.store import MaskStore
+from data.store.store import MaskStore
 from train.dataset import EpochOrder, ResumableLoader, TrainingSet, TruthSet, list_training, list_truth
 from train.transforms import Augmentation, AugmentConfig
 

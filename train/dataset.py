@@ -12,10 +12,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.classes import IGNORE, ClassSet
+from data.config import DataConfig
 from data.errors import ImageError, StoreError
-from data.masks import read_mask
-from data.samples import DataConfig, Sample, open_samples, read_image, read_truth
-from data.store import MaskStore, SoftMaps
+from data.images import read_image
+from data.masks import read_mask, read_truth
+from data.readers.layout import open_samples
+from data.samples import Sample
+from data.store.softmaps import SoftMaps
+from data.store.store import MaskStore
 from train.transforms import Augmentation
 
 Masks = Literal["store", "argmax", "truth"]
@@ -265,7 +269,7 @@ def list_truth(config: DataConfig, classes: ClassSet | None, need_truth: bool) -
     """Return the samples of a data set that have ground truth (or all of them), and their classes.
 
     Raises:
-        ConfigError, LabelError: as `data.samples.open_samples`.
+        ConfigError, LabelError: as `data.readers.layout.open_samples`.
         StoreError: none has ground truth, or its classes are not those of the network.
 
     """

@@ -11,7 +11,8 @@ import pytorch_lightning as pl
 from jaxtyping import Float64, Int64
 
 from data.classes import ClassSet
-from data.masks import write_atomically, write_mask
+from data.files import write_atomically
+from data.masks import write_mask
 from data.scoring import Scores, boundary_iou, score
 from train.inference import InferenceConfig
 

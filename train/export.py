@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import ConfigError, ModelError
-from data.masks import write_atomically
+from data.files import write_atomically
 from train.checkpoint import fingerprint, load_network
 from train.network import SIZE_MULTIPLE, padding_in_whole_numbers
 

@@ -15,10 +15,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.classes import IGNORE
+from data.config import DataConfig
 from data.errors import ConfigError, ImageError, LabelError
-from data.masks import overlay, write_atomically
-from data.samples import IMAGE_SUFFIXES, DataConfig, Sample, check_id, detect_format, open_samples, read_image
-from data.store import MaskStore, SoftMaps
+from data.files import write_atomically
+from data.images import IMAGE_SUFFIXES, read_image
+from data.masks import overlay
+from data.readers.layout import detect_format, open_samples
+from data.samples import Sample, check_id
+from data.store.softmaps import SoftMaps
+from data.store.store import MaskStore
 from train.checkpoint import fingerprint, load_network, to_plain
 from train.dataset import to_tensor
 from train.inference import InferenceConfig, Network, probabilities, sharpen

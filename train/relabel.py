@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from data.classes import IGNORE
 from data.errors import ConfigError, StoreError
-from data.samples import read_image
-from data.store import MaskStore
+from data.images import read_image
+from data.store.store import MaskStore
 from train.checkpoint import fingerprint, load_network, to_plain
 from train.inference import InferenceConfig
 from train.predict import choose_device, make_record, predict_image, shrink

@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.classes import COCO, DEFAULT_BACKGROUND, VOC, ClassSet, load_classes, save_classes, voc_palette
+from data.classes import COCO, DEFAULT_BACKGROUND, VOC, ClassSet, load_classes, save_classes
 from data.errors import ConfigError, LabelError
+from data.masks import voc_palette
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=12).filter(
     lambda text: text.strip(" _-\u00a0") and text.strip()

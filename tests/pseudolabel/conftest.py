@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from data.classes import COCO, VOC
-from data.samples import DataConfig
+from data.config import DataConfig
 from pseudolabel.config import (
     AffinityConfig,
     AttentionConfig,

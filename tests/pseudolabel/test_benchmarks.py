@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.samples import DataConfig
+from data.config import DataConfig
 from pseudolabel.config import AffinityConfig, AttentionConfig, GenerateConfig, ModelConfig
 from pseudolabel.diffusion import load_models
 

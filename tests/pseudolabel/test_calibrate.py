@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.classes import VOC
+from data.config import DataConfig
 from data.masks import write_mask
-from data.samples import DataConfig, open_samples
+from data.readers.layout import open_samples
 from data.scoring import confusion_matrix, score
 from pseudolabel.attention import list_layers
 from pseudolabel.calibrate import differences, measured

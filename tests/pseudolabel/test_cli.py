@@ -164,7 +164,7 @@ def test_interrupt_says_how_to_go_on(capsys, monkeypatch):
 
 
 def test_configs_are_valid(capsys):
-    from pseudolabel.demo import CONFIGS
+    from pseudolabel.demo.run import CONFIGS
 
     for path in sorted((CONFIGS / "pseudolabel").glob("*.yaml")):
         with pytest.raises(SystemExit) as stopped:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data.config import DataConfig
 from data.errors import ConfigError
-from data.samples import DataConfig
 from pseudolabel import config as module
 from pseudolabel.config import (
     CrfConfig,

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data.classes import VOC, load_classes
-from data.store import MaskStore
+from data.store.store import MaskStore
 from pseudolabel.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

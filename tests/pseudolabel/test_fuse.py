@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from data.store import SoftMaps
+from data.store.softmaps import SoftMaps
 from pseudolabel.config import FuseConfig, MaskConfig
 from pseudolabel.fuse import background_score, before_crf, image_scores, resize_scores, scores_with_background
 

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from data.classes import IGNORE, VOC
+from data.config import DataConfig
 from data.errors import StoreError
-from data.samples import DataConfig, Sample, SampleSet, open_samples
-from data.store import MaskStore
+from data.readers.layout import open_samples
+from data.samples import Sample, SampleSet
+from data.store.store import MaskStore
 from pseudolabel.cli import main
 from pseudolabel.generate import generate_masks, pending_samples
 from pseudolabel.workers import FEW_PIXELS, mask_warnings

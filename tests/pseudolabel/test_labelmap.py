@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import ImageError
-from data.store import SoftMaps
+from data.store.softmaps import SoftMaps
 from pseudolabel.config import CrfConfig, FuseConfig, MaskConfig
 from pseudolabel.labelmap import label_map, mask_from_marginals
 

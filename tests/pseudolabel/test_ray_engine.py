@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from data.store import MaskStore
+from data.store.store import MaskStore
 from pseudolabel.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own: deprecations of its dependencies, sockets left open

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from data.classes import VOC
-from data.store import MaskStore, SoftMaps
+from data.store.softmaps import SoftMaps
+from data.store.store import MaskStore
 from pseudolabel.cli import main
 
 

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from data.classes import VOC
-from data.store import MaskStore, SoftMaps
+from data.store.softmaps import SoftMaps
+from data.store.store import MaskStore
 from pseudolabel import page
 from pseudolabel.cli import main
 from pseudolabel.report import choose_images, measure_coverage

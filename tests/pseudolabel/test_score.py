@@ -6,7 +6,8 @@ import pytest
 
 from data.classes import VOC
 from data.masks import read_mask, write_mask
-from data.store import MaskStore, SoftMaps
+from data.store.softmaps import SoftMaps
+from data.store.store import MaskStore
 from pseudolabel.cli import main
 from pseudolabel.config import mask_settings
 from pseudolabel.fuse import before_crf

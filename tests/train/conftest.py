@@ -9,7 +9,8 @@ from PIL import Image
 
 from data.classes import make_classes, save_classes
 from data.masks import write_mask
-from data.store import MaskStore, SoftMaps
+from data.store.softmaps import SoftMaps
+from data.store.store import MaskStore
 from train.cli import main
 
 CLASSES = make_classes(["disc", "box"], {}, {})

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from data.scoring import confusion_matrix, score
-from data.store import MaskStore
+from data.store.store import MaskStore
 from train.checkpoint import load_network
 from train.cli import main
 from train.module import SegmentationModule

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import ConfigError, ImageError, ModelError, StoreError
-from data.store import MaskStore
+from data.store.store import MaskStore
 from train.callbacks import mask_warnings
 from train.cli import main
 from train.dataset import EpochOrder, confidence, list_training, sample_seed, upsample_maps

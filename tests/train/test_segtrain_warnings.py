@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import train.lightning_cli
-from data.store import MaskStore
+from data.store.store import MaskStore
 from train.callbacks import EarlyWarnings
 from train.cli import main
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.classes import VOC
+from data.config import DataConfig
 from data.demo import world
 from data.demo.grounds import GROUNDS, draw_ground
 from data.demo.scene import (
@@ -24,8 +25,9 @@ from data.demo.scene import (
 )
 from data.demo.world import PERSONAL_DRAWING, calibration_scenes, split_scenes, write_world
 from data.errors import ConfigError
+from data.images import read_image
 from data.masks import read_mask
-from data.samples import DataConfig, open_samples, read_image
+from data.readers.layout import open_samples
 
 # What the scenes of version 1 look like: (pixels, mask) of draw_scene(seed). Whoever changes the pixels on purpose
 # raises world.WORLD_VERSION and puts the new numbers here; whoever sees other numbers on another machine found a bug.

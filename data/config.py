@@ -1,0 +1,33 @@
+"""The settings that say which images, labels and ground truth are meant; nothing heavy is imported here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+DataFormat = Literal["voc", "coco", "folder"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images, labels and ground truth are."""
+
+    root: Path
+    """Folder of the data set: VOCdevkit or its VOC2012, a COCO folder with annotations/, or a folder of images."""
+    format: Literal["auto", "voc", "coco", "folder"] = "auto"
+    """Layout of the folder; auto looks for JPEGImages, then for annotations/instances_*.json, and else takes folder."""
+    split: str = "train"
+    """Which images: a list in ImageSets/Segmentation, train_aug, or 2014's train or val; folder takes all images."""
+    classes: Path | None = None
+    """Class file (YAML, see `pseudolabel init`); without it VOC's 20, COCO's 80, or the names found in a folder."""
+    labels: Path | None = None
+    """Label file (labels.csv or labels.jsonl) to use instead of Annotations, class folders or the one in the root."""
+    difficult: bool = True
+    """VOC: count objects marked as difficult among the labels, as the field does."""
+    unlabelled: Literal["skip", "stop"] = "skip"
+    """An image without labels: leave it out and say how many, or stop."""
+    crowd: Literal["ignore", "class"] = "ignore"
+    """COCO: a crowd region of the ground truth is not scored (255), or belongs to its class."""
+    truth: str | None = None
+    """Folder of ground-truth masks, relative to the root; without it the layout's own one, where there is one."""
+    cache: Path | None = None
+    """Where the COCO index and rendered ground truth are kept; ~/.cache/text2mask-wsss if not given."""

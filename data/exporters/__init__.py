@@ -1,0 +1,1 @@
+"""Exporters: from a store to other programs' formats."""

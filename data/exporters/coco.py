@@ -1,0 +1,65 @@
+"""MS COCO: instances_<split>.json with compressed RLE."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.errors import ConfigError
+from data.exporters.items import Exported, ExportOptions, classes_in, place_image, read_items, split_of
+from data.files import write_atomically
+from data.store.store import MaskStore
+
+
+def write_coco(store: MaskStore, output: Path, options: ExportOptions) -> Exported:
+    """Write instances_<split>.json with compressed RLE, category ids as in the masks."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, item in enumerate(read_items(store, options), start=1):
+        height, width = item.mask.shape
+        place_image(
+            item, output / split_of(store) / item.image.name, "none" if options.images == "auto" else options.images
+        )
+        name = str(item.record.get("image", item.image.name))
+        images.append({"id": number, "file_name": name, "height": height, "width": width})
+        for class_id in classes_in(item.mask, store.classes):
+            for region in _regions(item.mask == class_id, options):
+                annotations.append(_annotation(region, len(annotations) + 1, number, class_id))
+    categories = [{"id": number, "name": name} for number, name in enumerate(store.classes.names, start=1)]
+    info = {"description": f"Masks of {store.path.name}", "version": "1", "contributor": store.header["written_by"]}
+    content = {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
+    path = output / f"instances_{split_of(store)}.json"
+    write_atomically(path, json.dumps(content).encode())
+    return Exported(len(images), path)
+
+
+def _regions(mask: np.ndarray, options: ExportOptions) -> Iterator[np.ndarray]:
+    if not options.components:
+        yield mask
+        return
+    import cv2
+
+    n_regions, regions = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    for region in range(1, n_regions):
+        found = regions == region
+        if found.sum() >= options.min_area_px:
+            yield found
+
+
+def _annotation(mask: np.ndarray, number: int, image_id: int, class_id: int) -> dict[str, Any]:
+    try:
+        from pycocotools import mask as coco_mask
+    except ImportError as error:
+        raise ConfigError("COCO export needs pycocotools: pip install 'text2mask-wsss[coco]'.") from error
+    code = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": class_id,
+        "iscrowd": 0,
+        "area": int(coco_mask.area(code)),
+        "bbox": [float(value) for value in coco_mask.toBbox(code)],
+        "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode()},
+    }

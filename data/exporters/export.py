@@ -1,0 +1,41 @@
+"""The masks of a store in other programs' formats: COCO, YOLO, VOC, Label Studio.
+
+Every exporter reads the store's index and masks alone and writes into an empty folder. None changes the store.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from data.errors import StoreError
+from data.exporters.coco import write_coco
+from data.exporters.items import Exported, ExportOptions
+from data.exporters.labelstudio import write_labelstudio
+from data.exporters.voc import write_voc
+from data.exporters.yolo import write_yolo
+from data.store.store import MaskStore
+
+ExportFormat = Literal["coco", "yolo", "voc", "labelstudio"]
+
+
+def export_store(store: MaskStore, format: ExportFormat, output: Path, options: ExportOptions) -> Exported:
+    """Write a store's masks in another format.
+
+    Raises:
+        StoreError: the store holds no masks, or the output folder is not empty.
+        ImageError: an image that is to be linked, copied or turned is missing.
+        ConfigError: a package is missing that the format needs.
+
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise StoreError(f"{output} exists and is not empty; name a new folder with --output.")
+    if not store.finished():
+        raise StoreError(f"{store.path} holds no finished masks; run pseudolabel generate first.")
+    writers: dict[ExportFormat, Callable[[MaskStore, Path, ExportOptions], Exported]] = {
+        "coco": write_coco,
+        "yolo": write_yolo,
+        "voc": write_voc,
+        "labelstudio": write_labelstudio,
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    return writers[format](store, output, options)

@@ -1,0 +1,1 @@
+"""Readers: from a data set on disk to samples."""

@@ -1,0 +1,278 @@
+"""The pre-flight look at a data set: everything that would stop or spoil a run, found before it; writes nothing."""
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from data.classes import ClassSet, class_key, nearest
+from data.config import DataConfig
+from data.errors import ImageError, UserError
+from data.images import DECODE_ERRORS, MAX_PIXELS, check_size, read_orientation, to_rgb
+from data.readers.layout import detect_format, list_data
+from data.readers.listing import Listing, distinct_names, nearest_file, suggest_classes
+
+SHOWN = 5  # examples of each finding in the text; the JSON has them all
+
+HOW_READ = {
+    "greyscale": "repeated in the three channels",
+    "palette": "looked up in its palette",
+    "alpha": "laid over white",
+    "CMYK": "converted to RGB without colour profiles",
+    "16-bit": "the high byte of each value is kept",
+    "several pictures": "the first one is taken",
+    "EXIF rotation": "turned upright; the mask is as a viewer shows the image",
+}
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What an image file says: size as shown, kinds that are converted, why it cannot be read, digest of its bytes."""
+
+    size_hw: tuple[int, int] = (0, 0)
+    kinds: tuple[str, ...] = ()
+    problem: str = ""
+    digest: bytes = b""
+
+
+@dataclass
+class DataReport:
+    """What was found; `problems` would stop a run, `warnings` would not."""
+
+    root: str
+    format: str
+    split: str
+    images: int = 0
+    labelled: int = 0
+    unlabelled: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    rows_without_image: dict[str, str] = field(default_factory=dict)
+    files_not_read: list[str] = field(default_factory=list)
+    classes: dict[str, int] = field(default_factory=dict)
+    unknown_classes: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, list[float]] = field(default_factory=dict)
+    kinds: dict[str, int] = field(default_factory=dict)
+    duplicates: list[list[str]] = field(default_factory=list)
+    with_truth: int = 0
+    examined: int = 0
+    disk_mb: float = 0.0
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return asdict(self)
+
+
+def check_data(
+    config: DataConfig,
+    skip_unreadable: bool = False,
+    examine: int | None = None,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> DataReport:
+    """Look a data set over.
+
+    Args:
+        config: which data set.
+        skip_unreadable: unreadable images are a warning, because the run is to leave them out.
+        examine: open at most this many images, spread evenly; None opens all.
+        progress: wraps the walk over the images, to show a progress bar.
+
+    Returns:
+        The report. A fault of the whole data set (no folder, no labels at all) is its only problem then.
+
+    """
+    report = DataReport(str(config.root), config.format, config.split)
+    if not Path(config.root).is_dir():
+        report.problems.append(f"There is no folder {config.root}; --root must name the folder of the data set.")
+        return report
+    report.format = detect_format(config)
+    try:
+        listing = list_data(config)
+        classes = listing.classes or suggest_classes(distinct_names(listing.names))
+    except UserError as error:
+        report.problems.append(str(error))
+        return report
+    _check_labels(report, listing, classes, config)
+    _check_images(report, listing, skip_unreadable, examine, progress)
+    return report
+
+
+def _check_labels(report: DataReport, listing: Listing, classes: ClassSet, config: DataConfig) -> None:
+    report.images = len(listing.ids)
+    report.unlabelled = [one for one, names in zip(listing.ids, listing.names, strict=True) if not names]
+    report.labelled = report.images - len(report.unlabelled)
+    report.rows_without_image = {row: nearest_file(row, listing.images) for row in listing.orphans}
+    report.files_not_read = list(listing.unsupported)
+    spelt = Counter(name for names in listing.names for name in names)
+    by_key = {class_key(name): name for name in classes.names}
+    report.classes = dict.fromkeys(classes.names, 0)
+    for name, count in spelt.items():
+        known = by_key.get(class_key(name))
+        if known is None:
+            report.unknown_classes[name] = nearest(name, classes.names)
+        else:
+            report.classes[known] += count
+    folders = [listing.base / folder for folder in listing.truth_folders]
+    report.with_truth = sum(1 for one in listing.ids if any((folder / f"{one}.png").is_file() for folder in folders))
+    for name, hint in report.unknown_classes.items():
+        report.problems.append(f"Unknown class {name!r}{hint} in {listing.source}; correct it, or add it to --classes.")
+    if not report.labelled:
+        report.problems.append(
+            f"No image has a label in {listing.source}; add labels.csv or name one with --data.labels."
+        )
+    elif report.unlabelled:
+        rule = "stop the run (data.unlabelled=stop)" if config.unlabelled == "stop" else "will be left out"
+        text = f"{len(report.unlabelled)} images have no labels ({_some(report.unlabelled)}); they {rule}."
+        (report.problems if config.unlabelled == "stop" else report.warnings).append(text)
+    if report.rows_without_image:
+        shown = _some([f"{row!r}{near}" for row, near in report.rows_without_image.items()])
+        report.warnings.append(f"{len(report.rows_without_image)} label rows have no image: {shown}.")
+    if report.files_not_read:
+        shown = _some(report.files_not_read)
+        report.warnings.append(f"{len(report.files_not_read)} files are of an unread kind: {shown}; convert them.")
+
+
+def _check_images(
+    report: DataReport,
+    listing: Listing,
+    skip_unreadable: bool,
+    examine: int | None,
+    progress: Callable[[Iterable[int]], Iterable[int]],
+) -> None:
+    """Open the labelled images; unlabelled ones take no part in a run."""
+    wanted = [position for position, names in enumerate(listing.names) if names]
+    if examine is not None and examine < len(wanted):
+        spread = np.linspace(0, len(wanted) - 1, max(examine, 1)).astype(int)
+        wanted = [wanted[position] for position in spread]
+    by_digest: dict[bytes, list[str]] = {}
+    sizes, kinds = [], Counter[str]()
+    for position in progress(wanted):
+        facts = image_facts(listing.base / listing.images[position])
+        if facts.problem:
+            report.unreadable[listing.ids[position]] = facts.problem
+            continue
+        sizes.append(facts.size_hw)
+        kinds.update(facts.kinds)
+        by_digest.setdefault(facts.digest, []).append(listing.ids[position])
+    report.examined = len(wanted)
+    report.kinds = dict(kinds.most_common())
+    report.duplicates = [ids for ids in by_digest.values() if len(ids) > 1]
+    report.sizes = _size_figures(sizes)
+    report.disk_mb = _disk_mb(sizes, report.labelled, listing.names)
+    _note_images(report, skip_unreadable)
+
+
+def _note_images(report: DataReport, skip_unreadable: bool) -> None:
+    if report.unreadable:
+        shown = _some([f"{one}: {reason}" for one, reason in report.unreadable.items()])
+        remedy = "they will be skipped" if skip_unreadable else "replace them, or leave them out with --on_error skip"
+        text = f"{len(report.unreadable)} images cannot be read ({shown}); {remedy}."
+        none_left = report.examined == len(report.unreadable)
+        (report.warnings if skip_unreadable and not none_left else report.problems).append(text)
+    if report.duplicates:
+        shown = _some([" = ".join(ids[:3]) for ids in report.duplicates])
+        report.warnings.append(f"{len(report.duplicates)} images occur more than once: {shown}.")
+
+
+def image_facts(path: Path) -> ImageFacts:
+    """Open an image and say what it is; a JPEG is decoded at an eighth of its size, which finds a cut file as well."""
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            check_size(image, path)
+            kinds = _kinds(image, read_orientation(path))
+            height, width = image.height, image.width
+            if "EXIF rotation" in kinds and read_orientation(path) >= 5 and image.format != "TIFF":
+                height, width = width, height
+            image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
+            image.load()
+            if image.mode.startswith("I") or image.mode == "F":
+                to_rgb(image, path)  # refuses values of unknown range
+    except FileNotFoundError:
+        return ImageFacts(problem="no such file")
+    except ImageError as error:
+        return ImageFacts(problem=str(error))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return ImageFacts(problem=f"more than {MAX_PIXELS:,} pixels")
+    except UnidentifiedImageError:
+        return ImageFacts(problem="no picture in it that can be read" if content else "an empty file")
+    except DECODE_ERRORS as error:
+        return ImageFacts(problem=" ".join(str(error).split()).replace(repr(path), "the file"))
+    return ImageFacts((height, width), kinds, "", hashlib.blake2b(content, digest_size=16).digest())
+
+
+def _kinds(image: Image.Image, orientation: int) -> tuple[str, ...]:
+    mode = image.mode
+    kinds = []
+    if mode in {"1", "L", "LA", "La"} or mode.startswith("I"):
+        kinds.append("greyscale")
+    if mode.startswith("I"):
+        kinds.append("16-bit")
+    if mode in {"P", "PA"}:
+        kinds.append("palette")
+    if image.has_transparency_data:
+        kinds.append("alpha")
+    if mode == "CMYK":
+        kinds.append("CMYK")
+    if getattr(image, "n_frames", 1) > 1:
+        kinds.append("several pictures")
+    if orientation != 1:
+        kinds.append("EXIF rotation")
+    return tuple(kinds)
+
+
+def _size_figures(sizes: Sequence[tuple[int, int]]) -> dict[str, list[float]]:
+    """Return smallest, median and largest height, width, and longer by shorter side."""
+    if not sizes:
+        return {}
+    values = np.array(sizes, dtype=np.float64)
+    ratio = values.max(axis=1) / values.min(axis=1)
+    columns = {"height": values[:, 0], "width": values[:, 1], "long_by_short_side": ratio}
+    return {
+        name: [round(float(figure), 2) for figure in (column.min(), np.median(column), column.max())]
+        for name, column in columns.items()
+    }
+
+
+def _disk_mb(sizes: Sequence[tuple[int, int]], labelled: int, names: Sequence[tuple[str, ...]]) -> float:
+    """Estimate a store's size: two PNGs of about 0.012 byte a pixel, and float16 maps on about 48 x 36 cells."""
+    if not sizes:
+        return 0.0
+    pixels = float(np.mean([height * width for height, width in sizes]))
+    n_labels = sum(map(len, names)) / max(1, labelled)
+    each = 2 * (600 + 0.012 * pixels) + n_labels * 48 * 36 * 2 + 500
+    return round(labelled * each / 1e6, 2)
+
+
+def _some(items: Sequence[str]) -> str:
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(items[:SHOWN]) + more
+
+
+def report_lines(report: DataReport) -> list[str]:
+    """Return the report as lines for a person."""
+    lines = [
+        f"Data set  {report.root} ({report.format}, split {report.split})",
+        f"Images    {report.images}, {report.labelled} labelled, {len(report.unlabelled)} unlabelled, "
+        f"{len(report.unreadable)} unreadable of {report.examined} opened, {report.with_truth} with ground truth",
+    ]
+    counted = sorted(report.classes.items(), key=lambda pair: -pair[1])
+    if counted:
+        lines.append("Classes   " + ", ".join(f"{name} {count}" for name, count in counted if count))
+        unused = [name for name, count in counted if not count]
+        if unused:
+            lines.append(f"          without images: {_some(unused)}")
+    for name, (low, middle, high) in report.sizes.items():
+        lines.append(f"{name.replace('_', ' '):<20}{low:g} to {high:g}, median {middle:g}")
+    lines += [f"{count} image{'s' * (count != 1)}: {kind} ({HOW_READ[kind]})" for kind, count in report.kinds.items()]
+    if report.disk_mb:
+        lines.append(f"Disk      about {report.disk_mb:g} MB for the store")
+    lines += [f"warning: {text}" for text in report.warnings]
+    return lines + [f"problem: {text}" for text in report.problems]

@@ -1,0 +1,175 @@
+"""The PASCAL VOC 2012 layout, which the demo world uses too.
+
+Image-level labels come from Annotations/<id>.xml, never from masks. Lists of ids come from
+ImageSets/Segmentation/<split>.txt, or, where that file is missing, from the lists shipped in data/splits/voc12
+(train 1,464, val 1,449, train_aug 10,582 ids, test 1,456). train_aug is VOC's train with the extra images of Hariharan
+et al., "Semantic Contours from Inverse Detectors", ICCV 2011, without the images of val.
+
+Ground truth is SegmentationClass; for train_aug it is SegmentationClassAug where that folder exists, because the extra
+images have masks there alone. Figures on train_aug and on train are different figures: published ones are on train.
+"""
+
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from data.classes import VOC, load_classes
+from data.config import DataConfig
+from data.errors import ConfigError, LabelError
+from data.images import IMAGE_SUFFIXES
+from data.readers.listing import Listing, interned, to_samples
+from data.samples import SampleSet, check_id
+
+SHIPPED_SPLITS = Path(__file__).parents[1] / "splits" / "voc12"
+
+
+def open_voc(config: DataConfig, need_labels: bool = True, need_truth: bool = True) -> SampleSet:
+    """List the samples of a split of a VOC folder; see `data.readers.layout.open_samples`."""
+    return to_samples(list_voc(config, need_labels), config, need_labels, need_truth)
+
+
+def list_voc(config: DataConfig, need_labels: bool = True) -> Listing:
+    """List images and the class names of their annotations.
+
+    Raises:
+        ConfigError: no JPEGImages folder, no such split.
+        LabelError: no annotations though labels are needed, or one that is not XML.
+
+    """
+    root = voc_root(Path(config.root))
+    ids = read_split(root, config.split)
+    suffixes = image_suffixes(root / "JPEGImages")
+    if not any(sample_id in suffixes for sample_id in ids):
+        raise ConfigError(
+            f"{root / 'JPEGImages'} holds none of the {len(ids)} images of the split {config.split!r}; choose another "
+            f"--data.split: {_known_splits(root)}."
+        )
+    table = _label_table(root, config)
+    classes = load_classes(config.classes) if config.classes else VOC
+    if table is not None:
+        from data.readers.labels import read_label_table
+
+        by_stem = {Path(name).stem: names for name, names in read_label_table(table, classes).items()}
+        names = [by_stem.get(sample_id, ()) for sample_id in ids]
+        source = table.name
+    else:
+        names = _annotated_names(root, ids, config.difficult, need_labels)
+        source = "Annotations"
+    images = [f"JPEGImages/{sample_id}{suffixes.get(sample_id, '.jpg')}" for sample_id in ids]
+    return Listing(root, ids, images, names, classes, _truth_folders(root, config), source=source)
+
+
+def voc_root(root: Path) -> Path:
+    """Return the folder that holds JPEGImages: the root, its VOC2012, or its VOCdevkit/VOC2012.
+
+    Raises:
+        ConfigError: none of them.
+
+    """
+    for candidate in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
+        if (candidate / "JPEGImages").is_dir():
+            return candidate
+    raise ConfigError(
+        f"{root} holds no JPEGImages folder; --root must name VOCdevkit, VOC2012 or a folder laid out alike."
+    )
+
+
+def image_suffixes(folder: Path) -> dict[str, str]:
+    """Return the suffix of each image of a folder by stem; ".jpg" wins where there are two."""
+    with os.scandir(folder) as entries:
+        names = sorted(os.path.splitext(entry.name) for entry in entries)
+    found = {stem: suffix for stem, suffix in names if suffix.lower() in IMAGE_SUFFIXES}
+    found.update((stem, suffix) for stem, suffix in names if suffix == ".jpg")
+    return found
+
+
+def read_split(root: Path, split: str) -> list[str]:
+    """Return the ids of a split: from ImageSets/Segmentation, or from the shipped lists; "all" is every image.
+
+    Raises:
+        ConfigError: no such list, or an empty one.
+        LabelError: an id that cannot be a file name.
+
+    """
+    if split == "all":
+        folder = root / "JPEGImages"
+        return sorted({check_id(path.stem) for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES})
+    own = root / "ImageSets" / "Segmentation"
+    for path in (own / f"{split}.txt", SHIPPED_SPLITS / f"{split}.txt"):
+        if path.is_file():
+            return _read_ids(path, root / "JPEGImages")
+    if split == "trainval":
+        return sorted({*read_split(root, "train"), *read_split(root, "val")})
+    raise ConfigError(f"There is no split {split!r} in {own}; --data.split may be {_known_splits(root)}.")
+
+
+def _known_splits(root: Path) -> str:
+    folders = (root / "ImageSets" / "Segmentation", SHIPPED_SPLITS)
+    return ", ".join(sorted({"trainval", "all", *(path.stem for folder in folders for path in folder.glob("*.txt"))}))
+
+
+def _read_ids(path: Path, images: Path) -> list[str]:
+    """Return the ids of a list; a line is an id, with spaces where an image is called so, or an id and more words."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    spaced = any(len(line.split()) > 1 for line in lines)
+    known = image_suffixes(images) if spaced else {}
+    ids = [check_id(line if line in known else line.split()[0]) for line in lines]
+    if not ids:
+        raise ConfigError(f"The list {path} is empty; write one image id a line, or choose another --data.split.")
+    return list(dict.fromkeys(ids))
+
+
+def _truth_folders(root: Path, config: DataConfig) -> tuple[str, ...]:
+    if config.truth:
+        if not (root / config.truth).is_dir():
+            raise ConfigError(f"There is no folder {root / config.truth}; --data.truth must name a folder of masks.")
+        return (config.truth,)
+    both = ("SegmentationClass", "SegmentationClassAug")
+    return both[::-1] if config.split == "train_aug" else both
+
+
+def _label_table(root: Path, config: DataConfig) -> Path | None:
+    """Return the label file that stands in for Annotations: the configured one, or else the root's own."""
+    if config.labels:
+        return Path(config.labels)
+    if (root / "Annotations").is_dir():
+        return None
+    return next((root / name for name in ("labels.csv", "labels.jsonl") if (root / name).is_file()), None)
+
+
+def _annotated_names(root: Path, ids: Sequence[str], difficult: bool, need_labels: bool) -> list[tuple[str, ...]]:
+    annotations = root / "Annotations"
+    if annotations.is_dir():
+        return [read_object_names(annotations / f"{sample_id}.xml", difficult) for sample_id in ids]
+    if need_labels:
+        raise LabelError(f"{root} has neither Annotations/*.xml nor labels.csv; name a label file with --data.labels.")
+    return [()] * len(ids)
+
+
+def read_object_names(path: Path, difficult: bool = True) -> tuple[str, ...]:
+    """Return the class names in an annotation file, sorted; none if there is no such file.
+
+    Args:
+        path: Annotations/<id>.xml. Only <object> elements count; their <part> elements (head, hand) do not.
+        difficult: count objects with <difficult>1</difficult> too.
+
+    Raises:
+        LabelError: not XML.
+
+    """
+    try:
+        objects = ElementTree.parse(path).getroot().iterfind("object")
+        return interned(sorted(_object_names(objects, difficult)))
+    except FileNotFoundError:
+        return ()
+    except (ElementTree.ParseError, OSError, ValueError) as error:
+        raise LabelError(f"Cannot read the annotation {path}: {error}; restore the file.") from error
+
+
+def _object_names(objects: Iterable[ElementTree.Element], difficult: bool) -> set[str]:
+    return {
+        (element.findtext("name") or "").strip()
+        for element in objects
+        if difficult or (element.findtext("difficult") or "0").strip() != "1"
+    }

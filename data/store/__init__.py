@@ -1,0 +1,1 @@
+"""The mask store: the contract between the stages."""

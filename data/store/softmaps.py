@@ -1,0 +1,63 @@
+"""Soft maps: the seam between the diffusion model and the masks, as they are kept on disk."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float16
+
+from data.errors import StoreError
+
+SOFT_VERSION = 1  # of the npz files
+
+
+@dataclass(frozen=True)
+class SoftMaps:
+    """Scores of one image before thresholds, CRF and upsampling.
+
+    Attributes:
+        maps: one map a class at grid resolution.
+        labels: the class ids of the image, ascending.
+        background: False: the rows are the labels' maps in [0, 1], and the background is derived from them later, so
+            that its threshold can be changed; True: row 0 is the background, the others the labels (probabilities).
+        padded_hw: height and width in pixels that the grid covers, the padding included.
+        resized_hw: height and width of the part at the top left that is image.
+        image_hw: height and width of the upright image.
+
+    """
+
+    maps: Float16[np.ndarray, "rows grid_height grid_width"]
+    labels: tuple[int, ...]
+    background: bool
+    padded_hw: tuple[int, int]
+    resized_hw: tuple[int, int]
+    image_hw: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if len(self.maps) != len(self.labels) + self.background:
+            raise StoreError(
+                f"{len(self.maps)} soft maps for {len(self.labels)} labels (background={self.background}): one each."
+            )
+
+
+def encode_soft(soft: SoftMaps) -> bytes:
+    """Return soft maps as the bytes of an .npz file; equal maps give equal bytes."""
+    buffer = io.BytesIO()
+    sizes = np.array([soft.padded_hw, soft.resized_hw, soft.image_hw], dtype=np.int32)
+    np.savez_compressed(  # dates inside are fixed by numpy, so equal content gives equal bytes
+        buffer,
+        format_version=np.int32(SOFT_VERSION),
+        maps=soft.maps.astype(np.float16),
+        labels=np.array(soft.labels, dtype=np.int32),
+        background=np.bool_(soft.background),
+        sizes=sizes,
+    )
+    return buffer.getvalue()
+
+
+def decode_soft(content: bytes) -> SoftMaps:
+    """Return the soft maps of an .npz file's bytes; nothing pickled is read."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        padded, resized, image = ((int(height), int(width)) for height, width in file["sizes"])
+        labels = tuple(int(label) for label in file["labels"])
+        return SoftMaps(file["maps"], labels, bool(file["background"]), padded, resized, image)
