@@ -33,10 +33,8 @@ from benchmarks.common import (
 )
 from data.console import available_cpus
 from data.demo.world import calibration_scenes
-from pseudolabel.calibrate import DECOYS, TIMESTEPS
-from pseudolabel.candidates import with_affinity, with_attention, with_timesteps
-from pseudolabel.config import GenerateConfig
-from pseudolabel.criteria import (
+from pseudolabel.calibrate.candidates import with_affinity, with_attention, with_timesteps
+from pseudolabel.calibrate.criteria import (
     THRESHOLDS,
     best_threshold,
     count_pixels,
@@ -47,10 +45,14 @@ from pseudolabel.criteria import (
     otsu_threshold,
     separation,
 )
-from pseudolabel.diffusion import load_models, pick_device, pick_dtype
+from pseudolabel.calibrate.judge import present_and_absent
+from pseudolabel.calibrate.pictures import Picture, draw_decoys
+from pseudolabel.calibrate.recordings import Recorded, every_layer, record, refined_maps, view
+from pseudolabel.calibrate.search import DECOYS, TIMESTEPS
+from pseudolabel.config import GenerateConfig
 from pseudolabel.pipeline import Pipeline
-from pseudolabel.recordings import Picture, Recorded, draw_decoys, every_layer, record, refined_maps, view
-from pseudolabel.search import present_and_absent
+from pseudolabel.softmaps.diffusion.load import load_models
+from pseudolabel.softmaps.diffusion.parts import pick_device, pick_dtype
 
 Maps = list[np.ndarray]
 

@@ -36,14 +36,16 @@ from benchmarks.common import (
 from data.console import available_cpus
 from data.demo.world import Scene, split_scenes
 from data.scoring import confusion_matrix, score
-from data.store.softmaps import SoftMaps
-from pseudolabel.attention import list_layers, resolve_layers
+from data.store.softmaps import SoftMaps, resize_scores
+from pseudolabel.calibrate.criteria import THRESHOLDS, best_threshold, count_pixels
 from pseudolabel.config import GenerateConfig, stored_settings
-from pseudolabel.criteria import THRESHOLDS, best_threshold, count_pixels
-from pseudolabel.diffusion import load_models, pick_device, pick_dtype
-from pseudolabel.fuse import before_crf, resize_scores
-from pseudolabel.labelmap import label_map
+from pseudolabel.masks.fuse import before_crf
+from pseudolabel.masks.labelmap import label_map
 from pseudolabel.pipeline import Pipeline
+from pseudolabel.softmaps.attention import resolve_layers
+from pseudolabel.softmaps.diffusion.load import load_models
+from pseudolabel.softmaps.diffusion.parts import pick_device, pick_dtype
+from pseudolabel.softmaps.diffusion.unet import list_layers
 
 N_CLASSES = len(DEMO_CLASSES) + 1
 TOGETHER = 16  # scenes handed to the pipeline at once

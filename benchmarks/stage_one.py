@@ -41,14 +41,17 @@ from benchmarks.common import (
     write_text,
 )
 from data.config import DataConfig
-from pseudolabel.affinity import SelfAttention
-from pseudolabel.attention import list_layers, resolve_layers
 from pseudolabel.config import GenerateConfig, ModelConfig
-from pseudolabel.diffusion import Models, TextEmbedding, load_models
 from pseudolabel.pipeline import Pipeline
-from pseudolabel.prompt import Prompt
-from pseudolabel.reading import Pass, read_batch
-from pseudolabel.resize import frame_latent
+from pseudolabel.softmaps.affinity import SelfAttention
+from pseudolabel.softmaps.attention import resolve_layers
+from pseudolabel.softmaps.diffusion.load import load_models
+from pseudolabel.softmaps.diffusion.parts import Models, TextEmbedding
+from pseudolabel.softmaps.diffusion.unet import list_layers
+from pseudolabel.softmaps.frame import frame_latent
+from pseudolabel.softmaps.passes import Pass
+from pseudolabel.softmaps.prompt import Prompt
+from pseudolabel.softmaps.reading import read_batch
 
 METHODS = ("ours", "plain", "naive", "published", "encoder")
 SIZES = {

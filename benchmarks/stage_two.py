@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 import yaml
 
+from data.console import available_cpus
 from data.store.store import MaskStore
-from train.datamodule import SegmentationData, available_cpus
+from train.datamodule import SegmentationData
 from train.losses import LossConfig, segmentation_loss
 from train.network import NetworkConfig, build_network
 from train.transforms import AugmentConfig

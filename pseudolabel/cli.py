@@ -1,43 +1,42 @@
 """The command line of stage one: a table of typed functions handed to jsonargparse.
 
-Only the module of the command that was typed is imported, so `pseudolabel --help` stays quick.
+The commands import what they need when they are called, so `pseudolabel --help` stays quick.
 """
 
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
 
 from data.errors import UserError
+from pseudolabel.commands.calibrate import calibrate
+from pseudolabel.commands.check import check
+from pseudolabel.commands.demo import demo
+from pseudolabel.commands.export import export
+from pseudolabel.commands.generate import generate
+from pseudolabel.commands.init import init
+from pseudolabel.commands.refine import refine, stored_defaults
+from pseudolabel.commands.report import report
+from pseudolabel.commands.score import score
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 
-# name -> (module, function, first line of its docstring); tests hold the third against the function.
-COMMANDS: dict[str, tuple[str, str, str]] = {
-    "demo": (
-        "pseudolabel.commands.demo",
-        "demo",
-        "Run both stages end to end on the shipped world and diffusion model.",
-    ),
-    "init": ("pseudolabel.init", "init", "Look at a folder of images and write its class file."),
-    "check": ("pseudolabel.check", "check", "Look over labels, images, model and memory before a run; write nothing."),
-    "calibrate": ("pseudolabel.calibrate", "calibrate", "Choose layers, timestep and thresholds for a model and data."),
-    "generate": ("pseudolabel.generate", "generate", "Turn images and their labels into masks; run again to resume."),
-    "refine": (
-        "pseudolabel.refine",
-        "refine",
-        "Make masks anew from a store's soft maps, without the diffusion model.",
-    ),
-    "score": ("pseudolabel.score", "score", "Compare a store's masks with ground truth: IoU before and after the CRF."),
-    "report": ("pseudolabel.report", "report", "Write one self-contained HTML page about a store."),
-    "export": ("pseudolabel.export", "export", "Write a store's masks in another format."),
+COMMANDS: dict[str, Any] = {
+    "demo": demo,
+    "init": init,
+    "check": check,
+    "calibrate": calibrate,
+    "generate": generate,
+    "refine": refine,
+    "score": score,
+    "report": report,
+    "export": export,
 }
 
 # Short names of settings that are typed often; each is one more spelling of the long one, shown in the help.
@@ -92,34 +91,10 @@ class CommandParser(ArgumentParser):
         self.exit(EXIT_USER_ERROR, f"error: {line} (see {program} --help)\n")
 
 
-def _stub(summary: str) -> Callable[[], None]:
-    """Return a function without parameters that stands for a command in the list of commands."""
-
-    def stand_in() -> None: ...
-
-    stand_in.__doc__ = summary
-    return stand_in
-
-
-def components(typed: str | None) -> dict[str, Any]:
-    """Return the table of functions: the command typed for real, the others as stand-ins.
-
-    Args:
-        typed: The command's name, or None where only the list is wanted.
-
-    """
-    table: dict[str, Any] = {}
-    for name, (module, function, summary) in COMMANDS.items():
-        table[name] = getattr(import_module(module), function) if name == typed else _stub(summary)
-    return table
-
-
-def _defaults(typed: str | None, args: Sequence[str]) -> dict[str, Any]:
+def _defaults(args: Sequence[str]) -> dict[str, Any]:
     """Return defaults that depend on the arguments: `refine` starts from the settings of the store it reads."""
-    if typed != "refine":
+    if next((arg for arg in args if arg in COMMANDS), None) != "refine":
         return {}
-    from pseudolabel.refine import stored_defaults
-
     return {f"refine.{key}": value for key, value in stored_defaults(args).items()}
 
 
@@ -144,13 +119,12 @@ def configure_logging(level: int = logging.INFO) -> None:
 
 def run(args: Sequence[str]) -> None:
     """Parse the arguments and run the command; exits through SystemExit on wrong usage."""
-    typed = next((arg for arg in args if arg in COMMANDS), None)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     auto_cli(
-        components(typed),
+        COMMANDS,
         args=list(args),
         as_positional=False,
-        set_defaults=_defaults(typed, args) or None,
+        set_defaults=_defaults(args) or None,
         parser_class=CommandParser,
         prog="pseudolabel",
         description="Image-level labels in, pseudo-masks out, from the attention of a diffusion model.",

@@ -6,11 +6,14 @@ Each field's docstring is its help text on the command line.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from data.config import DataConfig
 from data.errors import ConfigError
+
+SKIPPED_DATA_FIELDS = ("root", "split", "labels", "truth", "cache")  # they describe this machine or the small set
 
 AffinityKind = Literal["none", "caa", "iterated", "iseg", "clipes"]
 CrfKind = Literal["densecrf", "pamr", "none"]
@@ -333,3 +336,36 @@ def mask_settings(stored: dict[str, Any]) -> MaskConfig:
         crf=CrfConfig(**stored.get("crf", {})),
         ignore_below=stored.get("ignore_below", MaskConfig.ignore_below),
     )
+
+
+def differences(config: GenerateConfig) -> dict[str, Any]:
+    """Return what differs from the defaults, as YAML values; data folders and run settings stay out."""
+    defaults = GenerateConfig(data=DataConfig(root=Path()))
+    found: dict[str, Any] = {}
+    for group in fields(GenerateConfig):
+        if group.name == "run":
+            continue
+        value, default = getattr(config, group.name), getattr(defaults, group.name)
+        if not hasattr(value, "__dataclass_fields__"):
+            if value != default:
+                found[group.name] = value
+            continue
+        changed = {
+            name: _yaml_value(entry)
+            for name, entry in asdict(value).items()
+            if entry != getattr(default, name) and not (group.name == "data" and name in SKIPPED_DATA_FIELDS)
+        }
+        if changed:
+            found[group.name] = changed
+    return found
+
+
+def _yaml_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def mask_config(config: GenerateConfig) -> MaskConfig:
+    """Return the part of the settings that turns soft maps into a mask."""
+    return MaskConfig(fuse=config.fuse, crf=config.crf, ignore_below=config.ignore_below)

@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from data.store.softmaps import SoftMaps
-from pseudolabel.affinity import Box, SelfAttention
+from data.store.softmaps import Frame, SoftMaps
 from pseudolabel.config import FuseConfig, MaskConfig
-from pseudolabel.diffusion import TextEmbedding
-from pseudolabel.fuse import background_score, before_crf
-from pseudolabel.prompt import Prompt, Span
-from pseudolabel.reading import Reading
-from pseudolabel.resize import Frame
+from pseudolabel.masks.fuse import background_score, before_crf
+from pseudolabel.softmaps.affinity import SelfAttention
+from pseudolabel.softmaps.boxes import Box
+from pseudolabel.softmaps.diffusion.parts import TextEmbedding
+from pseudolabel.softmaps.prompt import Prompt, Span
+from pseudolabel.softmaps.reading import Reading
 
 
 @dataclass(frozen=True)

@@ -18,28 +18,22 @@ from torch import Tensor
 
 from data.classes import ClassSet
 from data.errors import ConfigError
-from data.store.softmaps import SoftMaps
-from pseudolabel.attention import Layer, cut_unet, list_layers, resolve_layers
+from data.store.softmaps import Frame, SoftMaps
 from pseudolabel.config import GenerateConfig
-from pseudolabel.crf import refine_scores
-from pseudolabel.diffusion import (
-    Models,
-    TextEmbedding,
-    add_noise,
-    draw_noise,
-    encode_image,
-    encode_text,
-    load_models,
-    pick_device,
-    pick_dtype,
-    seeded_generator,
-)
 from pseudolabel.explain import Explanation, assemble, given_prompts, given_text
-from pseudolabel.fuse import before_crf, image_scores
-from pseudolabel.labelmap import label_map, mask_from_marginals
-from pseudolabel.prompt import Prompt, plan_prompts
-from pseudolabel.reading import Pass, Reading, common_grid, read_batch, regrid
-from pseudolabel.resize import Frame, frame_image, frame_latent, long_side, resize_and_pad
+from pseudolabel.masks.crf import refine_scores
+from pseudolabel.masks.fuse import before_crf, image_scores
+from pseudolabel.masks.labelmap import label_map, mask_from_marginals
+from pseudolabel.softmaps.attention import Layer, resolve_layers
+from pseudolabel.softmaps.diffusion.encode import add_noise, draw_noise, encode_image, encode_text, seeded_generator
+from pseudolabel.softmaps.diffusion.load import load_models
+from pseudolabel.softmaps.diffusion.parts import Models, TextEmbedding, pick_device, pick_dtype
+from pseudolabel.softmaps.diffusion.unet import cut_unet, list_layers
+from pseudolabel.softmaps.frame import frame_image, frame_latent, long_side, resize_and_pad
+from pseudolabel.softmaps.grids import common_grid, regrid
+from pseudolabel.softmaps.passes import Pass
+from pseudolabel.softmaps.prompt import Prompt, plan_prompts
+from pseudolabel.softmaps.reading import Reading, read_batch
 
 __all__ = ["Explanation", "Pipeline", "before_crf", "label_map"]
 

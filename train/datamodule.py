@@ -1,7 +1,6 @@
 """The data of a training run: a store of masks to learn from, ground truth to validate on."""
 
 import logging
-import os
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -10,17 +9,14 @@ from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from data.classes import ClassSet
 from data.config import DataConfig
+from data.console import available_cpus
 from data.errors import ConfigError, StoreError
 from data.store.store import MaskStore
-from train.dataset import EpochOrder, ResumableLoader, TrainingSet, TruthSet, list_training, list_truth
+from train.dataset import TrainingSet, TruthSet, list_training, list_truth
+from train.order import EpochOrder, ResumableLoader
 from train.transforms import Augmentation, AugmentConfig
 
 _log = logging.getLogger(__name__)
-
-
-def available_cpus() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class SegmentationData(pl.LightningDataModule):

@@ -1,7 +1,7 @@
 """Training images with the masks of a store, and validation images with their ground truth."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from data.classes import IGNORE, ClassSet
 from data.config import DataConfig
@@ -18,12 +18,13 @@ from data.images import read_image
 from data.masks import read_mask, read_truth
 from data.readers.layout import open_samples
 from data.samples import Sample
-from data.store.softmaps import SoftMaps
+from data.store.softmaps import SoftMaps, upsample
+from data.store.source import truth_paths
 from data.store.store import MaskStore
+from train.order import Key, sample_seed
 from train.transforms import Augmentation
 
 Masks = Literal["store", "argmax", "truth"]
-Key = tuple[int, int]  # epoch, index: what a drawn training sample depends on
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,8 @@ def list_training(store: MaskStore, masks: Masks, truth: Path | None, root: Path
 def _true_masks(
     store: MaskStore, truth: Path | None, root: Path | None, records: list[dict[str, Any]]
 ) -> dict[str, Path]:
-    """Return the true mask of every record: of a folder, or those of the data set the store was made from."""
-    if truth is not None:
-        found = {record["id"]: Path(truth) / f"{record['id']}.png" for record in records}
-    else:
-        known = {field.name for field in fields(DataConfig)}
-        stored = {key: value for key, value in store.header["data"].items() if key in known and value is not None}
-        config = DataConfig(**{**stored, "root": Path(root or stored.get("root", "."))})
-        samples = open_samples(config, need_labels=False).samples
-        found = {sample.id: sample.truth_path for sample in samples if sample.truth_path is not None}
+    """Return the true mask of every record; see `data.store.source.truth_paths`."""
+    found = truth_paths(store, root, truth)
     unknown = [record["id"] for record in records if record["id"] not in found]
     if unknown:
         raise StoreError(
@@ -171,7 +165,7 @@ def confidence(soft: SoftMaps, mask: UInt8[np.ndarray, "height width"]) -> UInt8
     A pixel of a class gets that class's score; a background pixel gets the background's probability, or 1 minus the
     largest class score where the maps hold no background. Ours; the paper trains on all kept pixels alike.
     """
-    maps = upsample_maps(soft)
+    maps = upsample(soft.maps.astype(np.float32), soft)
     background = maps[0] if soft.background else 1 - maps.max(axis=0)
     support = np.where(mask == 0, background, 0).astype(np.float32)
     for row, label in enumerate(soft.labels, start=int(soft.background)):
@@ -179,74 +173,9 @@ def confidence(soft: SoftMaps, mask: UInt8[np.ndarray, "height width"]) -> UInt8
     return np.round(255 * np.clip(support, 0, 1)).astype(np.uint8)
 
 
-def upsample_maps(soft: SoftMaps) -> np.ndarray:
-    """Return soft maps as float32 (rows, height, width) of the image: bilinear to the padded size, crop, resize."""
-    maps = torch.from_numpy(soft.maps.astype(np.float32))[None]
-    padded = torch.nn.functional.interpolate(maps, size=soft.padded_hw, mode="bilinear", align_corners=False)
-    valid = padded[..., : soft.resized_hw[0], : soft.resized_hw[1]]
-    return torch.nn.functional.interpolate(valid, size=soft.image_hw, mode="bilinear", align_corners=False)[0].numpy()
-
-
 def to_tensor(rgb: UInt8[np.ndarray, "height width 3"]) -> Tensor:
     """Return an image as a uint8 tensor (3, height, width)."""
     return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
-
-
-def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """Return the seed of one sample in one epoch, 32 bits, independent of all others."""
-    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
-
-
-class EpochOrder(Sampler[Key]):
-    """The order of an epoch: a permutation that depends on (seed, epoch), dealt out to the processes in turn."""
-
-    def __init__(self, length: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self._length, self._seed, self._rank, self._world_size = length, seed, rank, world_size
-        self.epoch = 0
-        self.first = 0  # samples of this process to leave out at the start, once: a resumed run has seen them
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; Lightning calls this."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self._length // self._world_size  # the same on all processes, as they step together
-
-    def __iter__(self) -> Iterator[Key]:
-        order = np.random.default_rng((self._seed, self.epoch)).permutation(self._length)
-        mine = order[self._rank :: self._world_size][: len(self)]
-        first, self.first = self.first, 0
-        for index in mine[first:]:
-            yield self.epoch, int(index)
-
-
-class ResumableLoader(DataLoader):
-    """A loader that remembers how many batches of which epoch it gave out; Lightning keeps that in the checkpoint."""
-
-    order: EpochOrder
-    given = 0
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Yield the batches that are left of the epoch."""
-        if not self.order.first:
-            self.given = 0
-        return self._count(super().__iter__())  # outside the generator, so that the workers start at once
-
-    def _count(self, batches: Iterator[Any]) -> Iterator[Any]:
-        for batch in batches:
-            self.given += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Return where the loader stands."""
-        return {"epoch": self.order.epoch, "given": self.given}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from where a loader stood; an epoch that was given out whole is over."""
-        whole = state["given"] >= len(self)
-        self.order.set_epoch(state["epoch"] + int(whole))
-        self.given = 0 if whole else state["given"]
-        self.order.first = self.given * self.batch_sampler.batch_size  # type: ignore[union-attr]
 
 
 class TruthSet(Dataset[dict[str, Any]]):

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +19,11 @@ from data.errors import ConfigError, ImageError, LabelError
 from data.files import write_atomically
 from data.images import IMAGE_SUFFIXES, read_image
 from data.masks import overlay
-from data.readers.layout import detect_format, open_samples
+from data.readers.layout import open_samples
 from data.samples import Sample, check_id
+from data.store.records import image_record
 from data.store.softmaps import SoftMaps
+from data.store.source import stored_data, stored_path
 from data.store.store import MaskStore
 from train.checkpoint import fingerprint, load_network, to_plain
 from train.dataset import to_tensor
@@ -91,9 +92,7 @@ def _list_images(images: Path | None, data: DataConfig | None) -> tuple[Sequence
         raise ConfigError("Name the images with --images FOLDER, or a data set with --data.root; one of the two.")
     if data is not None:
         found = open_samples(data, need_labels=False, need_truth=False).samples
-        fields = asdict(data) | {"format": detect_format(data), "root": Path(data.root).absolute()}
-        del fields["cache"]
-        return found, to_plain(fields)
+        return found, stored_data(data)
     assert images is not None
     root = (images if images.is_dir() else images.parent).absolute()
     return list_folder(images), {"format": "folder", "root": str(root), "split": "all"}
@@ -184,24 +183,11 @@ class _Writer:
         if self.full:
             path = self.store.path / "probabilities" / f"{sample.id}.npz"
             write_atomically(path, _npz(after.astype(np.float16)))
-        record = make_record(sample.image_path, self.root, mask, argmax, labels, time.perf_counter() - start)
+        image = stored_path(sample.image_path, self.root)
+        seconds = time.perf_counter() - start
+        record = image_record(sample.id, image, mask, argmax, labels, self.store.classes, seconds)
         soft = shrink(before, labels) if self.soft else None
         self.store.write(sample.id, mask, argmax=argmax, soft=soft, record=record)
-
-
-def make_record(
-    image_path: Path, root: Path, mask: np.ndarray, argmax: np.ndarray, labels: tuple[int, ...], seconds: float
-) -> dict[str, Any]:
-    """Return the index line of an image, with the keys that stage one writes."""
-    path = image_path.absolute()
-    return {
-        "image": path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path),
-        "labels": list(labels),
-        "ignore_share": round(float((mask == IGNORE).mean()), 5),
-        "class_share": {str(label): round(float((argmax == label).mean()), 5) for label in labels},
-        "warnings": [],
-        "seconds": round(seconds, 4),
-    }
 
 
 def shrink(probability: Float[np.ndarray, "classes height width"], labels: tuple[int, ...]) -> SoftMaps:

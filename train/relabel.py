@@ -12,10 +12,12 @@ from tqdm import tqdm
 from data.classes import IGNORE
 from data.errors import ConfigError, StoreError
 from data.images import read_image
+from data.store.records import image_record
+from data.store.source import moved, stored_path
 from data.store.store import MaskStore
 from train.checkpoint import fingerprint, load_network, to_plain
 from train.inference import InferenceConfig
-from train.predict import choose_device, make_record, predict_image, shrink
+from train.predict import choose_device, predict_image, shrink
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def relabel(
         classes=classes,
         config={"relabel": rule, "inference": to_plain(inference), "from": source.header["config"]},
         model={"id": str(ckpt_path), "fingerprint": fingerprint(ckpt_path)},
-        data=_data(source, root),
+        data=moved(source.header["data"], root),
     )
     done = target.finished()
     records = [record for record in source.records() if record["id"] not in done]
@@ -77,13 +79,6 @@ def relabel(
         _relabel_one(network, source, target, record, root, rule, inference)
     print(f"Written: {len(done) + len(records)} masks in {output}.")
     print(f"Next: segtrain fit --data.store {output} --output R, with the settings of {ckpt_path}")
-
-
-def _data(source: MaskStore, root: Path | None) -> dict[str, Any]:
-    data = dict(source.header["data"])
-    if root is not None:
-        data["root"] = str(Path(root).absolute())
-    return data
 
 
 def _relabel_one(
@@ -103,7 +98,8 @@ def _relabel_one(
     if old.shape != after.shape[1:]:
         raise StoreError(f"The image {path} is not of its mask's size; it was changed after {source.path} was made.")
     mask, argmax = corrected(old, allow(after, labels), **rule)
-    line = make_record(path, Path(target.header["data"]["root"]), mask, argmax, labels, time.perf_counter() - start)
+    image = stored_path(path, Path(target.header["data"]["root"]))
+    line = image_record(record["id"], image, mask, argmax, labels, target.classes, time.perf_counter() - start)
     soft = shrink(allow(before, labels), labels)
     target.write(record["id"], mask, argmax=argmax, soft=soft, record=record | line)
 

@@ -4,11 +4,33 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float16
+from jaxtyping import Float, Float16
 
 from data.errors import StoreError
 
 SOFT_VERSION = 1  # of the npz files
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where an image lies in the padded image a model sees; sizes are (height, width) in pixels.
+
+    Attributes:
+        padded_hw: size the model sees, whole cells.
+        resized_hw: size of the image in it, at the top left.
+        image_hw: size of the image file.
+
+    """
+
+    padded_hw: tuple[int, int]
+    resized_hw: tuple[int, int]
+    image_hw: tuple[int, int]
+
+    def valid_cells(self, grid_hw: tuple[int, int]) -> tuple[int, int]:
+        """Return how many rows and columns of a grid over the padded image hold at least one pixel of the image."""
+        rows = -(-self.resized_hw[0] * grid_hw[0] // self.padded_hw[0])
+        columns = -(-self.resized_hw[1] * grid_hw[1] // self.padded_hw[1])
+        return rows, columns
 
 
 @dataclass(frozen=True)
@@ -61,3 +83,28 @@ def decode_soft(content: bytes) -> SoftMaps:
         padded, resized, image = ((int(height), int(width)) for height, width in file["sizes"])
         labels = tuple(int(label) for label in file["labels"])
         return SoftMaps(file["maps"], labels, bool(file["background"]), padded, resized, image)
+
+
+def resize_scores(
+    scores: Float[np.ndarray, "rows height width"], size_hw: tuple[int, int]
+) -> Float[np.ndarray, "rows new_height new_width"]:
+    """Resize score maps, bilinear, half-pixel centres."""
+    import cv2
+
+    return np.stack([cv2.resize(row, size_hw[::-1], interpolation=cv2.INTER_LINEAR) for row in scores])
+
+
+def upsample(
+    scores: Float[np.ndarray, "rows grid_height grid_width"], soft: SoftMaps, size_hw: tuple[int, int] | None = None
+) -> Float[np.ndarray, "rows height width"]:
+    """Return scores on a soft map's grid over its image: padded image, crop, image; bilinear throughout.
+
+    Args:
+        scores: one map per row on the grid of `soft`.
+        soft: says where the image lies on that grid.
+        size_hw: height and width of the result; the image's own if not given.
+
+    """
+    height, width = soft.resized_hw
+    padded = resize_scores(scores, soft.padded_hw)
+    return resize_scores(np.ascontiguousarray(padded[:, :height, :width]), size_hw or soft.image_hw)

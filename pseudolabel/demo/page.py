@@ -13,10 +13,11 @@ from PIL import Image, ImageDraw, ImageFont
 from data.classes import ClassSet
 from data.images import read_image
 from data.masks import colorize, overlay, read_truth
+from data.store.source import truth_paths
 from data.store.store import MaskStore
-from pseudolabel import page
-from pseudolabel.report import class_table, gallery, measure_coverage, summary_tiles
-from pseudolabel.score import truth_paths
+from pseudolabel.review import blocks
+from pseudolabel.review.coverage import measure_coverage
+from pseudolabel.review.report import class_table, gallery, summary_tiles
 
 if TYPE_CHECKING:
     from pseudolabel.demo.results import Result
@@ -56,7 +57,7 @@ def _strip(masks: MaskStore, predictions: MaskStore, record: dict[str, Any], tru
     palette = scene_palette(soft.labels)
     pictures = (
         rgb_u8,
-        tinted_attention(rgb_u8, page.heat_maps(soft, size), palette[list(soft.labels)]),
+        tinted_attention(rgb_u8, blocks.heat_maps(soft, size), palette[list(soft.labels)]),
         overlay(rgb_u8, masks.read_mask(record["id"]), palette, alpha=0.7),
         overlay(rgb_u8, predictions.read_argmax(record["id"]), palette, alpha=0.7),
         colorize(read_truth(truth, size), palette),
@@ -105,18 +106,18 @@ def demo_page(result: "Result", folder: Path, shown: list[Strip]) -> str:
     from data.demo.world import TRAIN_TRUTH_FOLDER
 
     truths = truth_paths(store, truth=TRAIN_TRUTH_FOLDER)
-    return page.page(
+    return blocks.page(
         "From labels to masks to a network",
         f"{coverage.images} drawn scenes with image-level labels became masks, the masks trained a network, and the "
         "network was tested on scenes nobody labelled. No mask was given to either stage.",
         [
-            page.tiles(headline),
-            page.section("Unseen scenes", _strip_note(), *(strip_card(store.classes, strip) for strip in shown)),
-            page.section("IoU of each class", iou_table(store.classes, result)),
-            page.section("Coverage of the masks", page.tiles(summary_tiles(coverage, None))),
+            blocks.tiles(headline),
+            blocks.section("Unseen scenes", _strip_note(), *(strip_card(store.classes, strip) for strip in shown)),
+            blocks.section("IoU of each class", iou_table(store.classes, result)),
+            blocks.section("Coverage of the masks", blocks.tiles(summary_tiles(coverage, None))),
             class_table(store.classes, coverage, None),
-            page.section("Labelled scenes and their masks", gallery(store, records, None, truths)),
-            page.section("What was run", steps_table(result), f'<p class="soft">{escape(result.machine)}</p>'),
+            blocks.section("Labelled scenes and their masks", gallery(store, records, None, truths)),
+            blocks.section("What was run", steps_table(result), f'<p class="soft">{escape(result.machine)}</p>'),
         ],
     )
 
@@ -132,9 +133,9 @@ def _strip_note() -> str:
 def strip_card(classes: ClassSet, strip: Strip) -> str:
     """Return a scene's five pictures as a card."""
     palette = scene_palette(strip.labels)
-    names = "".join(f"<span>{page.chip(classes, label, palette)}</span>" for label in strip.labels)
+    names = "".join(f"<span>{blocks.chip(classes, label, palette)}</span>" for label in strip.labels)
     pictures = "".join(
-        page.picture(page.shrink(picture, page.thumbnail_size((picture.shape[0], picture.shape[1]), 168)), column)
+        blocks.picture(blocks.shrink(picture, blocks.thumbnail_size((picture.shape[0], picture.shape[1]), 168)), column)
         for picture, column in zip(strip.pictures, COLUMNS, strict=True)
     )
     return (
@@ -152,10 +153,10 @@ def iou_table(classes: ClassSet, result: "Result") -> str:
     kept = [(name, scores) for name, scores in columns if scores is not None]
     rows = []
     for class_id in range(len(classes) + 1):
-        cells = [page.bar(scores["iou"][classes.name(class_id)], second="before" in name) for name, scores in kept]
-        rows.append([page.chip(classes, class_id), *cells])
-    total = ["mean (mIoU)", *(page.bar(scores["miou"], second="before" in name) for name, scores in kept)]
-    return page.table(["class", *(name for name, _ in kept)], rows, total)
+        cells = [blocks.bar(scores["iou"][classes.name(class_id)], second="before" in name) for name, scores in kept]
+        rows.append([blocks.chip(classes, class_id), *cells])
+    total = ["mean (mIoU)", *(blocks.bar(scores["miou"], second="before" in name) for name, scores in kept)]
+    return blocks.table(["class", *(name for name, _ in kept)], rows, total)
 
 
 def steps_table(result: "Result") -> str:
@@ -163,7 +164,7 @@ def steps_table(result: "Result") -> str:
     rows = [
         [escape(step.title), f"{step.seconds:.0f} s", f"<code>{escape(step.command)}</code>"] for step in result.steps
     ]
-    return page.table(["step", "time", "command"], rows, ["all", f"{result.seconds:.0f} s", ""])
+    return blocks.table(["step", "time", "command"], rows, ["all", f"{result.seconds:.0f} s", ""])
 
 
 def _percent(scores: dict[str, Any] | None) -> str:
@@ -185,7 +186,7 @@ def strip_figure(
     for row, strip in enumerate(shown):
         top = line_px + row * row_px
         for left, picture in zip(lefts, strip.pictures, strict=True):
-            canvas.paste(Image.fromarray(page.shrink(picture, (side_px, side_px))), (left, top))
+            canvas.paste(Image.fromarray(blocks.shrink(picture, (side_px, side_px))), (left, top))
         palette, at = scene_palette(strip.labels), float(gap_px)
         for label in strip.labels:
             red, green, blue = (int(0.85 * value) for value in palette[label])

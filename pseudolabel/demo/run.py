@@ -21,7 +21,7 @@ from data.files import write_atomically
 from data.store.store import MaskStore
 from pseudolabel.demo.page import demo_page, strip_figure, strips
 from pseudolabel.demo.results import Device, Result, Size, Step
-from pseudolabel.score import score_store
+from pseudolabel.review.score import score_store
 
 MODEL = Path(data.__file__).resolve().parent / "demo" / "model"
 CONFIGS = REPOSITORY / "configs"

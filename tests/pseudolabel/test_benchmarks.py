@@ -9,7 +9,7 @@ import torch
 
 from data.config import DataConfig
 from pseudolabel.config import AffinityConfig, AttentionConfig, GenerateConfig, ModelConfig
-from pseudolabel.diffusion import load_models
+from pseudolabel.softmaps.diffusion.load import load_models
 
 ROOT = Path(__file__).parents[2]
 TINY_SETTINGS = GenerateConfig(
@@ -30,7 +30,7 @@ def tiny_models(folder: Path):
 
 def test_the_naive_implementation_computes_the_same_maps(sd_folder):
     from benchmarks.stage_one import prepare
-    from pseudolabel.affinity import min_max
+    from pseudolabel.softmaps.grids import min_max
 
     with torch.inference_mode():
         ours = prepare("ours", tiny_models(sd_folder), TINY_SETTINGS, (128, 96), 2)()

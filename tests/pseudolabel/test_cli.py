@@ -3,8 +3,6 @@ import json
 import subprocess
 import sys
 import time
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -36,19 +34,16 @@ def test_help_imports_nothing_heavy():
 
 def test_help_of_a_command_needs_no_model_code():
     heavy, output, seconds = modules_after("generate", "--help")
-    assert heavy <= {"numpy"}
+    assert heavy == set()
     assert "--data.root ROOT, --root ROOT" in output
     assert "Noise depends on this seed" in output
     assert seconds < 8  # 0.4 s on an idle machine
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
-def test_table_says_what_the_functions_say(name: str):
-    module, function, summary = cli.COMMANDS[name]
-    if find_spec(module) is None:
-        pytest.skip(f"{module} is not written yet")
-    found = getattr(import_module(module), function)
-    assert inspect.getdoc(found).splitlines()[0] == summary
+def test_the_list_of_commands_says_what_each_does():
+    _, output, _ = modules_after("--help")
+    said = " ".join(output.split())
+    assert all(inspect.getdoc(command).splitlines()[0] in said for command in cli.COMMANDS.values())
 
 
 def run_wrong(capsys, *args: str) -> str:

@@ -142,7 +142,7 @@ def _reference(unet, latents, noise, embeds, theta, tau, clamp_box, clamp_backgr
 @pytest.mark.parametrize("quirks", [False, True])
 @pytest.mark.parametrize("dense_cells", [0, 10_000])
 def test_the_pipeline_agrees_with_the_formulas(bare_unet, tiny_config, monkeypatch, quirks, dense_cells):
-    monkeypatch.setattr("pseudolabel.affinity.DENSE_CELLS", dense_cells)
+    monkeypatch.setattr("pseudolabel.softmaps.affinity.DENSE_CELLS", dense_cells)
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(4, *LATENT_HW, generator=generator)
     noise = torch.randn(3, 4, *LATENT_HW, generator=generator)

@@ -10,14 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import ConfigError, ImageError, ModelError, StoreError
+from data.store.softmaps import upsample
 from data.store.store import MaskStore
 from train.callbacks import mask_warnings
 from train.cli import main
-from train.dataset import EpochOrder, confidence, list_training, sample_seed, upsample_maps
+from train.dataset import confidence, list_training
 from train.inference import InferenceConfig, padded_scores, probabilities, sharpen, window_starts
 from train.losses import LossConfig
 from train.module import OptimizerConfig, SegmentationModule, parameter_groups, poly_factor
 from train.network import NetworkConfig, build_network
+from train.order import EpochOrder, sample_seed
 from train.predict import list_folder, shrink
 from train.relabel import allow, corrected
 from train.transforms import Augmentation, AugmentConfig
@@ -177,14 +179,17 @@ def test_confidence_is_the_support_of_the_label():
     weight = confidence(soft, mask)
     assert weight[21, 23] == pytest.approx(255 * 0.9, abs=2)
     assert weight[2, 2] == pytest.approx(255 * 0.9, abs=2)
-    assert upsample_maps(soft).shape == (2, 64, 64)
+    assert upsample(soft.maps.astype(np.float32), soft).shape == (2, 64, 64)
 
 
 def test_missing_and_mismatched_files_are_named(world, tmp_path):
     store = MaskStore.open(world.store)
     with pytest.raises(StoreError, match=r"16 of 16 images are missing.*--data.root"):
         list_training(store, "store", None, tmp_path)
-    with pytest.raises(StoreError, match=r"16 of 16 masks are missing, the first .*/empty/.*--data.truth"):
+    with pytest.raises(ConfigError, match=r"no folder .*/empty; --data.truth"):
+        list_training(store, "truth", tmp_path / "empty", None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError, match=r"no true mask of 16 of 16 images, the first .*--data.truth"):
         list_training(store, "truth", tmp_path / "empty", None)
     without = shutil.copytree(world.root, tmp_path / "W", ignore=shutil.ignore_patterns("SegmentationClass"))
     with pytest.raises(StoreError, match=r"no true mask of 16 of 16 images, the first .*--data.truth"):
@@ -288,7 +293,7 @@ def test_soft_maps_of_a_prediction_keep_sizes_and_range():
     soft = shrink(probability, (2,))
     assert soft.maps.shape == (2, 3, 4)
     assert soft.padded_hw == (24, 32)
-    assert upsample_maps(soft).shape == (2, 21, 30)
+    assert upsample(soft.maps.astype(np.float32), soft).shape == (2, 21, 30)
     assert 0 <= soft.maps.min() <= soft.maps.max() <= 1
 
 

@@ -50,7 +50,7 @@ def finished_demo(world, made_store, tiny_options, tmp_path_factory) -> Path:
 
 
 def result_of(folder: Path) -> results.Result:
-    from pseudolabel.score import score_store
+    from pseudolabel.review.score import score_store
 
     scores = score_store(MaskStore.open(folder / "masks"), truth=TRUTH).to_json()
     network = json.loads((folder / "network" / "test" / "scores.json").read_text())
@@ -61,7 +61,7 @@ def test_labels_become_masks_and_masks_a_network_that_is_scored(finished_demo):
     predictions = MaskStore.open(finished_demo / "predictions")
     assert predictions.ids() == ["val_000000", "val_000001"]
     assert main(["score", f"--store={predictions.path}"]) == 0
-    from pseudolabel.score import score_store
+    from pseudolabel.review.score import score_store
 
     scores = json.loads((finished_demo / "network" / "test" / "scores.json").read_text())
     assert score_store(predictions).after_crf.miou == pytest.approx(scores["miou"], abs=1e-6)  # both stages agree

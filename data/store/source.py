@@ -1,0 +1,74 @@
+"""Where a store's images and ground truth are: from a data set's settings to the header and back."""
+
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from data.config import DataConfig
+from data.errors import ConfigError
+from data.readers.layout import detect_format, open_samples
+from data.store.store import MaskStore
+
+_PATHS = ("root", "classes", "labels")
+
+
+def stored_data(config: DataConfig) -> dict[str, Any]:
+    """Return what a store's header says about the data: the fields that decide which images and labels these are."""
+    stored = asdict(config) | {"format": detect_format(config), "root": Path(config.root).absolute()}
+    del stored["cache"]
+    return {name: str(value) if isinstance(value, Path) else value for name, value in stored.items()}
+
+
+def stored_path(image: Path, root: Path) -> str:
+    """Return what an index line says of an image file: its path below the data's root, or an absolute one."""
+    path, root = image.absolute(), root.absolute()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def moved(stored: dict[str, Any], root: Path | None) -> dict[str, Any]:
+    """Return a header's data entry for images that have moved to `root`; None leaves it as it is."""
+    return dict(stored) if root is None else stored | {"root": str(Path(root).absolute())}
+
+
+def data_config(store: MaskStore, root: Path | None = None) -> DataConfig:
+    """Return the settings of the data set that a store was made from; the inverse of `stored_data`.
+
+    Args:
+        store: a store of either stage.
+        root: folder of the data set, if it is not where the store says.
+
+    Raises:
+        ConfigError: the store does not say where its images are.
+
+    """
+    known = {field.name for field in fields(DataConfig)}
+    stored = moved(store.header["data"], root)
+    stored = {name: value for name, value in stored.items() if name in known and value is not None}
+    if "root" not in stored:
+        raise ConfigError(f"{store.path} does not say where its images are; name the data set's folder with --root")
+    return DataConfig(**(stored | {name: Path(stored[name]) for name in _PATHS if name in stored}))
+
+
+def truth_paths(store: MaskStore, root: Path | None = None, truth: str | Path | None = None) -> dict[str, Path]:
+    """Return the ground-truth file of each image of the data set a store was made from, as far as there is one.
+
+    Args:
+        store: a store of either stage.
+        root: folder of the data set, if it is not where the store says.
+        truth: folder of ground-truth masks: absolute, relative to the data set's folder, or, where that has no such
+            folder, to the working folder; None: the layout's own.
+
+    Raises:
+        ConfigError: the store does not say which data set that is, or its folder is gone.
+
+    """
+    config = data_config(store, root)
+    if truth is not None:
+        config = replace(config, truth=str(_truth_folder(Path(truth), config.root)))
+    found = open_samples(config, need_labels=False).samples
+    samples = (found[position] for position in range(len(found)))
+    return {sample.id: sample.truth_path for sample in samples if sample.truth_path is not None}
+
+
+def _truth_folder(truth: Path, root: Path) -> Path:
+    return truth.absolute() if truth.is_dir() and not (root / truth).is_dir() else truth

@@ -1,0 +1,1 @@
+"""Choosing settings for a model and data set on a few dozen images."""

@@ -1,0 +1,136 @@
+"""Settings that `pseudolabel calibrate` tries: how they differ from the best so far, and how they are described."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from data.errors import ModelError
+from pseudolabel.config import AffinityConfig, GenerateConfig
+
+if TYPE_CHECKING:
+    from pseudolabel.softmaps.attention import Layer
+
+
+logger = logging.getLogger(__name__)
+
+THETAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+SHARPENINGS = (0.005, 0.015, 0.05, 0.1)
+ITERATIONS = (1, 2, 3, 4, 6, 8)
+# Kinds of affinity tried with each self-attention layer; small changes to the best one follow.
+AFFINITIES: tuple[dict[str, Any], ...] = (
+    {"kind": "caa", "boxes": True, "theta": 0.2},
+    {"kind": "caa", "boxes": True, "theta": 0.5},
+    {"kind": "caa", "boxes": False},
+    {"kind": "iterated", "boxes": False, "iterations": 1},
+    {"kind": "iterated", "boxes": False, "iterations": 4},
+    {"kind": "iseg"},
+    {"kind": "clipes", "boxes": True, "theta": 0.4},
+)
+
+
+def with_attention(config: GenerateConfig, **values: Any) -> GenerateConfig:
+    """Return settings with other attention settings."""
+    return replace(config, attention=replace(config.attention, **values))
+
+
+def with_affinity(config: GenerateConfig, **values: Any) -> GenerateConfig:
+    """Return settings with other affinity settings."""
+    return replace(config, affinity=replace(config.affinity, **values))
+
+
+def with_timesteps(config: GenerateConfig, timesteps: Sequence[int]) -> GenerateConfig:
+    """Return settings with other timesteps."""
+    return replace(config, diffusion=replace(config.diffusion, timesteps=tuple(timesteps)))
+
+
+def any_layers(config: GenerateConfig) -> GenerateConfig:
+    """Return settings whose layers every model has; what is recorded is named elsewhere."""
+    return with_affinity(with_attention(config, cross_layers=("all",)), kind="none")
+
+
+def with_existing_layers(config: GenerateConfig, layers: "tuple[Layer, ...]") -> GenerateConfig:
+    """Return settings to start from on this model: layers it does not have are replaced by the mean of all.
+
+    A new model rarely has the layers of the configuration for another one. Self-attention that is not there is left
+    out.
+    """
+    from pseudolabel.softmaps.attention import resolve_layers
+
+    try:
+        resolve_layers(layers, config.attention.cross_layers, "attention.cross_layers")
+    except ModelError as error:
+        logger.info("starting from the mean of all cross layers: %s", error)
+        config = with_attention(config, cross_layers=("all",))
+    try:
+        resolve_layers(layers, config.attention.self_layers, "attention.self_layers")
+    except ModelError as error:
+        if config.affinity.kind != "none":
+            logger.info("starting without affinity: %s", error)
+        config = with_affinity(config, kind="none")
+    return config
+
+
+def describe(config: GenerateConfig) -> str:
+    """Return what a search changes, in one line."""
+    attention, affinity = config.attention, config.affinity
+    parts = [f"t={'+'.join(map(str, config.diffusion.timesteps))}", f"cross {' '.join(attention.cross_layers)}"]
+    parts += ["rescaled"] if attention.token_rescaling else []
+    parts += [] if config.prompt.background_words else ["no background words"]
+    parts += [f"{config.resize.long_side_px} px"] if config.resize.long_side_px else []
+    if affinity.kind != "none":
+        boxes = f"boxes {affinity.theta}" if affinity.boxes and affinity.kind != "iseg" else ""
+        count = f"x{affinity.iterations}" if affinity.kind == "iterated" else ""
+        parts += [" ".join(filter(None, [affinity.kind + count, boxes, "on", *attention.self_layers]))]
+    return ", ".join(parts)
+
+
+def small_changes(config: GenerateConfig, names: Sequence[str]) -> list[GenerateConfig]:
+    """Return settings that differ in one thing: a layer more or less, rescaling, or one number of the affinity."""
+    attention, affinity = config.attention, config.affinity
+    found = [with_attention(config, token_rescaling=not attention.token_rescaling)]
+    found += [with_attention(config, cross_layers=other) for other in one_more_or_less(attention.cross_layers, names)]
+    if affinity.kind == "none":
+        return found
+    found += [with_attention(config, self_layers=other) for other in one_more_or_less(attention.self_layers, names)]
+    found += [with_affinity(config, **change) for change in _affinity_changes(affinity)]
+    return found
+
+
+def _affinity_changes(affinity: AffinityConfig) -> list[dict[str, Any]]:
+    """List changes to the numbers that the kind of affinity reads."""
+    changes: list[dict[str, Any]] = []
+    if affinity.kind in ("caa", "iterated", "clipes"):
+        changes.append({"boxes": not affinity.boxes})
+        changes += [{"boxes": True, "theta": theta} for theta in THETAS]
+    if affinity.kind == "iterated":
+        changes += [{"iterations": count} for count in ITERATIONS]
+    if affinity.kind == "iseg":
+        changes += [{"sharpening": value} for value in SHARPENINGS]
+    return changes
+
+
+def one_more_or_less(chosen: Sequence[str], names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the sets of layers that have one more or one less, in the model's order; never an empty one.
+
+    >>> one_more_or_less(("a",), ("a", "b"))
+    [('a', 'b')]
+    """
+    less = [tuple(name for name in chosen if name != left_out) for left_out in chosen if len(chosen) > 1]
+    more = [tuple(sorted({*chosen, name}, key=names.index)) for name in names if name not in chosen]
+    return less + more
+
+
+def fewer_heads(config: GenerateConfig, n_heads: dict[str, int]) -> list[GenerateConfig]:
+    """Return settings with one head less in one layer."""
+    specs = config.attention.cross_layers
+    found = []
+    for position, spec in enumerate(specs):
+        name, _, text = spec.partition("@")
+        heads = text.split("+") if text else [str(head) for head in range(n_heads[name])]
+        for left_out in heads:
+            rest = [head for head in heads if head != left_out]
+            if rest:
+                changed = (*specs[:position], f"{name}@{'+'.join(rest)}", *specs[position + 1 :])
+                found.append(with_attention(config, cross_layers=changed))
+    return found

@@ -1,0 +1,66 @@
+"""The command `calibrate`: layers, timestep and thresholds for a model and data."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from data.errors import ConfigError, StoreError
+from pseudolabel.config import GenerateConfig, differences
+
+TIMESTEPS = (50, 100, 150, 200, 250, 300, 350, 400)
+
+
+def calibrate(
+    output: Path,
+    images: int = 50,
+    timesteps: tuple[int, ...] = TIMESTEPS,
+    long_sides: tuple[int, ...] = (),
+    draws: int = 2,
+    heads: bool = True,
+    use_truth: bool = True,
+    replace_output: bool = False,
+    **settings: Any,
+) -> None:
+    """Choose layers, timestep and thresholds for a model and data.
+
+    Takes images evenly from the data set. With ground truth the highest mIoU wins (before the CRF, but for the
+    threshold); without it, the maps that best tell present classes from absent ones, and heads, affinity and image size
+    stay as configured. Score the result on other images than these.
+
+    Args:
+        output: YAML file to write: what differs from the defaults.
+        images: How many images to look at.
+        timesteps: Timesteps tried.
+        long_sides: Values of resize.long_side_px tried beside the configured one.
+        draws: Noise draws while searching; the configured number is used for the final figures.
+        heads: Try to leave out attention heads.
+        use_truth: Use ground truth where there is some; false: image-level labels alone.
+        replace_output: Replace the output file if it exists.
+        **settings: The fields of GenerateConfig.
+
+    """
+    import yaml
+
+    from data.files import write_atomically
+    from data.readers.layout import open_samples
+    from pseudolabel.calibrate.search import evenly, report_of, run_search
+
+    config, output = GenerateConfig(**settings), Path(output)
+    if output.exists() and not replace_output:
+        raise StoreError(f"{output} exists already: choose another --output, or give --replace_output.")
+    if images < 1 or draws < 1 or not timesteps:
+        raise ConfigError(f"--images is {images}, --draws {draws}, --timesteps {timesteps}: each must be at least one.")
+    started = time.perf_counter()
+    samples = open_samples(config.data, need_labels=True, need_truth=use_truth)
+    chosen = evenly(samples.samples, images)
+    search, before, after = run_search(config, samples, chosen, timesteps, long_sides, draws, heads, use_truth)
+    text = report_of(search, samples, config, before, after) + yaml.safe_dump(
+        differences(search.config), sort_keys=False, width=120
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, text.encode())
+    print("\n".join(search.steps))
+    if before is not None and after is not None:
+        print(f"mIoU on these images, before / after the CRF: {before} as configured, {after} calibrated.")
+    print(f"Wrote {output} after {time.perf_counter() - started:.0f} s.")
+    print(f"Next: pseudolabel generate --config {output} --root {config.data.root} --store STORE")

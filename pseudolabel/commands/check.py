@@ -1,0 +1,64 @@
+"""The command `check`: what a run would meet, before it."""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from data.errors import ConfigError
+from pseudolabel.config import GenerateConfig
+
+if TYPE_CHECKING:
+    from data.readers.checks import DataReport
+    from pseudolabel.generate.preflight import ModelReport
+
+
+def check(json: bool = False, examine: int | None = None, measure: bool = False, **settings: Any) -> None:
+    """Look over labels, images, model and memory before a run; write nothing.
+
+    The exit status is 0 only if `pseudolabel generate` with the same settings would succeed.
+
+    Args:
+        json: Print one JSON object instead of text.
+        measure: Fetch a model from the hub to time it; one in a local folder is always timed.
+        examine: Open at most this many images, spread evenly; all if not given.
+        **settings: The fields of GenerateConfig.
+
+    """
+    from data.readers.checks import check_data
+    from pseudolabel.generate.preflight import check_model
+
+    config = GenerateConfig(**settings)
+    data = check_data(config.data, config.run.on_error == "skip", examine, _progress)
+    model = check_model(config, data, measure)
+    _print_report(data, model, json)
+    problems = [*data.problems, *model.problems]
+    if problems:
+        raise ConfigError(f"{len(problems)} problems would stop a run, the first: {problems[0]}")
+
+
+def _progress(positions: Iterable[int]) -> Iterable[int]:
+    from tqdm import tqdm
+
+    return tqdm(positions, desc="images", unit="image", disable=not sys.stderr.isatty())
+
+
+def _print_report(data: "DataReport", model: "ModelReport", as_json: bool) -> None:
+    from json import dumps
+
+    from data.readers.checks import report_lines
+
+    minutes = model.seconds_per_image and round(model.seconds_per_image * data.labelled / 60, 1)
+    if as_json:
+        ready = not data.problems and not model.problems
+        content = {"format": "pseudolabel-check", "format_version": 1, "ready": ready, "minutes": minutes}
+        print(dumps({**content, "data": data.to_json(), "model": asdict(model)}, ensure_ascii=False))
+        return
+    lines = [*report_lines(data), f"Model     {model.id}"]
+    if minutes is not None:
+        lines.append(f"Time      about {minutes:g} minutes")
+    if model.memory_gb is not None:
+        lines.append(f"Memory    about {model.memory_gb:g} GB")
+    lines += [f"warning: {text}" for text in model.warnings] + [f"problem: {text}" for text in model.problems]
+    ready = not data.problems and not model.problems
+    print("\n".join([*lines, "Ready: pseudolabel generate would run." if ready else "Not ready."]))

@@ -1,0 +1,80 @@
+"""The command `refine`: other thresholds, another CRF, from the soft maps a store has kept."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from pseudolabel.config import MaskConfig, mask_settings
+
+
+def refine(
+    store: Path,
+    output: Path,
+    root: Path | None = None,
+    workers: int | None = None,
+    on_error: Literal["stop", "skip"] = "stop",
+    **settings: Any,
+) -> None:
+    """Make masks anew from a store's soft maps, without the diffusion model.
+
+    Settings that are not given are those the store was made with. A store of network predictions works too; there the
+    background is the network's own, so the threshold has no effect.
+
+    Args:
+        store: Store whose soft maps are read; it is left as it is.
+        output: Folder of the new store; resumed if it exists.
+        root: Folder of the images, if it is not where the store says.
+        workers: Processes that make masks; none: one for each core but one; 0: no extra process.
+        on_error: stop, or skip: an image that cannot be processed is counted and named at the end.
+        **settings: The fields of MaskConfig.
+
+    """
+    from pseudolabel.generate.refine import refine_masks
+    from pseudolabel.generate.tally import print_skipped
+
+    tally = refine_masks(Path(store), Path(output), MaskConfig(**settings), root, workers, on_error)
+    print(f"{tally.written} masks in {Path(output) / 'masks'} in {tally.seconds:.0f} s.")
+    print_skipped(Path(output), tally.skipped)
+    print(f"Next: pseudolabel score --store {output}     mIoU, where there is ground truth")
+    print(f"      pseudolabel report --store {output}    a page of overlays, coverage and warnings")
+
+
+def stored_defaults(args: Sequence[str]) -> dict[str, Any]:
+    """Return the mask settings of the store that `--store` names, as flat keys, to be the command's defaults.
+
+    Args:
+        args: the command line. A store named in a `--config` file is found too.
+
+    """
+    from data.store.store import MaskStore
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--store")
+    parser.add_argument("--config", action="append", default=[])
+    try:
+        given, _ = parser.parse_known_args(list(args))
+    except argparse.ArgumentError:
+        return {}  # the real parser says what is wrong
+    store = given.store or next((found for name in given.config if (found := _store_in(Path(name)))), None)
+    if store is None or not (Path(store) / "store.json").exists():
+        return {}
+    return _flat(asdict(mask_settings(MaskStore.open(Path(store)).header["config"])))
+
+
+def _store_in(config: Path) -> str | None:
+    import yaml
+
+    try:
+        content = yaml.safe_load(config.read_text())
+    except (OSError, yaml.YAMLError):
+        return None
+    return content.get("store") if isinstance(content, dict) else None
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,28 @@
+"""The command `report`: one page about a store."""
+
+from pathlib import Path
+
+
+def report(
+    store: Path, output: Path | None = None, limit: int = 48, root: Path | None = None, truth: str | None = None
+) -> None:
+    """Write one self-contained HTML page about a store.
+
+    Args:
+        store: Folder of the mask store.
+        output: The page; none: report.html in the store.
+        limit: Images shown; they are spread over the store, those with warnings first.
+        root: Folder of the data set, if it is not where the store says.
+        truth: Folder of ground-truth masks, relative to the root or absolute; none: the layout's own.
+
+    """
+    from data.files import write_atomically
+    from data.store.store import MaskStore
+    from pseudolabel.review.report import report_page
+
+    opened = MaskStore.open(store)
+    target = Path(output) if output is not None else Path(store) / "report.html"
+    html = report_page(opened, limit, root, truth)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, html.encode())
+    print(f"{target} ({len(html) / 1e6:.1f} MB): open it in a browser.")

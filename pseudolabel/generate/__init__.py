@@ -1,0 +1,1 @@
+"""Stage one over many images: resumable, in order or not, on one machine or many."""

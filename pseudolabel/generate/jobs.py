@@ -1,0 +1,134 @@
+"""From samples to mask jobs: which are left to do, their soft maps in groups of one size, and their store."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from data.errors import LabelError, StoreError, UserError
+from data.images import read_image
+from data.samples import Sample, SampleSet
+from data.store.softmaps import SoftMaps
+from data.store.source import stored_data, stored_path
+from data.store.store import MaskStore
+from pseudolabel.config import GenerateConfig, stored_settings
+from pseudolabel.generate.batches import grouped, in_shard, loaded_ahead
+from pseudolabel.generate.tally import SKIPPED
+from pseudolabel.generate.workers import MaskJob
+
+if TYPE_CHECKING:
+    from pseudolabel.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
+
+WINDOW_GROUPS = 4  # how far to look ahead for images of equal size, in groups of `images_together`
+PASSES, AUTO_CPU, AUTO_GPU = 2, 16, 64  # noised images to collect under batch_size=auto; the pipeline cuts them to fit
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A sample with its decoded image, or with the reason why it has none."""
+
+    sample: Sample
+    rgb_u8: UInt8[np.ndarray, "height width 3"] | None
+    error: str | None = None
+
+
+def load(sample: Sample) -> Loaded:
+    """Read a sample's image; a fault comes back in the result."""
+    try:
+        if not sample.labels:
+            raise LabelError(f"{sample.id} has no labels; give it some, or leave it out with --on_error skip.")
+        return Loaded(sample, read_image(sample.image_path))
+    except UserError as error:
+        return Loaded(sample, None, str(error))
+
+
+def pending_samples(samples: SampleSet, config: GenerateConfig, finished: set[str]) -> Iterator[Sample]:
+    """Yield the samples of this run's shard that are not finished, without holding more than one."""
+    every = (samples.samples[position] for position in range(len(samples.samples)))
+    unfinished = (sample for sample in in_shard(every, config.run.shard) if sample.id not in finished)
+    for position, sample in enumerate(unfinished):
+        if config.run.limit is not None and position >= config.run.limit:
+            return
+        yield sample
+
+
+def soft_maps_of(
+    pipeline: "Pipeline", samples: Iterable[Sample], config: GenerateConfig
+) -> Iterator[tuple[Loaded, SoftMaps | None, float]]:
+    """Yield each sample with its soft maps and the seconds they took; None where the image cannot be read.
+
+    Images of one padded size go to the pipeline together, so that they share passes of the U-Net; the order of the
+    samples is not kept.
+    """
+    together = images_together(config, pipeline.models.device.type)
+    for group in grouped(
+        loaded_ahead(samples, load, ahead=together),
+        key=lambda item: None if item.rgb_u8 is None else pipeline.frame(item.rgb_u8.shape[:2]).padded_hw,
+        size=lambda key: 1 if key is None else together,
+        window=WINDOW_GROUPS * together,
+    ):
+        images = [item.rgb_u8 for item in group if item.rgb_u8 is not None]
+        if not images:
+            yield from ((item, None, 0.0) for item in group)
+            continue
+        start = time.perf_counter()
+        maps = pipeline.soft_maps(images, [item.sample.labels for item in group], [item.sample.id for item in group])
+        seconds = (time.perf_counter() - start) / len(group)
+        yield from ((item, soft, seconds) for item, soft in zip(group, maps, strict=True))
+
+
+def images_together(config: GenerateConfig, device_type: str) -> int:
+    """Return how many images are handed to the pipeline at once: enough noised images for a few full passes."""
+    diffusion = config.diffusion
+    noised_images = diffusion.draws * len(diffusion.timesteps) * len(diffusion.scales) * (2 if diffusion.flip else 1)
+    batch_size = config.run.batch_size
+    if batch_size == "auto":
+        batch_size = AUTO_GPU if device_type == "cuda" else AUTO_CPU
+    return max(1, PASSES * batch_size // noised_images)
+
+
+def mask_job(store_path: Path, item: Loaded, soft: SoftMaps, config: GenerateConfig, seconds: float) -> MaskJob:
+    """Return the work that is left for an image once its soft maps are there."""
+    path = Path(item.sample.image_path).absolute()
+    image = stored_path(path, Path(config.data.root))
+    return MaskJob(store_path, item.sample.id, image, path, item.rgb_u8, soft, seconds=seconds)
+
+
+def prepare_store(store_path: Path, samples: SampleSet, config: GenerateConfig, model: dict[str, Any]) -> MaskStore:
+    """Start the store or check that it was made with these settings; `overwrite` clears one that was not.
+
+    Raises:
+        StoreError: a store of other settings or of a newer version, or a folder that is something else.
+
+    """
+    made_with = {"config": stored_settings(config), "model": model, "data": stored_data(config.data)}
+    try:
+        return MaskStore.open_or_create(store_path, classes=samples.classes, **made_with)
+    except StoreError:
+        if not (store_path / "store.json").exists():
+            raise
+        existing = MaskStore.open(store_path)
+        if config.run.overwrite and config.run.shard == "1/1":
+            logger.warning("%s was made with other settings; its masks are deleted (--overwrite)", store_path)
+            _clear(existing)
+        # Otherwise perhaps another process has started the store meanwhile; if not, this raises again.
+        return MaskStore.open_or_create(store_path, classes=samples.classes, **made_with)
+
+
+def _clear(store: MaskStore) -> None:
+    """Delete what a store consists of, the header first, and nothing else."""
+    for name in ("store.json", "index.jsonl", SKIPPED):
+        (store.path / name).unlink(missing_ok=True)
+    for folder, suffix in (("masks", "png"), ("argmax", "png"), ("scores", "npz")):
+        for path in (store.path / folder).glob(f"*.{suffix}"):
+            path.unlink()
+        with contextlib.suppress(OSError):
+            (store.path / folder).rmdir()

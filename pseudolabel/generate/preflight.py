@@ -1,0 +1,112 @@
+"""What a run would meet, before it: the model is loaded and the mask of one image made."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data.errors import ImageError, UserError
+from pseudolabel.config import GenerateConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import UInt8
+
+    from data.readers.checks import DataReport
+    from data.samples import Sample
+
+
+@dataclass
+class ModelReport:
+    """What is known of the model before a run; None where it was not found out."""
+
+    id: str
+    seconds_per_image: float | None = None
+    memory_gb: float | None = None
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def check_model(config: GenerateConfig, data: "DataReport", measure: bool = False) -> ModelReport:
+    """Load the model and make the mask of one image of the data set, to see that it works and how long it takes.
+
+    Args:
+        config: all settings.
+        data: the data set's report; without labelled images there is nothing to time.
+        measure: fetch a model that is not in a local folder.
+
+    Returns:
+        The report; its problems would stop a run.
+
+    """
+    report = ModelReport(config.model.id)
+    folder = Path(config.model.id)
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        report.problems.append(
+            f"The folder {folder} is no diffusers model (no model_index.json); --model.id must name one."
+        )
+    if not folder.is_dir() and folder.is_absolute():
+        report.problems.append(f"There is no model folder {folder}; --model.id must name one, or a model on the hub.")
+    if not folder.is_dir() and not measure:
+        report.warnings.append(f"{config.model.id} is on the hub and was not tried; --measure fetches and times it.")
+    elif data.labelled and not data.problems and not report.problems:
+        try:
+            report.seconds_per_image, report.memory_gb = measure_model(config)
+        except UserError as error:
+            report.problems.append(str(error))
+    return report
+
+
+def measure_model(config: GenerateConfig) -> tuple[float, float]:
+    """Time one image, the middle one of the data set, and read off the memory in use.
+
+    Returns:
+        Seconds an image: of the U-Net, or of the CRF shared among the worker processes, whichever takes longer; and
+        peak memory in GB, of the GPU if there is one, else of this process.
+
+    """
+    import resource
+
+    import torch
+
+    from data.console import available_cpus
+    from data.readers.layout import open_samples
+    from pseudolabel.config import mask_config
+    from pseudolabel.pipeline import Pipeline, label_map
+
+    samples = open_samples(config.data, need_truth=False)
+    sample, rgb_u8 = middle_image(samples.samples, config.run.on_error == "skip")
+    pipeline = Pipeline.load(config, samples.classes)
+    start = time.perf_counter()
+    soft = pipeline.soft_maps([rgb_u8], [sample.labels], [sample.id])[0]
+    read = time.perf_counter()
+    label_map(rgb_u8, soft, mask_config(config))
+    refined = time.perf_counter()
+    workers = available_cpus() - 1 if config.run.workers is None else config.run.workers
+    unet, crf = read - start, refined - read
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if pipeline.models.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated()
+    return (max(unet, crf / workers) if workers > 0 else unet + crf), round(memory / 1e9, 1)
+
+
+def middle_image(
+    samples: "Sequence[Sample]", skip_unreadable: bool = False
+) -> "tuple[Sample, UInt8[np.ndarray, 'height width 3']]":
+    """Return the sample in the middle and its image; where a run skips unreadable images, the next readable one.
+
+    Raises:
+        ImageError: the image cannot be read, or, with `skip_unreadable`, none can.
+
+    """
+    from data.images import read_image
+
+    middle = len(samples) // 2
+    for position in (*range(middle, len(samples)), *range(middle)):
+        try:
+            return samples[position], read_image(samples[position].image_path)
+        except ImageError:
+            if not skip_unreadable:
+                raise
+    raise ImageError(f"None of the {len(samples)} images can be read; replace them.")

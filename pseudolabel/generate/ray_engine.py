@@ -1,0 +1,135 @@
+"""The same pipeline as Ray Data stages: actors with the U-Net (on GPUs where there are some), tasks that finish masks.
+
+One machine or a cluster whose nodes see the images and the store under the same paths. Stages hand each other pickled
+jobs, since their arrays have as many sizes as there are images; nothing pickled is ever written to disk.
+"""
+
+import logging
+import pickle
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.classes import ClassSet
+from data.console import available_cpus
+from data.errors import ConfigError, UserError
+from data.samples import Sample, SampleSet
+from pseudolabel.config import GenerateConfig, MaskConfig, mask_config
+from pseudolabel.generate.jobs import images_together, mask_job, pending_samples, prepare_store, soft_maps_of
+from pseudolabel.generate.workers import Outcome, finish_image
+
+GROUPS_A_BATCH = 4  # groups of images handed to an actor at once, so that it can sort them by size
+
+Batch = dict[str, np.ndarray]
+
+
+def ray_outcomes(
+    store_path: Path, samples: SampleSet, config: GenerateConfig, finished: set[str]
+) -> Generator[Outcome]:
+    """Yield the outcome of each image as Ray finishes it, in no particular order.
+
+    Joins the Ray instance this process has started, or the one RAY_ADDRESS names, or starts one on this machine.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        UserError: the model cannot be loaded, or the store cannot be written.
+
+    """
+    ray = _import_ray()
+    started = not ray.is_initialized()
+    if started:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        for row in _dataset(ray, store_path.absolute(), samples, config, finished).iter_rows():
+            outcome = pickle.loads(row["outcome"])
+            if isinstance(outcome, str):
+                raise UserError(outcome)
+            yield outcome
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _import_ray() -> Any:
+    try:
+        import ray.data
+    except ImportError as error:
+        raise ConfigError(
+            "--run.engine=ray needs Ray: pip install 'text2mask-wsss[ray]', or leave --run.engine at local"
+        ) from error
+    return ray
+
+
+def _dataset(ray: Any, store_path: Path, samples: SampleSet, config: GenerateConfig, finished: set[str]) -> Any:
+    """Return the stages, not yet running."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # the bar over images is generate's
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
+    on_gpu = gpus > 0 and config.run.device != "cpu"
+    actors = gpus if on_gpu else max(1, cpus // 2)
+    rows = [{"sample": pickle.dumps(sample)} for sample in pending_samples(samples, config, finished)]
+    batch = GROUPS_A_BATCH * images_together(config, "cuda" if on_gpu else "cpu")
+    mapped = ray.data.from_items(rows, override_num_blocks=max(1, min(len(rows), -(-len(rows) // batch)))).map_batches(
+        SoftMapper,
+        fn_constructor_args=(str(store_path), config, samples.classes),
+        batch_size=batch,
+        batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_gpus=1 if on_gpu else 0,
+        num_cpus=1,
+    )
+    return mapped.map_batches(
+        _finish, fn_args=(mask_config(config),), batch_size=1, batch_format="numpy", num_cpus=1, zero_copy_batch=True
+    )
+
+
+class SoftMapper:
+    """An actor that holds the pipeline and turns batches of samples into jobs."""
+
+    def __init__(self, store_path: str, config: GenerateConfig, classes: ClassSet) -> None:
+        self.store_path, self.config, self.classes = Path(store_path), config, classes
+        self.pipeline: Any = None
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Return a job for each sample, or why there is none; an error that concerns all images is a plain text."""
+        samples: list[Sample] = [pickle.loads(item) for item in batch["sample"]]
+        try:
+            self._load()
+            jobs = list(self._jobs(samples))
+        except UserError as error:
+            jobs = [str(error)]
+        return {"job": _column(jobs)}
+
+    def _load(self) -> None:
+        if self.pipeline is not None:
+            return
+        import torch
+
+        from pseudolabel.pipeline import Pipeline
+
+        torch.set_num_threads(available_cpus())
+        self.pipeline = Pipeline.load(self.config, self.classes)
+        prepare_store(self.store_path, SampleSet(self.classes, ()), self.config, self.pipeline.fingerprint())
+
+    def _jobs(self, samples: list[Sample]) -> Iterator[Any]:
+        for item, soft, seconds in soft_maps_of(self.pipeline, samples, self.config):
+            if soft is None:
+                yield Outcome(item.sample.id, None, item.error)
+            else:
+                yield mask_job(self.store_path, item, soft, self.config, seconds)
+
+
+def _finish(batch: Batch, config: MaskConfig) -> Batch:
+    """Finish the jobs of a batch; outcomes and plain texts are handed on as they are."""
+    jobs = [pickle.loads(item) for item in batch["job"]]
+    return {"outcome": _column([job if isinstance(job, str | Outcome) else finish_image(job, config) for job in jobs])}
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    column = np.empty(len(values), dtype=object)
+    column[:] = [pickle.dumps(value) for value in values]
+    return column

@@ -1,0 +1,79 @@
+"""Masks made anew from the soft maps a store has kept: other thresholds, another CRF, no diffusion model."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from data.errors import StoreError
+from data.store.source import moved
+from data.store.store import MaskStore
+from pseudolabel.config import MASK_FIELDS, MaskConfig
+from pseudolabel.generate.tally import Tally, count_outcome, progress_bar
+from pseudolabel.generate.workers import MaskJob, default_workers, run_jobs
+
+
+def refine_masks(
+    source_path: Path,
+    output_path: Path,
+    config: MaskConfig,
+    root: Path | None = None,
+    workers: int | None = None,
+    on_error: Literal["stop", "skip"] = "stop",
+) -> Tally:
+    """Make a new store from the soft maps of another one.
+
+    Args:
+        source_path: the store read.
+        output_path: the store written; images it already has are left alone.
+        config: threshold, CRF and ignore band.
+        root: folder of the images, if it is not where the source says.
+        workers: worker processes; None: one for each core but one; 0: none.
+        on_error: "stop" or "skip".
+
+    Raises:
+        StoreError: output and source are one store, or the output was made with other settings.
+        UserError: an image or soft map is missing or damaged, under `on_error="stop"`.
+
+    """
+    if source_path.resolve() == output_path.resolve():
+        raise StoreError(f"{output_path} is the store that is read; name another folder with --output.")
+    source = MaskStore.open(source_path)
+    header = refined_header(source, config, root)
+    finished: set[str] = set()
+    if (output_path / "store.json").exists():
+        finished = MaskStore.open_or_create(output_path, classes=source.classes, **header).finished()
+    records = [record for record in source.records() if record["id"] not in finished]
+    if not records:
+        return Tally()
+    MaskStore.open_or_create(output_path, classes=source.classes, **header)
+    tally = Tally()
+    jobs = _jobs(source, output_path, records, root)
+    outcomes = run_jobs(jobs, config, default_workers(workers))
+    with contextlib.closing(outcomes), progress_bar(len(records)) as bar:
+        for outcome in outcomes:
+            count_outcome(outcome, tally, on_error)
+            bar.update()
+    return tally
+
+
+def refined_header(source: MaskStore, config: MaskConfig, root: Path | None) -> dict[str, Any]:
+    """Return the header fields of a refined store: the source's, with the mask settings replaced."""
+    fields = asdict(config)
+    settings = source.header["config"] | {name: fields[name] for name in MASK_FIELDS}
+    data = moved(source.header["data"], root)
+    return {"config": settings, "model": source.header["model"], "data": data}
+
+
+def _jobs(source: MaskStore, output: Path, records: list[dict[str, Any]], root: Path | None) -> Iterator[MaskJob]:
+    for record in records:
+        yield MaskJob(
+            store=output,
+            id=record["id"],
+            image=record["image"],
+            image_path=source.image_path(record, root),
+            rgb_u8=None,
+            soft=None,
+            soft_store=source.path,
+        )

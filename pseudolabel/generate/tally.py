@@ -1,0 +1,78 @@
+"""What a run has done so far, shown while it runs and told at its end."""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data.errors import UserError
+from data.samples import SampleSet
+from data.store.store import MaskStore
+from pseudolabel.generate.workers import Outcome
+
+SKIPPED = "skipped.txt"
+SHOWN = 20  # skipped images named at the end; all of them are in skipped.txt
+
+
+@dataclass
+class Tally:
+    """What a run has done so far."""
+
+    written: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    warned: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self.started
+
+
+def count_outcome(outcome: Outcome, tally: Tally, on_error: str) -> None:
+    """Add an outcome to the tally; an error stops the run unless `on_error` is "skip"."""
+    if outcome.error is not None:
+        if on_error == "stop":
+            raise UserError(outcome.error)
+        tally.skipped.append((outcome.id, outcome.error))
+    else:
+        tally.written += 1
+        tally.warned += bool(outcome.record and outcome.record["warnings"])
+
+
+def progress_bar(total: int) -> "tqdm[Any]":
+    """Return the one bar over images; where stderr is no terminal it says a line every half minute."""
+    interval = 0.5 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, unit="image", dynamic_ncols=True, mininterval=interval, smoothing=0.05)
+
+
+def print_skipped(store_path: Path, skipped: list[tuple[str, str]]) -> None:
+    """Name the images that were skipped, the first ones here and all of them in skipped.txt."""
+    listing = store_path / SKIPPED
+    if not skipped:
+        return
+    print(f"{len(skipped)} IMAGES WERE SKIPPED:")
+    for sample_id, reason in sorted(skipped)[:SHOWN]:
+        print(f"  {sample_id}: {reason}")
+    if store_path.is_dir():
+        listing.write_text("".join(f"{sample_id}\t{reason}\n" for sample_id, reason in sorted(skipped)))
+        print(f"  All of them: {listing}")
+
+
+def print_summary(store_path: Path, samples: SampleSet, tally: Tally) -> None:
+    """Print what was written where, what was left out and why, and what to run next."""
+    there = len(MaskStore.open(store_path).finished()) if (store_path / "store.json").exists() else 0
+    rate = f", {tally.written / tally.seconds:.1f} images/s" if tally.written else ""
+    print(f"{there} masks in {store_path / 'masks'}: {tally.written} made now in {tally.seconds:.0f} s{rate}.")
+    if tally.warned:
+        print(f"{tally.warned} of them have warnings (nothing found for a class, for example); the report lists them.")
+    print_skipped(store_path, tally.skipped)
+    for note in samples.notes:
+        print(f"Note: {note}")
+    if there:
+        print(f"Next: pseudolabel report --store {store_path}    a page of overlays, coverage and warnings")
+        print(f"      pseudolabel score --store {store_path}     mIoU, where there is ground truth")
+        print(f"      segtrain fit --data.store {store_path}     train a network on the masks")

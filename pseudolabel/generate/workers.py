@@ -1,0 +1,166 @@
+"""From soft maps to a written mask, in this process or in a pool of worker processes.
+
+`generate`, `refine` and the Ray engine all finish an image with `finish_image`; the pool runs it beside the U-Net.
+Workers are spawned, never forked (a forked process inherits torch's dead threads), use one thread each, and end when
+the process that started them ends, however it ends.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for_connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from data.console import available_cpus
+from data.errors import UserError
+from data.images import read_image
+from data.store.records import image_record
+from data.store.softmaps import SoftMaps
+from data.store.store import MaskStore
+from pseudolabel.config import MaskConfig
+
+WAITING_JOBS_EACH = 3  # jobs queued for each worker: enough to keep it busy, few enough to keep memory flat
+
+
+@dataclass(frozen=True)
+class MaskJob:
+    """One image whose mask is to be made.
+
+    Attributes:
+        store: folder of the store written to.
+        id: the image's id.
+        image: what the record says: the path relative to the data root, or absolute.
+        image_path: where the image is now; read if `rgb_u8` is None.
+        rgb_u8: the image, if it is at hand.
+        soft: its soft maps; read from `soft_store` if None.
+        soft_store: store the soft maps come from, for `refine`.
+        seconds: time already spent on this image.
+        dropped_words: background words for which its sentence had no room.
+
+    """
+
+    store: Path
+    id: str
+    image: str
+    image_path: Path
+    rgb_u8: UInt8[np.ndarray, "height width 3"] | None
+    soft: SoftMaps | None
+    soft_store: Path | None = None
+    seconds: float = 0.0
+    dropped_words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image: a record in the store, or an error a person can mend."""
+
+    id: str
+    record: dict[str, Any] | None
+    error: str | None = None
+
+
+_OPEN: dict[Path, MaskStore] = {}
+
+
+def _store(path: Path) -> MaskStore:
+    """Open a store once for each process."""
+    if path not in _OPEN:
+        _OPEN[path] = MaskStore.open(path)
+    return _OPEN[path]
+
+
+def finish_image(job: MaskJob, config: MaskConfig) -> Outcome:
+    """Make one mask from soft maps and write it; errors a person can mend come back in the outcome."""
+    from pseudolabel.masks.labelmap import label_map
+
+    start = time.perf_counter()
+    store = _store(job.store)
+    try:
+        rgb_u8 = read_image(job.image_path) if job.rgb_u8 is None else job.rgb_u8
+        soft = job.soft
+        if soft is None and job.soft_store is not None:
+            soft = _store(job.soft_store).read_soft(job.id)
+        if soft is None:
+            return Outcome(job.id, None, f"{job.id} has no soft maps in {job.soft_store}; run generate for it again")
+        mask, argmax = label_map(rgb_u8, soft, config)
+    except UserError as error:
+        return Outcome(job.id, None, str(error))
+    seconds = job.seconds + time.perf_counter() - start
+    record = image_record(
+        job.id, job.image, mask, argmax, soft.labels, store.classes, seconds, dropped_words=job.dropped_words
+    )
+    store.write(job.id, mask, argmax=argmax, soft=soft, record=record)
+    return Outcome(job.id, record)
+
+
+def _end_with_parent() -> None:
+    """Leave as soon as the parent process is gone, also when it was killed and could say nothing."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for_connection([parent.sentinel])
+        os._exit(1)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, which is imported later and only where PAMR needs it
+    import cv2
+
+    cv2.setNumThreads(1)
+
+
+def default_workers(workers: int | None) -> int:
+    """Return the number of worker processes: the setting, or one for each core but one (at least one)."""
+    return max(1, available_cpus() - 1) if workers is None else workers
+
+
+def run_jobs(jobs: Iterable[MaskJob], config: MaskConfig, workers: int) -> Generator[Outcome]:
+    """Finish images as the jobs arrive and yield their outcomes, in the order they are done.
+
+    At most `WAITING_JOBS_EACH` jobs for each worker are taken ahead, so memory stays flat and an iterator that computes
+    soft maps runs just ahead of the workers.
+
+    Raises:
+        UserError: a worker process was killed, most often for lack of memory.
+
+    """
+    if workers == 0:
+        for job in jobs:
+            yield finish_image(job, config)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    try:
+        yield from _bounded(pool.submit, jobs, config, limit=WAITING_JOBS_EACH * workers)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process ended unexpectedly (often: too little memory); the same command goes on from here, "
+            f"with fewer workers than {workers} if you like: --run.workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _bounded(
+    submit: Callable[..., "Future[Outcome]"], jobs: Iterable[MaskJob], config: MaskConfig, limit: int
+) -> Generator[Outcome]:
+    pending: set[Future[Outcome]] = set()
+    for job in jobs:
+        pending.add(submit(finish_image, job, config))
+        full = len(pending) >= limit
+        done, pending = wait(pending, timeout=None if full else 0, return_when=FIRST_COMPLETED)
+        yield from (future.result() for future in done)
+    while pending:
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        yield from (future.result() for future in done)

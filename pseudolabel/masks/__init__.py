@@ -1,0 +1,1 @@
+"""From soft maps to masks: fuse, refine, label. Needs numpy; seconds, not hours."""

@@ -1,0 +1,75 @@
+"""Refining scores along the image's edges: the dense CRF of the paper, or PAMR, which runs on a GPU too."""
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from data.densecrf import dense_crf
+from data.store.softmaps import resize_scores
+from pseudolabel.config import CrfConfig
+from pseudolabel.masks.pamr import pamr
+
+# Mean of the COCO images in BGR, as Caffe models subtract it; the published code feeds the CRF what is left.
+MEAN_BGR = (104.008, 116.669, 122.675)
+
+
+def refine_scores(
+    rgb_u8: UInt8[np.ndarray, "height width 3"],
+    scores: Float[np.ndarray, "rows height width"],
+    config: CrfConfig,
+    device: str = "cpu",
+) -> Float32[np.ndarray, "rows height width"]:
+    """Return the marginals of background and labels at every pixel; they sum to 1.
+
+    Args:
+        rgb_u8: the image as it is in its file.
+        scores: non-negative scores, not normalised.
+        config: kind and its parameters; `scale` below 1 runs it on a smaller image, with its ranges scaled alike, and
+            enlarges the marginals.
+        device: where PAMR runs; the dense CRF runs on the CPU.
+
+    """
+    if config.kind == "none" or config.iterations == 0:
+        return _normalise(scores.astype(np.float32))
+    size_hw = rgb_u8.shape[:2]
+    guide = wrapped_bgr(rgb_u8) if config.wrapped_image else rgb_u8
+    small_hw = (max(1, round(size_hw[0] * config.scale)), max(1, round(size_hw[1] * config.scale)))
+    if small_hw != size_hw:
+        guide = cv2.resize(guide, small_hw[::-1], interpolation=cv2.INTER_AREA)
+        scores = resize_scores(scores.astype(np.float32), small_hw)
+    marginals = _refine(guide, scores.astype(np.float32), config, device)
+    if small_hw != size_hw:
+        marginals = _normalise(resize_scores(marginals, size_hw))
+    return marginals
+
+
+def _refine(guide_u8: np.ndarray, scores: np.ndarray, config: CrfConfig, device: str) -> np.ndarray:
+    """Refine at the scale asked for."""
+    match config.kind:
+        case "densecrf":
+            return dense_crf(
+                guide_u8,
+                scores,
+                iterations=config.iterations,
+                sxy_gaussian=config.sxy_gaussian * config.scale,
+                compat_gaussian=config.compat_gaussian,
+                sxy_bilateral=config.sxy_bilateral * config.scale,
+                srgb_bilateral=config.srgb_bilateral,
+                compat_bilateral=config.compat_bilateral,
+            )
+        case "pamr":
+            return _normalise(pamr(guide_u8, _normalise(scores), config.iterations, device))
+        case "none":
+            return _normalise(scores)
+
+
+def _normalise(scores: Float32[np.ndarray, "rows height width"]) -> Float32[np.ndarray, "rows height width"]:
+    """Divide by the sum at each pixel."""
+    clipped = np.clip(scores, 1e-5, None)
+    return clipped / clipped.sum(axis=0, keepdims=True)
+
+
+def wrapped_bgr(rgb_u8: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+    """Subtract a mean from the BGR image and keep the lowest byte, so that dark pixels turn bright (published code)."""
+    shifted = rgb_u8[..., ::-1].astype(np.float32) - np.array(MEAN_BGR, np.float32)
+    return shifted.astype(np.int64).astype(np.uint8)

@@ -1,0 +1,43 @@
+"""From class maps to scores: the mean over draws, the background's score, and the way back to the image's pixels.
+
+Source: arXiv 2309.04109, section 3.4: F_0 = (2 tau - max_c F_c)^2. We set F_0 to zero where max F exceeds 2 tau, where
+the published formula rises again. Needs no torch, so that worker processes start quickly.
+"""
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from data.store.softmaps import SoftMaps, upsample
+from pseudolabel.config import FuseConfig, GenerateConfig, MaskConfig
+
+
+def background_score(
+    maps: Float[np.ndarray, "classes height width"], config: FuseConfig
+) -> Float[np.ndarray, "height width"]:
+    """Return the background's score from the class maps (each 0 to 1): 4 tau^2 where all are zero, 0 above 2 tau.
+
+    With `clamp` off it rises again above 2 tau, as published.
+    """
+    margin = 2 * config.threshold - maps.max(axis=0)
+    if config.clamp:
+        margin = np.maximum(margin, 0)
+    return margin**2
+
+
+def scores_with_background(soft: SoftMaps, config: FuseConfig) -> Float[np.ndarray, "rows height width"]:
+    """Return one score map for the background and each label, at grid resolution, in float32."""
+    maps = soft.maps.astype(np.float32)
+    if soft.background:
+        return maps
+    return np.concatenate([background_score(maps, config)[None], maps])
+
+
+def image_scores(soft: SoftMaps, config: FuseConfig) -> Float[np.ndarray, "rows height width"]:
+    """Return the scores of background and labels at the image's own size: grid, padded image, crop, image."""
+    return upsample(scores_with_background(soft, config), soft)
+
+
+def before_crf(soft: SoftMaps, config: GenerateConfig | MaskConfig) -> UInt8[np.ndarray, "height width"]:
+    """Return the class id of the highest score at each pixel, without any refinement."""
+    ids = np.array([0, *soft.labels], np.uint8)
+    return ids[image_scores(soft, config.fuse).argmax(axis=0)]

@@ -1,0 +1,50 @@
+"""From cached soft maps to a mask: background, image size, refinement, class ids and the ignore band.
+
+Needs no diffusion model and no torch (but for PAMR), and can be sent to worker processes.
+"""
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from data.classes import IGNORE
+from data.errors import ImageError
+from data.store.softmaps import SoftMaps
+from pseudolabel.config import GenerateConfig, MaskConfig
+from pseudolabel.masks.crf import refine_scores
+from pseudolabel.masks.fuse import image_scores
+
+
+def label_map(
+    rgb_u8: UInt8[np.ndarray, "height width 3"],
+    soft: SoftMaps,
+    config: GenerateConfig | MaskConfig,
+    device: str = "cpu",
+) -> tuple[UInt8[np.ndarray, "height width"], UInt8[np.ndarray, "height width"]]:
+    """Return a mask with 255 where it is unsure, and the same mask without that band, which is what scoring uses.
+
+    Args:
+        rgb_u8: the image as it is in its file.
+        soft: its soft maps.
+        config: threshold, refinement and ignore band.
+        device: where PAMR runs.
+
+    Raises:
+        ImageError: the image is not of the size the soft maps were made for.
+
+    """
+    if rgb_u8.shape[:2] != soft.image_hw:
+        raise ImageError(
+            f"The image is {rgb_u8.shape[:2]} but its soft maps are for {soft.image_hw}: the file has changed; "
+            "generate it again (--run.overwrite)"
+        )
+    marginals = refine_scores(rgb_u8, image_scores(soft, config.fuse), config.crf, device)
+    return mask_from_marginals(marginals, soft.labels, config.ignore_below)
+
+
+def mask_from_marginals(
+    marginals: Float[np.ndarray, "rows height width"], labels: tuple[int, ...], ignore_below: float
+) -> tuple[UInt8[np.ndarray, "height width"], UInt8[np.ndarray, "height width"]]:
+    """Return the mask with the ignore band and the plain argmax, as class ids."""
+    argmax = np.array([0, *labels], np.uint8)[marginals.argmax(axis=0)]
+    mask = np.where(marginals.max(axis=0) < ignore_below, np.uint8(IGNORE), argmax)
+    return mask, argmax

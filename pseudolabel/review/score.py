@@ -1,0 +1,156 @@
+"""Masks against ground truth: IoU of each class, before the CRF (soft maps) and after (without the 255 band)."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from data.classes import ClassSet
+from data.console import available_cpus
+from data.errors import UserError
+from data.masks import read_truth
+from data.scoring import Scores, confusion_matrix
+from data.scoring import score as score_matrix
+from data.store.source import truth_paths
+from data.store.store import MaskStore
+from pseudolabel.config import MaskConfig, mask_settings
+
+SHOWN = 10  # images without ground truth named in the table
+AHEAD = 64  # images read at a time, so that memory does not grow with the store
+
+Matrix = Int64[np.ndarray, "classes classes"]
+
+
+@dataclass(frozen=True)
+class StoreScores:
+    """What the ground truth says about a store.
+
+    Attributes:
+        classes: the classes without background.
+        before_crf: figures of the argmax of the soft maps; None where a store keeps none.
+        after_crf: figures of the written label without the 255 band.
+        images: how many images were scored.
+        missing_truth: ids of the images in the store that have no ground truth and were not scored.
+        ignore_share: share of the scored images' pixels that the written masks leave undecided.
+
+    """
+
+    classes: ClassSet
+    before_crf: Scores | None
+    after_crf: Scores
+    images: int
+    missing_truth: tuple[str, ...]
+    ignore_share: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as JSON values; IoU between 0 and 1, null for a class that occurs nowhere."""
+        names = [self.classes.name(i) for i in range(len(self.classes) + 1)]
+
+        def plain(scores: Scores) -> dict[str, Any]:
+            per_class = {
+                name: None if np.isnan(iou) else float(iou) for name, iou in zip(names, scores.iou, strict=True)
+            }
+            return {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy, "iou": per_class}
+
+        return {
+            "images": self.images,
+            "missing_truth": len(self.missing_truth),
+            "ignore_share": self.ignore_share,
+            "before_crf": None if self.before_crf is None else plain(self.before_crf),
+            "after_crf": plain(self.after_crf),
+        }
+
+
+def score_store(store: MaskStore, root: Path | None = None, truth: str | None = None) -> StoreScores:
+    """Score every image of a store that has ground truth; the others are counted and named.
+
+    Args:
+        store: the store.
+        root: folder of the data set, if it is not where the store says.
+        truth: folder of ground-truth masks, relative to the root or absolute; None: the layout's own.
+
+    Raises:
+        UserError: no image has ground truth, or a mask or truth cannot be read.
+
+    """
+    truths = truth_paths(store, root, truth)
+    config = mask_settings(store.header["config"])
+    count = len(store.classes) + 1
+    before, after = np.zeros((count, count), np.int64), np.zeros((count, count), np.int64)
+    missing: list[str] = []
+    images, ignored, all_soft = 0, 0.0, True
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        for records in _chunks(store.records(), AHEAD):
+            scored = [record for record in records if record["id"] in truths]
+            missing += [record["id"] for record in records if record["id"] not in truths]
+            for soft_counts, counts, share in pool.map(
+                lambda line: _compare(store, line, truths, config, root), scored
+            ):
+                after += counts
+                all_soft = all_soft and soft_counts is not None
+                before += 0 if soft_counts is None else soft_counts
+                images, ignored = images + 1, ignored + share
+    if not images:
+        raise UserError(
+            f"none of the {len(missing)} images of {store.path} has ground truth; name the data set's folder with "
+            "--root or the folder of masks with --truth (pseudolabel report needs no ground truth)"
+        )
+    return StoreScores(
+        store.classes,
+        score_matrix(before) if all_soft else None,
+        score_matrix(after),
+        images,
+        tuple(sorted(missing)),
+        ignored / images,
+    )
+
+
+def _compare(
+    store: MaskStore, record: dict[str, Any], truths: dict[str, Path], config: MaskConfig, root: Path | None
+) -> tuple[Matrix | None, Matrix, float]:
+    """Return an image's confusion matrix before the CRF (None without soft maps), after it, and its share of ignore."""
+    from pseudolabel.masks.fuse import before_crf
+
+    sample_id, count = record["id"], len(store.classes) + 1
+    truth = read_truth(truths[sample_id], (record["height"], record["width"]), store.image_path(record, root))
+    soft = store.read_soft(sample_id)
+    before = None if soft is None else confusion_matrix(truth, before_crf(soft, config), count)
+    after = confusion_matrix(truth, store.read_argmax(sample_id), count)
+    return before, after, float(record.get("ignore_share", 0.0))
+
+
+def _chunks(items: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    chunk: list[dict[str, Any]] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    yield chunk
+
+
+def table(result: StoreScores) -> str:
+    """Return the figures as a table for a terminal, in percent."""
+    width = max(len(name) for name in (*result.classes.names, "background"))
+    lines = [f"{'class':<{width}}  before CRF  after CRF  precision  recall"]
+    after = result.after_crf
+    before = None if result.before_crf is None else result.before_crf.iou
+    for i in range(len(result.classes) + 1):
+        first = float("nan") if before is None else float(before[i])
+        cells = f"{_percent(first):>10}  {_percent(after.iou[i]):>9}  {_percent(after.precision[i]):>9}"
+        lines.append(f"{result.classes.name(i):<{width}}  {cells}  {_percent(after.recall[i]):>6}")
+    first = float("nan") if result.before_crf is None else result.before_crf.miou
+    lines.append(f"{'mean (mIoU)':<{width}}  {_percent(first):>10}  {_percent(after.miou):>9}")
+    lines.append(f"{result.images} images; {_percent(result.ignore_share)} % of their pixels are left undecided (255).")
+    if result.missing_truth:
+        shown = ", ".join(result.missing_truth[:SHOWN]) + (", ..." if len(result.missing_truth) > SHOWN else "")
+        lines.append(f"{len(result.missing_truth)} IMAGES HAVE NO GROUND TRUTH and were not scored: {shown}")
+    return "\n".join(lines)
+
+
+def _percent(share: float) -> str:
+    return "-" if np.isnan(share) else f"{100 * share:.1f}"

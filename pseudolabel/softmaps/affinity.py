@@ -1,0 +1,166 @@
+"""Spreading a class's map over its object by self-attention.
+
+Source: arXiv 2309.04109, section 3.3 (class-aware affinity), with the refinements of later papers beside it.
+S is the mean over heads of softmax(Q K^T / sqrt(d)): row-stochastic, rows are queries; neither transposed nor
+symmetrised. Nothing but `sharpened` and `balanced` needs S as a matrix: S V for a few columns V is scaled-dot-product
+attention with V as values, O(N K) memory for N cells and K columns.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+from pseudolabel.config import AffinityConfig
+from pseudolabel.softmaps.grids import min_max, resize_maps
+
+# Up to this many cells S is built once and multiplied; above, attention is applied twice. On two cores of an AMD EPYC,
+# two applications to 3 columns, 8 heads of 80, the matrix takes 0.59 of the other's time at 576 cells and 1.35 at 1,024
+# (benchmarks/stage_one.md); on a single core it stayed ahead to 1,728 cells.
+DENSE_CELLS = 800
+ISEG_ROUNDS = 10
+SINKHORN_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class SelfAttention:
+    """Self-attention of a batch at one layer, kept as queries and keys.
+
+    Attributes:
+        queries: of every cell, all heads.
+        keys: of every cell, all heads.
+        grid_hw: height and width of the grid; cells are row-major.
+
+    """
+
+    queries: Float[Tensor, "batch heads cells dim"]
+    keys: Float[Tensor, "batch heads cells dim"]
+    grid_hw: tuple[int, int]
+
+    def matrix(self) -> Float[Tensor, "batch cells cells"]:
+        """Return S itself, in float32; memory grows with the square of the cells."""
+        batch, heads, cells, dim = self.queries.shape
+        total = torch.zeros(batch, cells, cells, device=self.queries.device)
+        for head in range(heads):
+            scores = self.queries[:, head].float() @ self.keys[:, head].float().transpose(1, 2)
+            total += torch.softmax(scores * dim**-0.5, dim=-1)
+        return total / heads
+
+    def apply(self, columns: Float[Tensor, "batch cells columns"]) -> Float[Tensor, "batch cells columns"]:
+        """Return S times the columns without building S, in float32.
+
+        The values are padded to the width of the queries, for which fused kernels ask; more columns go in several
+        passes.
+        """
+        heads, dim = self.queries.shape[1], self.queries.shape[3]
+        queries, keys = self.queries.float(), self.keys.float()
+        parts = []
+        for part in columns.float().split(dim, dim=-1):
+            values = functional.pad(part, (0, dim - part.shape[-1]))[:, None].expand(-1, heads, -1, -1)
+            applied = functional.scaled_dot_product_attention(queries, keys, values)
+            parts.append(applied.mean(dim=1)[..., : part.shape[-1]])
+        return torch.cat(parts, dim=-1)
+
+    def power(self, columns: Float[Tensor, "batch cells columns"], times: int) -> Float[Tensor, "batch cells columns"]:
+        """Return S applied `times` times, the quicker way for this number of cells."""
+        if self.queries.shape[2] <= DENSE_CELLS:
+            matrix = self.matrix()
+            for _ in range(times):
+                columns = matrix @ columns.float()
+            return columns
+        for _ in range(times):
+            columns = self.apply(columns)
+        return columns
+
+
+def spread(
+    maps: Float[Tensor, "batch columns height width"],
+    layers: Sequence[SelfAttention],
+    masks: Float[Tensor, "batch columns height width"] | None,
+    valid: Bool[Tensor, "batch 1 height width"],
+    config: AffinityConfig,
+) -> Float[Tensor, "batch columns height width"]:
+    """Spread each map by self-attention and scale it to 0..1 again.
+
+    Args:
+        maps: class maps, 0 to 1.
+        layers: self-attention, each applied at its own grid; the results are averaged.
+        masks: 1 inside the class's boxes; None spreads every cell.
+        valid: cells that hold image; min-max looks at these alone.
+        config: kind and its parameters.
+
+    """
+    grid_hw = (maps.shape[-2], maps.shape[-1])
+    source = maps if masks is None else maps * masks
+    match config.kind:
+        case "none":
+            return maps
+        case "iterated":
+            for _ in range(config.iterations):
+                source = min_max(_mean_over_layers(source, layers, grid_hw, config), valid)
+            return source
+        case "caa" | "iseg" | "clipes":
+            return min_max(_mean_over_layers(source, layers, grid_hw, config), valid)
+
+
+def _mean_over_layers(
+    source: Tensor, layers: Sequence[SelfAttention], grid_hw: tuple[int, int], config: AffinityConfig
+) -> Tensor:
+    """Apply the affinity of each layer at its own grid and average."""
+    total = torch.zeros_like(source)
+    for layer in layers:
+        columns = resize_maps(source, layer.grid_hw).flatten(2).transpose(1, 2)
+        applied = _apply_kind(layer, columns, config)
+        total += resize_maps(applied.transpose(1, 2).unflatten(-1, layer.grid_hw), grid_hw)
+    return total / len(layers)
+
+
+def _apply_kind(
+    layer: SelfAttention, columns: Float[Tensor, "batch cells columns"], config: AffinityConfig
+) -> Float[Tensor, "batch cells columns"]:
+    """Apply one layer's affinity to columns."""
+    match config.kind:
+        case "caa":
+            return layer.power(columns, 2)
+        case "iterated":
+            return layer.power(columns, 1)
+        case "iseg":
+            return iterate_normalised(sharpened(layer.matrix(), config.sharpening), columns)
+        case "clipes":
+            return balanced(layer.matrix()) @ columns
+        case "none":
+            return columns
+
+
+def sharpened(matrix: Float[Tensor, "batch cells cells"], weight: float) -> Float[Tensor, "batch cells cells"]:
+    """Lower the entropy of each row: S/max, then max(0, S + weight * log10(e S)), rows summing to 1 again.
+
+    Source: iSeg, arXiv 2409.03209, section 3.2. Entries that are small beside their row's largest are removed.
+    """
+    relative = matrix / matrix.amax(dim=-1, keepdim=True)
+    entropy = weight * torch.log10((torch.e * relative).clamp_min(1e-20))
+    kept = (relative + entropy).clamp_min(0)
+    return kept / kept.sum(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def iterate_normalised(
+    matrix: Float[Tensor, "batch cells cells"], columns: Float[Tensor, "batch cells columns"]
+) -> Float[Tensor, "batch cells columns"]:
+    """Apply a matrix ten times; each time subtract the smallest value and divide by the sum. Source: as `sharpened`."""
+    for _ in range(ISEG_ROUNDS):
+        columns = matrix @ columns
+        columns = columns - columns.amin(dim=1, keepdim=True)
+        columns = columns / columns.sum(dim=1, keepdim=True).clamp_min(1e-12)
+    return columns
+
+
+def balanced(matrix: Float[Tensor, "batch cells cells"]) -> Float[Tensor, "batch cells cells"]:
+    """Balance columns and rows three times, make symmetric, square. Source: CLIP-ES, arXiv 2212.09506, section 3.3."""
+    for _ in range(SINKHORN_ROUNDS):
+        matrix = matrix / matrix.sum(dim=1, keepdim=True)
+        matrix = matrix / matrix.sum(dim=2, keepdim=True)
+    symmetric = (matrix + matrix.transpose(1, 2)) / 2
+    return symmetric @ symmetric

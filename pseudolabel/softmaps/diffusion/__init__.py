@@ -1,0 +1,1 @@
+"""Diffusion models: the one place that knows diffusers' insides."""

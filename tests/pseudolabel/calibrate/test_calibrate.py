@@ -1,0 +1,240 @@
+"""Calibration: the offline arithmetic against the pipeline's own, the criteria against plain ones, the command."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data.classes import VOC
+from data.config import DataConfig
+from data.masks import write_mask
+from data.readers.layout import open_samples
+from data.scoring import confusion_matrix, score
+from pseudolabel.calibrate.candidates import fewer_heads, one_more_or_less
+from pseudolabel.calibrate.criteria import (
+    THRESHOLDS,
+    best_threshold,
+    count_pixels,
+    cut_of,
+    edge_alignment,
+    image_edges,
+    label_score,
+    otsu_threshold,
+    separation,
+    threshold_of,
+)
+from pseudolabel.calibrate.judge import measured
+from pseudolabel.calibrate.pictures import Picture, load_picture
+from pseudolabel.calibrate.recordings import record, refined_maps
+from pseudolabel.calibrate.search import head_count, merge_heads
+from pseudolabel.cli import main
+from pseudolabel.config import DiffusionConfig, FuseConfig, GenerateConfig, differences
+from pseudolabel.masks.fuse import background_score
+from pseudolabel.pipeline import Pipeline
+from pseudolabel.softmaps.attention import per_head
+from pseudolabel.softmaps.diffusion.load import load_models
+from pseudolabel.softmaps.diffusion.unet import list_layers
+
+LABELS = (8, 15)
+
+
+@pytest.fixture
+def rgb() -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+
+@given(st.floats(0.05, 1.0), st.floats(0, 1))
+def test_the_cut_is_where_the_background_score_meets_the_map(tau, value):
+    wins = float(background_score(np.float32([[[value]]]), FuseConfig(threshold=tau))[0, 0]) > value
+    if abs(value - cut_of(tau)) > 1e-4:
+        assert wins == (value < cut_of(tau))
+    assert threshold_of(float(cut_of(tau))) == pytest.approx(tau, abs=1e-6)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20)
+def test_all_thresholds_at_once_equal_one_threshold_after_the_other(seed):
+    random = np.random.default_rng(seed)
+    maps = random.random((2, 6, 7), dtype=np.float32)
+    truth = random.choice(np.uint8([0, 2, 3, 255]), (6, 7))
+    reached = []
+    for tau in THRESHOLDS:
+        background = background_score(maps, FuseConfig(threshold=float(tau)))[None]
+        labels = np.uint8([0, 2, 3])[np.concatenate([background, maps]).argmax(axis=0)]
+        reached.append(score(confusion_matrix(truth, labels, 5)).miou)
+    if np.isnan(reached).all():
+        return
+    miou, threshold = best_threshold(count_pixels(maps, (2, 3), truth, 5))
+    assert miou == pytest.approx(max(reached), abs=1e-9)
+    assert reached[int(np.argmin(abs(THRESHOLDS - threshold)))] == pytest.approx(miou, abs=1e-9)
+
+
+def test_label_score_prefers_maps_that_know_what_is_there():
+    random = np.random.default_rng(0)
+    blob = np.zeros((2, 12, 12), np.float32)
+    blob[:, 3:8, 3:8] = 1
+    noise = random.random((2, 12, 12)).astype(np.float32)
+    assert separation(blob, np.ones((3, 12, 12), np.float32)) == 1
+    assert separation(noise, noise) == 0.5
+    edges = image_edges(np.uint8(200 * blob[0, ..., None].repeat(3, axis=2)))
+    assert label_score([blob], [noise], [edges]) > label_score([noise], [noise[::-1]], [edges])
+
+
+def test_edge_alignment_is_high_where_maps_change_with_the_image():
+    image = np.zeros((128, 128, 3), np.uint8)
+    image[32:96, 32:96] = (200, 40, 90)
+    edges = image_edges(image)
+    assert edges.shape == (64, 64)
+    here, elsewhere = np.zeros((2, 1, 16, 16), np.float32)
+    here[0, 4:12, 4:12] = 1
+    elsewhere[0, 8:, 8:] = 1
+    assert edge_alignment(here, edges) > 0.6 > 0.2 > edge_alignment(elsewhere, edges)
+    assert edge_alignment(3 * here + 1, edges) == pytest.approx(edge_alignment(here, edges), abs=1e-5)
+    assert edge_alignment(np.ones((1, 16, 16), np.float32), edges) == 0
+
+
+def test_edges_are_the_gradient_of_all_colours():
+    ramp = np.zeros((20, 30, 3), np.uint8)
+    ramp[..., 0] = 2 * np.arange(30)
+    ramp[..., 2] = 3 * np.arange(20)[:, None]
+    np.testing.assert_allclose(image_edges(ramp)[1:-1, 1:-1], 8 * np.hypot(2, 3), rtol=1e-5)
+
+
+def test_otsu_threshold_separates_two_groups():
+    maps = np.concatenate([np.full((1, 4, 4), 0.1), np.full((1, 4, 4), 0.9)], axis=2)
+    assert 0.1 <= cut_of(otsu_threshold([maps])) < 0.9
+
+
+@pytest.mark.parametrize(
+    ("attention", "affinity"),
+    [
+        ({}, {}),
+        ({"token_rescaling": True}, {"kind": "iterated", "iterations": 3, "boxes": False}),
+        ({"cross_layers": ("down_blocks.1.attentions.0",)}, {"kind": "none"}),
+        ({"cross_layers": ("mid_block.attentions.0@0",)}, {"kind": "iseg"}),
+    ],
+)
+def test_offline_maps_equal_the_pipelines(tiny_config, with_settings, rgb, attention, affinity):
+    attention = {"cross_layers": ("down_blocks.1.attentions.1", "mid_block.attentions.0")} | attention
+    config = with_settings(with_settings(tiny_config, "attention", **attention), "affinity", **affinity)
+    pipeline = Pipeline.load(config, VOC)
+    [expected] = pipeline.soft_maps([rgb], [LABELS], ["one"])
+
+    whole = with_settings(with_settings(config, "attention", cross_layers=("all",)), "affinity", kind="none")
+    models = load_models(config.model, torch.device("cpu"), torch.float32)
+    recorder = Pipeline(models, whole, VOC, cut=False)
+    layers = list_layers(recorder.models.unet)
+    read = [replace(layer, heads=(0,)) for layer in layers] if "@" in config.attention.cross_layers[0] else layers
+    [recorded] = record(recorder, [Picture("one", rgb, LABELS)], read, layers)
+    found = refined_maps(recorded, config, layers)
+    assert found.shape == expected.maps.shape
+    assert torch.allclose(found, torch.from_numpy(expected.maps.astype(np.float32)), atol=2e-3)
+
+
+def test_all_heads_one_by_one_equal_the_whole_layer(tiny_config, with_settings, rgb):
+    config = with_settings(tiny_config, "attention", cross_layers=("mid_block.attentions.0",))
+    config = with_settings(config, "affinity", kind="none")
+    models = load_models(config.model, torch.device("cpu"), torch.float32)
+    pipeline = Pipeline(models, config, VOC, cut=False)
+    layers = list_layers(models.unet)
+    middle = [layer for layer in layers if layer.place == "mid"]
+    count = head_count(models.unet, middle[0])
+    picture = Picture("one", rgb, LABELS)
+    [whole] = record(pipeline, [picture], middle)
+    merged = merge_heads([next(iter(record(pipeline, [picture], each))) for each in per_head(middle, count)])
+    heads = "+".join(map(str, range(count)))
+    by_heads = with_settings(config, "attention", cross_layers=(f"mid_block.attentions.0@{heads}",))
+    expected, found = refined_maps(whole, config, layers), refined_maps(merged, by_heads, layers)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(refined_maps(merged, config, layers), expected, atol=1e-5)
+    fewer = fewer_heads(config, {"mid_block.attentions.0": count})
+    assert len(fewer) == count
+    assert not torch.allclose(refined_maps(merged, fewer[0], layers), expected, atol=1e-3)
+
+
+def test_neighbouring_sets_are_never_empty():
+    assert one_more_or_less(("a", "c"), ("a", "b", "c")) == [("c",), ("a",), ("a", "b", "c")]
+
+
+def test_only_differences_are_written(tmp_path):
+    config = GenerateConfig(data=DataConfig(root=tmp_path, split="x"), diffusion=DiffusionConfig(timesteps=(300,)))
+    assert differences(config) == {"diffusion": {"timesteps": [300]}}
+
+
+@pytest.fixture
+def small_world(tmp_path):
+    """Three images in VOC's layout with truth; the object is the bright square."""
+    root = tmp_path / "world"
+    for folder in ("JPEGImages", "SegmentationClass", "Annotations", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    random = np.random.default_rng(0)
+    names = ["a", "b", "c"]
+    for name in names:
+        image, mask = random.integers(0, 90, (48, 64, 3), dtype=np.uint8), np.zeros((48, 64), np.uint8)
+        image[10:30, 20:40] += 150
+        mask[10:30, 20:40] = 8
+        Image.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg")
+        write_mask(root / "SegmentationClass" / f"{name}.png", mask)
+        entry = "<object><name>cat</name><difficult>0</difficult></object>"
+        (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{entry}</annotation>")
+    (root / "ImageSets/Segmentation/train.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
+def test_the_threshold_is_the_best_one_after_the_crf(small_world, tiny_config, with_settings):
+    config = replace(tiny_config, data=DataConfig(root=small_world))
+    samples = open_samples(config.data, need_labels=True, need_truth=True)
+    pipeline = Pipeline.load(config, samples.classes)
+    pictures = [load_picture(sample, len(samples.classes), 0, True) for sample in samples.samples]
+    thresholds = (0.3, 0.45, 0.6)
+    found = measured(pipeline, config, samples.samples, pictures, 21, thresholds)
+
+    reached = {}
+    for tau in thresholds:
+        other = Pipeline.load(with_settings(config, "fuse", threshold=tau), samples.classes)
+        before, after = np.zeros((21, 21), int), np.zeros((21, 21), int)
+        for sample in samples.samples:
+            truth = np.asarray(Image.open(sample.truth_path))
+            explained = other.explain(np.asarray(Image.open(sample.image_path)), sample.labels, image_id=sample.id)
+            before += confusion_matrix(truth, explained.argmax_before_crf, 21)
+            after += confusion_matrix(truth, np.asarray(explained.argmax), 21)
+        reached[tau] = score(before).miou, score(after).miou
+    assert len({after for _, after in reached.values()}) > 1
+    assert found.after_crf == pytest.approx(max(after for _, after in reached.values()), abs=1e-3)
+    assert (found.before_crf, found.after_crf) == pytest.approx(reached[found.threshold], abs=1e-3)
+
+
+@pytest.mark.parametrize("use_truth", [True, False])
+def test_the_command_writes_a_config_that_generate_reads(small_world, sd_folder, tmp_path, use_truth, capsys):
+    output = tmp_path / "made" / "calibrated.yaml"
+    start = tmp_path / "start.yaml"
+    start.write_text(
+        f"model: {{id: {sd_folder}}}\nresize: {{long_side_px: 64}}\ndiffusion: {{draws: 1}}\n"
+        "run: {device: cpu, workers: 0}\ncrf: {kind: none}\n"
+        + ("attention: {cross_layers: [mid], self_layers: [up_blocks.1.attentions.1]}\n" if use_truth else "")
+    )  # Without the last line it names Stable Diffusion's layers, which this model does not have.
+    base = ["calibrate", "--config", str(start), "--root", str(small_world), "--output", str(output)]
+    base += ["--images", "2", "--draws", "1", "--timesteps", "[100, 300]"]
+    arguments = [*base, "--use_truth", str(use_truth).lower()]
+    assert main(arguments) == 0
+    text = output.read_text()
+    assert text.startswith("# Chosen by `pseudolabel calibrate` on 2 images")
+    written = yaml.safe_load(text)
+    assert written["diffusion"]["draws"] == 1
+    assert written["diffusion"]["timesteps"] in ([100], [300])
+    assert "timestep (of 100 300) and cross layers" in text
+    assert ("timestep again" in text) == use_truth
+    assert "data" not in written
+    assert "run" not in written
+    assert "pseudolabel generate" in capsys.readouterr().out
+
+    assert main(arguments) == 2  # it does not replace a file unasked
+    assert "--replace_output" in capsys.readouterr().err
+
+    store = str(tmp_path / "store")
+    assert main(["generate", "--config", str(output), "--root", str(small_world), "--store", store, "--workers=0"]) == 0

@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from pseudolabel.config import AffinityConfig
+from pseudolabel.softmaps import affinity
+from pseudolabel.softmaps.affinity import SelfAttention, balanced, iterate_normalised, sharpened, spread
+from pseudolabel.softmaps.boxes import box_mask, find_boxes
+from pseudolabel.softmaps.grids import min_max
+
+
+def random_attention(grid_hw=(5, 6), batch=2, heads=3, dim=4, seed=0, sharpness=2.0) -> SelfAttention:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, heads, grid_hw[0] * grid_hw[1], dim)
+    draws = [torch.randn(shape, generator=generator) * sharpness for _ in range(2)]
+    return SelfAttention(draws[0], draws[1], grid_hw)
+
+
+def identity_attention(grid_hw=(4, 4)) -> SelfAttention:
+    cells = grid_hw[0] * grid_hw[1]
+    eye = torch.eye(cells)[None, None]
+    return SelfAttention(1000 * eye, eye, grid_hw)
+
+
+ALL_VALID = torch.ones(2, 1, 5, 6, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("columns", [1, 3, 4, 11])
+def test_fused_and_dense_ways_agree(columns):
+    attention = random_attention()
+    values = torch.rand(2, 30, columns)
+    matrix = attention.matrix()
+    torch.testing.assert_close(attention.apply(values), matrix @ values)
+    torch.testing.assert_close(attention.power(values, 2), matrix @ (matrix @ values))
+
+
+def test_the_fused_way_is_taken_above_the_crossover(monkeypatch):
+    attention = random_attention()
+    values = torch.rand(2, 30, 3)
+    dense = attention.power(values, 2)
+    monkeypatch.setattr(affinity, "DENSE_CELLS", 29)
+    monkeypatch.setattr(SelfAttention, "matrix", None)
+    torch.testing.assert_close(attention.power(values, 2), dense)
+
+
+def test_half_precision_queries_are_summed_in_single_precision():
+    attention = random_attention()
+    half = SelfAttention(attention.queries.half(), attention.keys.half(), attention.grid_hw)
+    assert half.matrix().dtype == half.apply(torch.rand(2, 30, 1)).dtype == torch.float32
+    torch.testing.assert_close(half.matrix().sum(dim=-1), torch.ones(2, 30))
+
+
+@given(st.integers(0, 1000), st.floats(0.1, 20))
+def test_a_row_stochastic_affinity_keeps_a_map_in_its_range(seed, sharpness):
+    attention = random_attention(seed=seed, sharpness=sharpness)
+    values = torch.rand(2, 30, 2, generator=torch.Generator().manual_seed(seed))
+    for times in (1, 2):
+        spread_out = attention.power(values, times)
+        assert spread_out.min() >= values.min() - 1e-5
+        assert spread_out.max() <= values.max() + 1e-5
+
+
+@pytest.mark.parametrize("kind", ["none", "caa", "iterated"])
+def test_an_identity_affinity_changes_nothing(kind):
+    maps = min_max(torch.rand(1, 2, 4, 4))
+    valid = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    same = spread(maps, [identity_attention()], None, valid, AffinityConfig(kind=kind))
+    torch.testing.assert_close(same, maps, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["none", "caa", "iterated", "iseg", "clipes"])
+def test_every_kind_gives_maps_from_zero_to_one(kind):
+    maps = min_max(torch.rand(2, 3, 5, 6))
+    result = spread(maps, [random_attention()], None, ALL_VALID, AffinityConfig(kind=kind))
+    assert result.shape == maps.shape
+    torch.testing.assert_close(result.amin(dim=(2, 3)), torch.zeros(2, 3))
+    torch.testing.assert_close(result.amax(dim=(2, 3)), torch.ones(2, 3))
+
+
+def test_the_boxes_act_on_the_sources():
+    maps = min_max(torch.rand(2, 1, 5, 6))
+    masks = torch.zeros(2, 1, 5, 6)
+    masks[:, :, :2] = 1
+    attention = random_attention()
+    result = spread(maps, [attention], masks, ALL_VALID, AffinityConfig(kind="caa"))
+    matrix = attention.matrix()
+    expected = (matrix @ matrix @ (maps * masks).flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(-1, (5, 6))
+    torch.testing.assert_close(result, min_max(expected))
+
+
+def test_several_layers_are_averaged_each_at_its_own_grid():
+    maps = min_max(torch.rand(1, 1, 4, 4))
+    valid = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    fine, coarse = identity_attention(), identity_attention((2, 2))
+    both = spread(maps, [fine, coarse], None, valid, AffinityConfig(kind="caa"))
+    pooled = torch.nn.functional.interpolate(maps, size=(2, 2), mode="bilinear")
+    expected = (maps + torch.nn.functional.interpolate(pooled, size=(4, 4), mode="bilinear")) / 2
+    torch.testing.assert_close(both, min_max(expected), atol=1e-5, rtol=0)
+
+
+def test_iterating_is_repeating():
+    maps = min_max(torch.rand(2, 1, 5, 6))
+    layers = [random_attention()]
+    once = spread(maps, layers, None, ALL_VALID, AffinityConfig(kind="iterated", iterations=1))
+    twice = spread(once, layers, None, ALL_VALID, AffinityConfig(kind="iterated", iterations=1))
+    both = spread(maps, layers, None, ALL_VALID, AffinityConfig(kind="iterated", iterations=2))
+    torch.testing.assert_close(twice, both)
+
+
+@given(hnp.arrays(np.float32, (2, 3, 4, 5), elements=st.floats(-100, 100, width=32)))
+def test_min_max_fills_zero_to_one_or_is_zero(values):
+    scaled = min_max(torch.from_numpy(values))
+    assert scaled.min() >= 0
+    assert scaled.max() <= 1
+    for before, after in zip(values.reshape(6, 20), scaled.reshape(6, 20), strict=True):
+        if before.max() > before.min():
+            assert after.max() == 1
+            assert after.min() == 0
+        else:
+            assert (after == 0).all()
+
+
+def test_min_max_looks_at_the_image_alone():
+    maps = torch.tensor([[[[2.0, 4.0, 90.0], [3.0, 2.5, -90.0]]]])
+    valid = torch.tensor([[[[True, True, False], [True, True, False]]]])
+    scaled = min_max(maps, valid)
+    torch.testing.assert_close(scaled[0, 0, :, :2], torch.tensor([[0.0, 1.0], [0.5, 0.25]]))
+    assert scaled[0, 0, 0, 2] == 1
+    assert scaled[0, 0, 1, 2] == 0
+
+
+def test_boxes_surround_the_cells_above_the_threshold():
+    values = np.zeros((6, 8), np.uint8)
+    values[1:3, 2:5] = 255
+    values[5, 7] = 60
+    assert sorted(find_boxes(values, 0.2, False)) == [(1, 2, 3, 5), (5, 7, 6, 8)]
+    assert find_boxes(values, 0.25, False) == ((1, 2, 3, 5),)  # 60 is below int(0.25 * 255)
+    values[5, 7] = 63
+    assert find_boxes(values, 0.25, False) == ((1, 2, 3, 5),)  # above it, not equal to it
+    assert find_boxes(np.zeros((3, 3), np.uint8), 0.2, False) == ()
+
+
+def test_the_published_box_edge_leaves_the_last_row_and_column_out():
+    full = np.full((4, 5), 255, np.uint8)
+    assert box_mask(find_boxes(full, 0.2, False), (4, 5)).all()
+    clamped = box_mask(find_boxes(full, 0.2, True), (4, 5))
+    assert clamped[:3, :4].all()
+    assert not clamped[3].any()
+    assert not clamped[:, 4].any()
+
+
+def test_a_hole_in_an_object_has_a_box_too():
+    ring = np.full((7, 7), 255, np.uint8)
+    ring[2:5, 2:5] = 0
+    assert len(find_boxes(ring, 0.5, False)) == 2
+
+
+def test_sharpening_drops_what_is_small_beside_the_largest():
+    matrix = torch.tensor([[[0.9, 0.099, 0.001], [0.4, 0.3, 0.3], [1 / 3, 1 / 3, 1 / 3]]])
+    result = sharpened(matrix, 0.1)
+    torch.testing.assert_close(result.sum(dim=-1), torch.ones(1, 3))
+    assert result[0, 0, 2] == 0
+    torch.testing.assert_close(result[0, 2], torch.full((3,), 1 / 3))
+    torch.testing.assert_close(sharpened(matrix, 0.0), matrix)
+
+
+def test_normalised_iteration_ends_between_zero_and_one():
+    columns = iterate_normalised(random_attention().matrix(), torch.rand(2, 30, 2))
+    torch.testing.assert_close(columns.sum(dim=1), torch.ones(2, 2))
+    assert columns.min() >= 0
+
+
+def test_balancing_gives_a_symmetric_matrix_with_rows_near_one():
+    result = balanced(random_attention(sharpness=0.5).matrix())
+    torch.testing.assert_close(result, result.transpose(1, 2))
+    torch.testing.assert_close(result.sum(dim=-1), torch.ones(2, 30), atol=0.05, rtol=0)

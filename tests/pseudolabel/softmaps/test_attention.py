@@ -1,0 +1,290 @@
+import copy
+
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor, CustomDiffusionAttnProcessor
+
+from data.errors import ModelError
+from pseudolabel.softmaps.attention import Recording, TokenColumns, cross_columns, resolve_layers
+from pseudolabel.softmaps.diffusion.unet import _project, cut_unet, list_layers, record_attention
+
+
+def names(layers) -> list[str]:
+    return [layer.name for layer in layers]
+
+
+def columns_for(batch: int) -> TokenColumns:
+    weights = torch.zeros(batch, 2, 77)
+    weights[:, 0, 3] = 1
+    weights[:, 1, 4:6] = 0.5
+    return TokenColumns(weights)
+
+
+def run(unet, size: int = 16, batch: int = 2, **kwargs) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(5)
+    sample = torch.randn(batch, 4, size, size + 8, generator=generator)
+    text = torch.randn(batch, 77, unet.config.cross_attention_dim, generator=generator)
+    if unet.config.addition_embed_type == "text_time":
+        kwargs["added_cond_kwargs"] = {"text_embeds": torch.ones(batch, 8), "time_ids": torch.ones(batch, 6)}
+    with torch.no_grad():
+        return unet(sample, 150, encoder_hidden_states=text, **kwargs).sample
+
+
+def record(unet, cross, self_layers, **kwargs) -> Recording:
+    with record_attention(unet, cross, self_layers, columns_for(2)) as recording:
+        run(unet, **kwargs)
+    return recording
+
+
+@pytest.fixture
+def sdxl_unet(sdxl_folder):
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel.from_pretrained(sdxl_folder / "unet", low_cpu_mem_usage=False).eval()
+
+
+def test_layers_are_listed_in_the_order_they_run(bare_unet):
+    order = []
+    for layer in list_layers(bare_unet):
+        module = bare_unet.get_submodule(layer.name)
+        module.register_forward_hook(lambda *_, name=layer.name: order.append(name))
+    run(bare_unet)
+    assert order == names(list_layers(bare_unet))
+    assert len(order) == 11
+
+
+def test_a_layer_knows_its_grid(bare_unet):
+    sizes = {}
+    for layer in list_layers(bare_unet):
+        module = bare_unet.get_submodule(layer.name)
+        module.register_forward_hook(
+            lambda _, inputs, __, name=layer.name: sizes.update({name: tuple(inputs[0].shape[-2:])})
+        )
+    with torch.no_grad():  # 13 x 18 is no multiple of four: strided convolutions round up
+        bare_unet(torch.randn(1, 4, 13, 18), 1, encoder_hidden_states=torch.randn(1, 77, 16))
+    assert sizes == {layer.name: layer.grid_hw((13, 18)) for layer in list_layers(bare_unet)}
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("mid", ["mid_block.attentions.0"]),
+        ("1/4", ["mid_block.attentions.0"]),
+        ("down:1/2", ["down_blocks.1.attentions.0", "down_blocks.1.attentions.1"]),
+        ("up:1/2", [f"up_blocks.1.attentions.{k}" for k in range(3)]),
+        ("up_blocks.2.attentions.1", ["up_blocks.2.attentions.1"]),
+        ("up_blocks.2.attentions.1@0+1", ["up_blocks.2.attentions.1"]),
+    ],
+)
+def test_layers_are_found_by_name_or_role(bare_unet, spec, expected):
+    assert names(resolve_layers(list_layers(bare_unet), [spec], "attention.cross_layers")) == expected
+
+
+def test_layers_come_once_and_in_order(bare_unet):
+    available = list_layers(bare_unet)
+    found = resolve_layers(available, ["up", "mid", "1/4", "up_blocks.1.attentions.0", "down"], "flag")
+    assert names(found) == names(available)
+    assert names(resolve_layers(available, ["all"], "flag")) == names(available)
+
+
+@pytest.mark.parametrize("spec", ["down_blocks.2.attentions.0", "1/8", "mid@x", "", "mid.transformer_blocks.1"])
+def test_an_unknown_layer_is_an_error_that_lists_what_there_is(bare_unet, spec):
+    with pytest.raises(
+        ModelError, match=r"--attention.cross_layers names .* it has down_blocks.0.attentions.0 \(1/1\)"
+    ):
+        resolve_layers(list_layers(bare_unet), [spec], "attention.cross_layers")
+
+
+def test_a_head_that_is_not_there_is_an_error(bare_unet):
+    layers = resolve_layers(list_layers(bare_unet), ["mid@7"], "flag")
+    with pytest.raises(ModelError, match="Head 7"):
+        record(bare_unet, layers, ())
+
+
+def test_a_model_without_cross_attention_is_an_error():
+    from diffusers import UNet2DModel
+
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    unet = UNet2DModel(block_out_channels=(8, 8), norm_num_groups=4, **blocks)
+    with pytest.raises(ModelError, match="no cross-attention"):
+        list_layers(unet)
+
+
+def test_recording_changes_no_bit_of_the_output(bare_unet):
+    before = run(bare_unet)
+    layers = list_layers(bare_unet)
+    with record_attention(bare_unet, layers, layers, columns_for(2)):
+        during = run(bare_unet)
+    assert torch.equal(before, during)
+    assert torch.equal(before, run(bare_unet))
+
+
+def test_processors_are_put_back_on_exceptions_too(bare_unet):
+    before = bare_unet.attn_processors
+    state = set(bare_unet.state_dict())
+
+    def record_and_raise() -> None:
+        with record_attention(bare_unet, list_layers(bare_unet), list_layers(bare_unet), columns_for(2)):
+            assert all(type(p).__name__ == "_RecordingProcessor" for p in bare_unet.attn_processors.values())
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        record_and_raise()
+    assert bare_unet.attn_processors == before
+    assert set(bare_unet.state_dict()) == state
+
+
+def test_maps_are_the_softmax_that_diffusers_computes(bare_unet):
+    """The plain processor of diffusers builds the probabilities: catch them there."""
+    layer = resolve_layers(list_layers(bare_unet), ["up_blocks.2.attentions.0"], "flag")
+    recording = record(bare_unet, layer, layer)
+    attention = bare_unet.get_submodule(f"{layer[0].blocks[0]}.attn2")
+    caught = []
+    scores = attention.get_attention_scores
+    attention.get_attention_scores = lambda *args: caught.append(scores(*args)) or caught[-1]
+    attention.set_processor(AttnProcessor())
+    run(bare_unet)
+    probabilities = caught[0].unflatten(0, (2, attention.heads)).mean(dim=1)
+    torch.testing.assert_close(recording.cross[layer[0].blocks[0]][:, 0], probabilities[..., 3])
+    torch.testing.assert_close(recording.cross[layer[0].blocks[0]][:, 1], probabilities[..., 4:6].mean(dim=-1))
+
+
+def test_a_layer_of_several_blocks_is_their_mean(sdxl_unet):
+    available = list_layers(sdxl_unet)
+    [layer] = resolve_layers(available, ["mid"], "flag")
+    assert len(layer.blocks) == 3
+    whole = record(sdxl_unet, [layer], [layer])
+    singles = [f"{layer.name}.transformer_blocks.{k}" for k in range(3)]
+    parts = [whole.cross_map(part, (16, 24)) for part in resolve_layers(available, singles, "flag")]
+    torch.testing.assert_close(whole.cross_map(layer, (16, 24)), torch.stack(parts).mean(dim=0))
+    queries, keys = whole.queries_and_keys(layer)
+    assert queries.shape == keys.shape
+    assert queries.shape[1] == 3 * whole.queries[layer.blocks[0]].shape[1]
+
+
+def test_chosen_heads_alone_are_read(bare_unet):
+    [layer] = resolve_layers(list_layers(bare_unet), ["up_blocks.2.attentions.0"], "flag")
+    heads = bare_unet.get_submodule(f"{layer.blocks[0]}.attn2").heads
+    each = []
+    for head in range(heads):
+        [one] = resolve_layers(list_layers(bare_unet), [f"up_blocks.2.attentions.0@{head}"], "flag")
+        each.append(record(bare_unet, [one], []).cross_map(one, (16, 24)))
+    together = record(bare_unet, [layer], []).cross_map(layer, (16, 24))
+    torch.testing.assert_close(torch.stack(each).mean(dim=0), together)
+
+
+LAST = [
+    ("down_blocks.0.attentions.0", None),
+    ("down_blocks.1.attentions.0", "down_blocks.0.attentions.1"),
+    ("mid_block.attentions.0", "mid_block.attentions.0"),
+    ("mid", "1/4"),
+    ("up_blocks.1.attentions.0", "down:1/2"),
+    ("mid", "up_blocks.1.attentions.1"),
+    ("up_blocks.2.attentions.2", "up:1/1"),
+]
+
+
+@pytest.mark.parametrize(("cross", "self_layer"), LAST)
+def test_a_cut_unet_records_the_same_bits_with_fewer_weights(bare_unet, cross, self_layer):
+    available = list_layers(bare_unet)
+    cross_layers = resolve_layers(available, [cross], "flag")
+    self_layers = resolve_layers(available, [self_layer], "flag") if self_layer else ()
+    cut = copy.deepcopy(bare_unet)
+    cut_unet(cut, cross_layers, self_layers)
+    assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in bare_unet.parameters())
+    for size in (16, 13):
+        whole = record(bare_unet, cross_layers, self_layers, size=size)
+        part = record(cut, cross_layers, self_layers, size=size)
+        for kind in ("cross", "queries", "keys"):
+            assert getattr(whole, kind).keys() == getattr(part, kind).keys()
+            for name, value in getattr(whole, kind).items():
+                assert torch.equal(value, getattr(part, kind)[name]), (kind, name)
+
+
+@pytest.mark.parametrize(
+    "last",
+    ["mid.transformer_blocks.1", "mid_block.attentions.0.transformer_blocks.1", "mid", "up_blocks.0.attentions.1"],
+)
+def test_cutting_inside_a_layer_of_several_blocks(sdxl_unet, last):
+    available = list_layers(sdxl_unet)
+    if last.startswith("mid."):
+        with pytest.raises(ModelError, match="does not have"):
+            resolve_layers(available, [last], "flag")
+        return
+    layers = resolve_layers(available, [last], "flag")
+    cut = copy.deepcopy(sdxl_unet)
+    cut_unet(cut, (), layers)
+    whole, part = record(sdxl_unet, (), layers), record(cut, (), layers)
+    assert all(torch.equal(value, part.queries[name]) for name, value in whole.queries.items())
+
+
+def test_what_a_cut_leaves_is_what_runs(bare_unet):
+    layers = resolve_layers(list_layers(bare_unet), ["up_blocks.1.attentions.1"], "flag")
+    cut_unet(bare_unet, layers, layers)
+    assert len(bare_unet.up_blocks) == 2
+    assert len(bare_unet.up_blocks[1].attentions) == len(bare_unet.up_blocks[1].resnets) == 2
+    assert bare_unet.up_blocks[1].upsamplers is None
+    assert bare_unet.conv_norm_out is None
+
+
+def test_custom_diffusion_weights_are_kept_and_read(bare_unet):
+    [layer] = resolve_layers(list_layers(bare_unet), ["mid"], "flag")
+    attention = bare_unet.get_submodule(f"{layer.blocks[0]}.attn2")
+    plain = record(bare_unet, [layer], []).cross_map(layer, (16, 24))
+    processor = CustomDiffusionAttnProcessor(train_kv=True, train_q_out=False, hidden_size=16, cross_attention_dim=16)
+    with torch.no_grad():
+        processor.to_k_custom_diffusion.weight.copy_(attention.to_k.weight * 2)
+        processor.to_v_custom_diffusion.weight.copy_(attention.to_v.weight)
+    attention.set_processor(processor)
+    before = run(bare_unet)
+    trained = record(bare_unet, [layer], []).cross_map(layer, (16, 24))
+    assert not torch.allclose(plain, trained)
+    assert torch.equal(before, run(bare_unet))
+    assert attention.processor is processor
+    assert any("to_k_custom_diffusion" in name for name in bare_unet.state_dict())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"norm_num_groups": 4, "spatial_norm_dim": 4, "residual_connection": True, "rescale_output_factor": 2.0},
+        {"cross_attention_dim": 12, "cross_attention_norm": "layer_norm"},
+        {"qk_norm": "layer_norm"},
+    ],
+)
+def test_queries_and_keys_of_unusual_attention_modules(settings):
+    """Group norm, spatial norm, 4-D input, a norm on text, queries or keys: as the plain processor has them."""
+    torch.manual_seed(0)
+    module = Attention(query_dim=32, heads=2, dim_head=4, **settings).eval()
+    text = torch.randn(1, 5, 12) if "cross_attention_dim" in settings else None
+    hidden = torch.randn(1, 32, 4, 4) if "norm_num_groups" in settings else torch.randn(1, 16, 32)
+    temb = torch.randn(1, 4, 4, 4) if "spatial_norm_dim" in settings else None
+    caught = []
+    scores = module.get_attention_scores
+    module.get_attention_scores = lambda *args: caught.append(scores(*args)) or caught[-1]
+    module.set_processor(AttnProcessor())
+    with torch.no_grad():
+        queries, keys = _project(module, module.processor, hidden, text, temb)
+        if "qk_norm" in settings:  # the plain processor leaves these norms out
+            assert queries.shape == (1, 2, 16, 4)
+            return
+        module(hidden, encoder_hidden_states=text, temb=temb)
+    ours = torch.softmax(queries @ keys.transpose(-1, -2) * 4**-0.5, dim=-1)
+    torch.testing.assert_close(ours[0], caught[0])
+
+
+def test_a_mask_is_refused_rather_than_ignored(bare_unet):
+    with (
+        pytest.raises(ModelError, match="attention mask"),
+        record_attention(bare_unet, list_layers(bare_unet), (), columns_for(2)),
+    ):
+        run(bare_unet, encoder_attention_mask=torch.ones(2, 77))
+
+
+def test_content_tokens_share_out_the_attention():
+    content = torch.zeros(1, 5, dtype=torch.bool)
+    content[0, 1:3] = True
+    columns = TokenColumns(torch.eye(5)[None], content)
+    maps = cross_columns(torch.randn(1, 2, 6, 4), torch.randn(1, 2, 5, 4), columns)
+    torch.testing.assert_close(maps[0, 1:3].sum(dim=0), torch.ones(6))
+    assert (maps[0, [0, 3, 4]] == 0).all()

@@ -1,0 +1,161 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import CLIPTokenizer
+
+from data.classes import COCO, VOC, ClassSet
+from data.errors import LabelError
+from pseudolabel.config import PromptConfig
+from pseudolabel.softmaps.diffusion.parts import window_size
+from pseudolabel.softmaps.prompt import (
+    background_words,
+    expand_placeholders,
+    find_spans,
+    join_phrases,
+    plan_prompts,
+    token_ids,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(sd_folder) -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(sd_folder / "tokenizer")
+
+
+def plan(labels, tokenizer, classes=VOC, window=77, **kwargs):
+    return plan_prompts(labels, classes, PromptConfig(**kwargs), tokenizer, window)
+
+
+def words_of(prompt, span, tokenizer) -> str:
+    ids = [tokenizer.bos_token_id, *token_ids(prompt.text, tokenizer)]
+    return tokenizer.decode([ids[position] for position in span]).strip()
+
+
+def test_joining():
+    assert join_phrases(["a", "b"]) == "a, and b"
+    assert join_phrases(["a"]) == "a"
+
+
+def test_the_published_sentence(word_tokenizer):
+    [prompt] = plan((10, 19), word_tokenizer)
+    assert prompt.text == "a photo including cow, train, grass, stone, rocks, railway, railroad, and track."
+    assert [words_of(prompt, span, word_tokenizer) for span in prompt.spans] == ["cow", "train"]
+    assert prompt.dropped == ()
+    [bare] = plan((10,), word_tokenizer, background_words=False)
+    assert bare.text == "a photo including cow."
+
+
+def test_background_words_come_once_and_never_hide_a_class():
+    classes = ClassSet(
+        ("sheep", "grass", "boat"), ("sheep", "grass", "boat"), (("grass", "tree"), ("tree",), ("sea", "tree"))
+    )
+    assert background_words((1, 2, 3), classes) == ("tree", "sea")
+
+
+def test_a_phrase_of_several_tokens_is_one_span(tokenizer):
+    [prompt] = plan((1, 12), tokenizer, background_words=False)
+    assert len(prompt.spans[0]) > 1
+    first = prompt.spans[0][-1] + 3  # a comma and the word "and" lie between
+    assert prompt.spans == (tuple(range(4, first - 2)), (first,))
+    assert words_of(prompt, prompt.spans[0], tokenizer) == "aeroplane"
+
+
+def test_a_phrase_inside_another_is_not_taken_for_it(word_tokenizer):
+    bear, teddy_bear, dog, hot_dog = (COCO.index(name) for name in ("bear", "teddy bear", "dog", "hot dog"))
+    labels = tuple(sorted((bear, teddy_bear, dog, hot_dog)))
+    [prompt] = plan(labels, word_tokenizer, COCO)
+    found = {label: words_of(prompt, span, word_tokenizer) for label, span in zip(labels, prompt.spans, strict=True)}
+    assert found == {bear: "bear", teddy_bear: "teddy bear", dog: "dog", hot_dog: "hot dog"}
+    assert not set(prompt.spans[labels.index(bear)]) & set(prompt.spans[labels.index(teddy_bear)])
+
+
+def test_two_classes_of_one_phrase_have_a_place_each(tokenizer):
+    classes = ClassSet(("dog", "puppy"), ("dog", "dog"), ((), ()))
+    [prompt] = plan((1, 2), tokenizer, classes)
+    assert prompt.spans == ((4,), (7,))
+
+
+def test_phrases_with_a_comma_are_one_set_of_tokens(word_tokenizer):
+    backpack = COCO.index("backpack")
+    [prompt] = plan((backpack,), word_tokenizer, COCO, background_words=False)
+    assert prompt.text == "a photo including backpack, bag."
+    assert prompt.spans == ((4, 6),)
+
+
+def test_every_occurrence_in_a_hand_written_prompt_is_found(tokenizer):
+    assert find_spans("a dog and a dog", "dog", tokenizer) == (2, 5)
+    with pytest.raises(LabelError, match="'horse' does not occur"):
+        find_spans("a dog", "horse", tokenizer)
+
+
+def test_a_learned_placeholder_of_several_vectors_is_spelt_out(sd_folder):
+    tokenizer = CLIPTokenizer.from_pretrained(sd_folder / "tokenizer")
+    tokenizer.add_tokens(["<mug>", "<mug>_1", "<mug>_2", "<toy>"])
+    assert expand_placeholders("a <mug> and <toy>", tokenizer) == "a <mug> <mug>_1 <mug>_2 and <toy>"
+    spelt = expand_placeholders("a <mug>", tokenizer)
+    assert expand_placeholders(spelt, tokenizer) == spelt
+    classes = ClassSet(("mug", "dog"), ("<mug>", "dog"), ((), ()))
+    [prompt] = plan((1, 2), tokenizer, classes)
+    assert prompt.spans == ((4, 5, 6), (9,))
+    classes = ClassSet(("mug",), ("<mug> dog",), ((),))
+    [prompt] = plan((1,), tokenizer, classes)
+    assert prompt.spans == ((4, 5, 6, 7),)
+
+
+def test_too_long_a_prompt_first_loses_background_words(word_tokenizer):
+    labels = tuple(range(1, 13))
+    [whole] = plan(labels, word_tokenizer, window=200)
+    [prompt] = plan(labels, word_tokenizer, window=50)
+    assert len(prompt.spans) == 12
+    assert prompt.dropped
+    kept = [word for word in background_words(labels, VOC) if word not in prompt.dropped]
+    assert whole.dropped == ()
+    assert kept == list(background_words(labels, VOC))[: len(kept)]
+    assert len(token_ids(prompt.text, word_tokenizer)) + 2 <= 50
+
+
+def test_twenty_coco_classes_are_all_read(word_tokenizer):
+    labels = tuple(range(38, 58))
+    prompts = plan(labels, word_tokenizer, COCO)
+    assert sorted(row for prompt in prompts for row in prompt.rows) == list(range(20))
+    for prompt in prompts:
+        assert len(token_ids(prompt.text, word_tokenizer)) + 2 <= 77
+        for row, span in zip(prompt.rows, prompt.spans, strict=True):
+            assert words_of(prompt, span, word_tokenizer) == COCO.phrases[labels[row] - 1].replace(",", "")
+
+
+def test_eighty_coco_classes_take_several_sentences(word_tokenizer):
+    prompts = plan(tuple(range(1, 81)), word_tokenizer, COCO)
+    assert len(prompts) > 1
+    assert sorted(row for prompt in prompts for row in prompt.rows) == list(range(80))
+    assert all(max(max(span) for span in prompt.spans) < 76 for prompt in prompts)
+
+
+def test_a_class_in_another_sentence_is_no_background_word(word_tokenizer):
+    classes = ClassSet(("boat", "train"), ("boat", "train"), (("train", "tree"), ("boat",)))
+    prompts = plan((1, 2), word_tokenizer, classes, window=7)
+    assert len(prompts) == 2
+    assert prompts[0].text == "a photo including boat."
+
+
+def test_what_cannot_be_read_is_an_error(tokenizer):
+    with pytest.raises(LabelError, match="without labels"):
+        plan((), tokenizer)
+    with pytest.raises(LabelError, match="does not fit into the text encoder's 8 tokens"):
+        plan((1, 4), tokenizer, window=8)
+    classes = replace(VOC, phrases=(" , ", *VOC.phrases[1:]))
+    with pytest.raises(LabelError, match="has no tokens"):
+        plan((1,), tokenizer, classes)
+
+
+def test_content_is_the_sentence_without_start_and_end(tokenizer):
+    [prompt] = plan((12,), tokenizer, background_words=False)
+    assert prompt.content == (1, 2, 3, 4, 5)
+
+
+def test_window_is_that_of_the_smaller_part(tokenizer):
+    encoder = torch.nn.Identity()
+    encoder.config = type("Config", (), {"max_position_embeddings": 64})()
+    assert window_size(tokenizer) == 77
+    assert window_size(tokenizer, encoder) == 64
