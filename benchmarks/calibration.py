@@ -47,12 +47,13 @@ from pseudolabel.calibrate.criteria import (
 )
 from pseudolabel.calibrate.judge import present_and_absent
 from pseudolabel.calibrate.pictures import Picture, draw_decoys
-from pseudolabel.calibrate.recordings import Recorded, every_layer, record, refined_maps, view
+from pseudolabel.calibrate.recordings import Sentences, record, refined_maps, view
 from pseudolabel.calibrate.search import DECOYS, TIMESTEPS
 from pseudolabel.config import GenerateConfig
-from pseudolabel.pipeline import Pipeline
-from pseudolabel.softmaps.diffusion.load import load_models
+from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.parts import pick_device, pick_dtype
+from pseudolabel.softmaps.diffusion.unet import list_layers
+from pseudolabel.softmaps.passes import Reader
 
 Maps = list[np.ndarray]
 
@@ -104,21 +105,21 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Return one row a layer and timestep: mIoU, the criteria, and the cost of Otsu's threshold."""
     device = pick_device(config.run.device)
-    models = load_models(config.model, device, pick_dtype(config.run.dtype, device))
+    models = load_parts(config.model, device, pick_dtype(config.run.dtype, device))
     base = with_affinity(with_attention(with_timesteps(config, timesteps), cross_layers=("all",)), kind="none")
-    pipeline = Pipeline(models, base, DEMO_CLASSES, cut=False)
-    layers = every_layer(pipeline)
+    reader = Reader(models, DEMO_CLASSES, base.prompt, base.diffusion, base.resize, base.run)
+    layers = list_layers(models.unet)
     drawn = list(calibration_scenes(scenes, seed))
     names = [f"calibration_{index:06d}" for index in range(scenes)]
     plain = [Picture(name, scene.rgb, scene.labels, (), scene.mask) for name, scene in zip(names, drawn, strict=True)]
     decoyed = [replace(each, decoys=draw_decoys(each.id, each.labels, len(DEMO_CLASSES), decoys)) for each in plain]
     total = scenes * len(timesteps)
-    ordinary: dict[int, list[Recorded]] = {timestep: [] for timestep in timesteps}
-    with_decoys: dict[int, list[Recorded]] = {timestep: [] for timestep in timesteps}
+    ordinary: dict[int, list[Sentences]] = {timestep: [] for timestep in timesteps}
+    with_decoys: dict[int, list[Sentences]] = {timestep: [] for timestep in timesteps}
     for found, pictures in ((ordinary, plain), (with_decoys, decoyed)):
-        for item in tqdm(record(pipeline, pictures, layers), "read", total=total):
-            found[item.timestep].append(item)
-    edges = [image_edges(item.picture.rgb_u8) for item in with_decoys[timesteps[0]]]
+        for item in tqdm(record(reader, pictures, layers), "read", total=total):
+            found[item[0].timestep].append(item)
+    edges = [image_edges(item[0].picture.rgb_u8) for item in with_decoys[timesteps[0]]]
     rows = []
     for timestep in timesteps:
         for layer in layers:
@@ -131,13 +132,14 @@ def measure(
     return rows
 
 
-def by_truth(recorded: Sequence[Recorded], config: GenerateConfig, layers: Any) -> dict[str, float]:
+def by_truth(recorded: Sequence[Sentences], config: GenerateConfig, layers: Any) -> dict[str, float]:
     """Return mIoU at the best threshold, and at Otsu's."""
     counts, grids = 0, []
     for item in recorded:
         maps = refined_maps(item, config, layers)
         grids.append(maps.numpy())
-        counts = counts + count_pixels(view(maps, item), item.picture.labels, item.picture.truth, len(DEMO_CLASSES) + 1)
+        picture = item[0].picture
+        counts = counts + count_pixels(view(maps, item[0]), picture.labels, picture.truth, len(DEMO_CLASSES) + 1)
     miou, threshold = best_threshold(counts)
     otsu = otsu_threshold(grids)
     at_otsu = float(mious(counts)[int(np.argmin(abs(THRESHOLDS - otsu)))])

@@ -38,12 +38,12 @@ from data.demo.world import Scene, split_scenes
 from data.scoring import confusion_matrix, score
 from data.store.softmaps import SoftMaps, resize_scores
 from pseudolabel.calibrate.criteria import THRESHOLDS, best_threshold, count_pixels
-from pseudolabel.config import GenerateConfig, stored_settings
+from pseudolabel.config import GenerateConfig, mask_config, stored_settings
 from pseudolabel.masks.fuse import before_crf
 from pseudolabel.masks.labelmap import label_map
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.attention import resolve_layers
-from pseudolabel.softmaps.diffusion.load import load_models
+from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.parts import pick_device, pick_dtype
 from pseudolabel.softmaps.diffusion.unet import list_layers
 
@@ -161,7 +161,7 @@ class Bench:
     def __init__(self, default: GenerateConfig, val: int, calibration: int) -> None:
         """Load the model and draw the scenes."""
         self.device = pick_device(default.run.device)
-        self.models = load_models(default.model, self.device, pick_dtype(default.run.dtype, self.device))
+        self.parts = load_parts(default.model, self.device, pick_dtype(default.run.dtype, self.device))
         self.val = list(split_scenes("val", val))
         self.calibration = list(split_scenes("calibration", calibration))
         self._kept: dict[str, tuple[list[SoftMaps], float]] = {}
@@ -171,7 +171,7 @@ class Bench:
         stored = stored_settings(config)
         key = split + json.dumps({k: v for k, v in stored.items() if k not in ("fuse", "crf", "ignore_below")})
         if key not in self._kept:
-            pipeline = Pipeline(self.models, config, DEMO_CLASSES, cut=False)
+            pipeline = Pipeline(self.parts, config, DEMO_CLASSES, cut=False)
             scenes: list[Scene] = getattr(self, split)
             start = time.perf_counter()
             found: list[SoftMaps] = []
@@ -192,11 +192,11 @@ class Bench:
         before = after = np.zeros((N_CLASSES, N_CLASSES), np.int64)
         start = time.perf_counter()
         for scene, each in zip(tqdm(self.val, "crf", leave=False), soft, strict=True):
-            _, argmax = label_map(scene.rgb, each, config, self.device.type)
+            _, argmax = label_map(scene.rgb, each, mask_config(config), self.device.type)
             after = after + confusion_matrix(scene.mask, argmax, N_CLASSES)
         crf_seconds = (time.perf_counter() - start) / len(self.val)
         for scene, each in zip(self.val, soft, strict=True):
-            before = before + confusion_matrix(scene.mask, before_crf(each, config), N_CLASSES)
+            before = before + confusion_matrix(scene.mask, before_crf(each, config.fuse), N_CLASSES)
         return {
             "group": variant.group,
             "name": variant.name,
@@ -279,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     default = _with(_with(config, "model", id=str(options.model)), "run", device=options.device)
     scenes = (options.scenes, options.calibration)
     bench = Bench(default, *scenes)
-    layers = list_layers(bench.models.unet)
+    layers = list_layers(bench.parts.unet)
     if not options.config.is_file():
         print(f"No {options.config}: the finest layers stand in for the default's.")
         default = _with(default, "attention", cross_layers=("1/2", "1/1"), self_layers=("1/1",))
@@ -294,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not options.only or row.group in options.only
     ]
     for variant in wanted:
-        key = row_key(variant, bench.models.fingerprint, scenes)
+        key = row_key(variant, bench.parts.fingerprint, scenes)
         row = done.get(key) or {"key": key, "fitted": variant.fitted, **bench.measure(variant)}
         rows.append(row | {"group": variant.group, "name": variant.name})
         figures = f"{row['before']:.4f} {row['after']:.4f} {row['seconds']:.3f} s + {row['crf_seconds']:.3f} s"

@@ -45,8 +45,8 @@ from pseudolabel.config import GenerateConfig, ModelConfig
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.affinity import SelfAttention
 from pseudolabel.softmaps.attention import resolve_layers
-from pseudolabel.softmaps.diffusion.load import load_models
-from pseudolabel.softmaps.diffusion.parts import Models, TextEmbedding
+from pseudolabel.softmaps.diffusion.load import load_parts
+from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
 from pseudolabel.softmaps.diffusion.unet import list_layers
 from pseudolabel.softmaps.frame import frame_latent
 from pseudolabel.softmaps.passes import Pass
@@ -71,15 +71,15 @@ MIB = 2**20
 # ------------------------------------------------------------------------------------------------ models
 
 
-def build_models(name: str, method: str, device: torch.device, dtype: torch.dtype, demo: Path) -> Models:
+def build_models(name: str, method: str, device: torch.device, dtype: torch.dtype, demo: Path) -> Parts:
     """Return the parts of a model that a method needs: sd15 and narrow with random weights, demo as shipped."""
     if name == "demo":
-        models = load_models(ModelConfig(id=str(demo)), device, dtype)
+        models = load_parts(ModelConfig(id=str(demo)), device, dtype)
         models.vae = models.vae if method == "encoder" else None
         return models
     if method == "encoder":
-        return Models(unet=torch.nn.Linear(1, 1), vae=_random(_build_vae, device, dtype), device=device)
-    return Models(unet=_random(lambda: _build_unet(name), device, dtype), device=device)
+        return Parts(unet=torch.nn.Linear(1, 1), vae=_random(_build_vae, device, dtype), device=device)
+    return Parts(unet=_random(lambda: _build_unet(name), device, dtype), device=device)
 
 
 def _build_unet(name: str) -> Any:
@@ -127,7 +127,7 @@ def settings(name: str) -> GenerateConfig:
 
 
 def prepare(
-    method: str, models: Models, config: GenerateConfig, size_hw: tuple[int, int], batch: int, cell_px: int = 8
+    method: str, models: Parts, config: GenerateConfig, size_hw: tuple[int, int], batch: int, cell_px: int = 8
 ) -> Callable[[], Any]:
     """Return a function that does one repetition of a method on random latents (or an image)."""
     device, dtype = models.device, torch.float32
@@ -152,14 +152,18 @@ def prepare(
     raise ValueError(method)
 
 
-def _ours(models: Models, config: GenerateConfig, latents: Tensor, text: Tensor, cell_px: int) -> Callable[[], Any]:
+def _ours(models: Parts, config: GenerateConfig, latents: Tensor, text: Tensor, cell_px: int) -> Callable[[], Any]:
     pipeline = Pipeline(models, config, None)
     frame = frame_latent((latents.shape[-2], latents.shape[-1]), cell_px, None)
     spans = tuple((token,) for token in TOKENS)
     prompt = Prompt("", tuple(range(len(TOKENS))), spans, tuple(range(1, 20)))
-    passes = [Pass(index, prompt, frame, latent, TIMESTEP) for index, latent in enumerate(latents)]
-    embedding = TextEmbedding(text)
-    return lambda: read_batch(models, pipeline.cross_layers, pipeline.self_layers, config, passes, embedding).refined
+    passes = [
+        Pass(index, prompt, TextEmbedding(text[index : index + 1]), frame, latent, TIMESTEP)
+        for index, latent in enumerate(latents)
+    ]
+    settings = {"token_rescaling": config.attention.token_rescaling, "valid_only": config.resize.valid_only}
+    settings |= {"affinity": config.affinity}
+    return lambda: read_batch(models, pipeline.cross_layers, pipeline.self_layers, passes, **settings).refined
 
 
 class _KeepingProcessor:
@@ -181,7 +185,7 @@ class _KeepingProcessor:
         return attn.to_out[1](attn.to_out[0](output))
 
 
-def _naive(models: Models, config: GenerateConfig, latents: Tensor, text: Tensor, calls: int) -> Callable[[], Tensor]:
+def _naive(models: Parts, config: GenerateConfig, latents: Tensor, text: Tensor, calls: int) -> Callable[[], Tensor]:
     """Guidance on, whole U-Net, all maps kept; then the class maps and S S (map) with S as a matrix."""
     unet, batch = models.unet, len(latents)
     kept: dict[str, Tensor] = {}

@@ -1,8 +1,8 @@
 """The settings that say which images, labels and ground truth are meant; nothing heavy is imported here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 DataFormat = Literal["voc", "coco", "folder"]
 
@@ -31,3 +31,14 @@ class DataConfig:
     """Folder of ground-truth masks, relative to the root; without it the layout's own one, where there is one."""
     cache: Path | None = None
     """Where the COCO index and rendered ground truth are kept; ~/.cache/text2mask-wsss if not given."""
+
+
+def to_plain(value: Any) -> Any:
+    """Return settings as values JSON and YAML know: dataclasses become dictionaries, tuples lists, paths text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

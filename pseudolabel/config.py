@@ -5,15 +5,18 @@ The defaults are the preset `default`. The preset `paper` is a file (`configs/ps
 Each field's docstring is its help text on the command line.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from data.config import DataConfig
+from data.config import DataConfig, to_plain
 from data.errors import ConfigError
 
 SKIPPED_DATA_FIELDS = ("root", "split", "labels", "truth", "cache")  # they describe this machine or the small set
+
+logger = logging.getLogger(__name__)
 
 AffinityKind = Literal["none", "caa", "iterated", "iseg", "clipes"]
 CrfKind = Literal["densecrf", "pamr", "none"]
@@ -28,6 +31,25 @@ PAPER_CROSS_LAYERS = (
     "up_blocks.1.attentions.1",
 )
 PAPER_SELF_LAYERS = ("up_blocks.2.attentions.1",)
+
+
+def _changed(config: Any, names: Iterable[str]) -> tuple[str, ...]:
+    """Return those of some fields that do not have their default value."""
+    defaults = {field.name: field.default for field in fields(config)}
+    return tuple(name for name in names if getattr(config, name) != defaults[name])
+
+
+def idle_lines(flags: Sequence[str]) -> list[str]:
+    """Return what to say of settings that have no effect: one line, or none."""
+    if not flags:
+        return []
+    return [f"No effect with the other settings, and left aside: {', '.join(f'--{flag}' for flag in flags)}."]
+
+
+def warn_of_idle(flags: Sequence[str]) -> None:
+    """Warn, once, of settings that have no effect."""
+    for line in idle_lines(flags):
+        logger.warning("%s", line)
 
 
 def _require(flag: str, value: object, holds: bool, rule: str) -> None:
@@ -149,6 +171,22 @@ class AffinityConfig:
     sharpening: float = 0.015
     """Kind iseg: weight of the entropy term; published: 0.015 for VOC, 0.1 for COCO."""
 
+    @property
+    def uses_boxes(self) -> bool:
+        """Whether only cells inside boxes are spread."""
+        return self.boxes and self.kind in ("caa", "iterated", "clipes")
+
+    def idle(self) -> tuple[str, ...]:
+        """Return the settings that were changed and have no effect under this kind."""
+        idle = {
+            "none": ("boxes", "theta", "clamp_box_edge", "iterations", "sharpening"),
+            "caa": ("iterations", "sharpening"),
+            "iterated": ("sharpening",),
+            "iseg": ("boxes", "theta", "clamp_box_edge", "iterations"),
+            "clipes": ("iterations", "sharpening"),
+        }[self.kind]
+        return _changed(self, dict.fromkeys([*idle, *(() if self.uses_boxes else ("theta", "clamp_box_edge"))]))
+
     def __post_init__(self) -> None:
         _require("affinity.theta", self.theta, 0 <= self.theta < 1, "at least 0 and below 1")
         _require("affinity.iterations", self.iterations, self.iterations >= 1, "at least 1")
@@ -204,8 +242,19 @@ class CrfConfig:
     def __post_init__(self) -> None:
         _require("crf.iterations", self.iterations, self.iterations >= 0, "at least 0")
         _require("crf.scale", self.scale, 0 < self.scale <= 1, "above 0 and at most 1")
-        widths = min(self.sxy_gaussian, self.sxy_bilateral, self.srgb_bilateral)
-        _require("crf.sxy_bilateral", widths, widths > 0, "above 0, as must be the other two ranges")
+        for name in ("sxy_gaussian", "sxy_bilateral", "srgb_bilateral"):
+            _require(f"crf.{name}", getattr(self, name), getattr(self, name) > 0, "above 0")
+
+    def idle(self) -> tuple[str, ...]:
+        """Return the settings that were changed and have no effect under this kind."""
+        dense = ("sxy_gaussian", "compat_gaussian", "sxy_bilateral", "srgb_bilateral", "compat_bilateral")
+        match self.kind:
+            case "densecrf":
+                return ()
+            case "pamr":
+                return _changed(self, dense)
+            case "none":
+                return _changed(self, ("iterations", "scale", "wrapped_image", *dense))
 
 
 @dataclass(frozen=True)
@@ -268,6 +317,10 @@ class MaskConfig:
     def __post_init__(self) -> None:
         _require("ignore_below", self.ignore_below, 0 <= self.ignore_below <= 1, "from 0 to 1")
 
+    def idle(self) -> tuple[str, ...]:
+        """Return the settings that were changed and have no effect under the chosen kind of refinement."""
+        return tuple(f"crf.{name}" for name in self.crf.idle())
+
 
 @dataclass(frozen=True)
 class GenerateConfig:
@@ -309,24 +362,20 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         _require("ignore_below", self.ignore_below, 0 <= self.ignore_below <= 1, "from 0 to 1")
 
+    def idle(self) -> tuple[str, ...]:
+        """Return the settings that were changed and have no effect under the chosen kinds."""
+        unread = _changed(self.attention, ("self_layers",)) if self.affinity.kind == "none" else ()
+        groups = (("attention", unread), ("affinity", self.affinity.idle()), ("crf", self.crf.idle()))
+        return tuple(f"{group}.{name}" for group, names in groups for name in names)
+
 
 SOFT_FIELDS = ("model", "resize", "prompt", "diffusion", "attention", "affinity")
 MASK_FIELDS = ("fuse", "crf", "ignore_below")
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, so that a dict equals itself after a round trip through JSON."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value
-
-
 def stored_settings(config: GenerateConfig) -> dict[str, Any]:
     """Return the settings that change masks as JSON values, for a store header; data and run settings stay out."""
-    fields = asdict(config)
-    return {name: _plain(fields[name]) for name in SOFT_FIELDS + MASK_FIELDS}
+    return {name: to_plain(getattr(config, name)) for name in SOFT_FIELDS + MASK_FIELDS}
 
 
 def mask_settings(stored: dict[str, Any]) -> MaskConfig:
@@ -339,31 +388,23 @@ def mask_settings(stored: dict[str, Any]) -> MaskConfig:
 
 
 def differences(config: GenerateConfig) -> dict[str, Any]:
-    """Return what differs from the defaults, as YAML values; data folders and run settings stay out."""
-    defaults = GenerateConfig(data=DataConfig(root=Path()))
+    """Return what differs from the defaults, as YAML values.
+
+    Data folders and run settings stay out, and so does what has no effect under the chosen kinds.
+    """
+    defaults, idle = to_plain(GenerateConfig(data=DataConfig(root=Path()))), set(config.idle())
     found: dict[str, Any] = {}
-    for group in fields(GenerateConfig):
-        if group.name == "run":
-            continue
-        value, default = getattr(config, group.name), getattr(defaults, group.name)
-        if not hasattr(value, "__dataclass_fields__"):
-            if value != default:
-                found[group.name] = value
-            continue
-        changed = {
-            name: _yaml_value(entry)
-            for name, entry in asdict(value).items()
-            if entry != getattr(default, name) and not (group.name == "data" and name in SKIPPED_DATA_FIELDS)
-        }
-        if changed:
-            found[group.name] = changed
+    for group, value in to_plain(config).items():
+        if isinstance(value, dict):
+            left_out = SKIPPED_DATA_FIELDS if group == "data" else ()
+            value = {
+                name: entry
+                for name, entry in value.items()
+                if entry != defaults[group][name] and name not in left_out and f"{group}.{name}" not in idle
+            }
+        if group != "run" and value not in ({}, defaults[group]):
+            found[group] = value
     return found
-
-
-def _yaml_value(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value) if isinstance(value, Path) else value
 
 
 def mask_config(config: GenerateConfig) -> MaskConfig:

@@ -1,21 +1,24 @@
 """Every quantity on the way from an image to its mask, by name; see `Pipeline.explain`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from data.store.softmaps import Frame, SoftMaps
-from pseudolabel.config import FuseConfig, MaskConfig
+from pseudolabel.config import FuseConfig
 from pseudolabel.masks.fuse import background_score, before_crf
 from pseudolabel.softmaps.affinity import SelfAttention
 from pseudolabel.softmaps.boxes import Box
 from pseudolabel.softmaps.diffusion.parts import TextEmbedding
+from pseudolabel.softmaps.passes import Pass
 from pseudolabel.softmaps.prompt import Prompt, Span
 from pseudolabel.softmaps.reading import Reading
+
+Readings = list[tuple[Sequence[Pass], Reading]]  # batches of passes, and what each showed
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,15 @@ class Explanation:
     mask: np.ndarray | None = None
 
     def self_affinity(
-        self, columns: Float[Tensor, "cells columns"], draw: int = 0, layer: int = 0, times: int = 1
-    ) -> Float[Tensor, "cells columns"]:
-        """Return S^times V of one draw for any columns V (cells row-major), as the pipeline computes it.
+        self, values: Float[Tensor, "cells maps"], draw: int = 0, layer: int = 0, times: int = 1
+    ) -> Float[Tensor, "cells maps"]:
+        """Return S^times V of one draw for any maps V (cells row-major), as the pipeline computes it.
 
         Where an image's classes needed several sentences it is that of the first.
         """
         attention = self.self_attention[layer]
         one = SelfAttention(attention.queries[draw : draw + 1], attention.keys[draw : draw + 1], attention.grid_hw)
-        return one.power(columns[None].to(one.queries.device), times)[0]
+        return one.power(values[None].to(one.queries.device), times)[0]
 
 
 def given_text(embeds: Tensor | TextEmbedding) -> TextEmbedding:
@@ -84,7 +87,7 @@ def given_text(embeds: Tensor | TextEmbedding) -> TextEmbedding:
     return TextEmbedding(embeds.reshape(1, *embeds.shape[-2:]))
 
 
-def given_prompts(spans: Sequence[Sequence[int]], embeds: Any) -> tuple[Prompt, ...]:
+def given_prompts(spans: Sequence[Sequence[int]]) -> tuple[Prompt, ...]:
     """Return one sentence without words for given spans; all tokens between start and the last one read are content."""
     placed = tuple(tuple(span) for span in spans)
     last = max(max(span) for span in placed)
@@ -93,40 +96,67 @@ def given_prompts(spans: Sequence[Sequence[int]], embeds: Any) -> tuple[Prompt, 
 
 def assemble(
     prompts: tuple[Prompt, ...],
-    readings: Sequence[Reading],
-    labels: tuple[int, ...],
+    readings: Readings,
+    maps: Float[Tensor, "classes grid_h grid_w"],
+    soft: SoftMaps,
     frame: Frame,
     fuse: FuseConfig,
 ) -> Explanation:
-    """Gather what was read from one image's sentences, class by class in the order of the labels, and fuse it."""
+    """Gather what was read from one image's sentences, draw by draw and class by class, and fuse it.
 
-    def gather(parts: Sequence[Tensor]) -> Tensor:
-        whole = parts[0].new_zeros(parts[0].shape[0], len(labels), *parts[0].shape[2:])
-        for prompt, part in zip(prompts, parts, strict=True):
-            whole[:, list(prompt.rows)] = part[:, : len(prompt.rows)]
+    Args:
+        prompts: the image's sentences.
+        readings: every batch of its passes and what it showed, in the order of the draws.
+        maps: the mean of the refined maps over draws.
+        soft: the same as the store keeps them.
+        frame: sizes of the image.
+        fuse: how the background's score is made.
+
+    """
+
+    def gather(which: Callable[[Reading], Tensor]) -> Tensor:
+        """Return a quantity of every draw, with the classes of all sentences in the order of the labels."""
+        by_prompt = [
+            torch.stack([which(reading)[at][: len(prompt.rows)] for reading, at in _places(readings, prompt)])
+            for prompt in prompts
+        ]
+        whole = by_prompt[0].new_zeros(len(by_prompt[0]), len(soft.labels), *by_prompt[0].shape[2:])
+        for prompt, part in zip(prompts, by_prompt, strict=True):
+            whole[:, list(prompt.rows)] = part
         return whole
 
-    refined = gather([reading.refined for reading in readings])
-    maps = refined.mean(dim=0)
+    owners = {row: (prompt, place) for prompt in prompts for place, row in enumerate(prompt.rows)}
+    order = [owners[row] for row in range(len(soft.labels))]
     exact = maps.cpu().numpy()
     background = background_score(exact, fuse)
-    half = np.clip(exact, 0, 1).astype(np.float16)
-    soft = SoftMaps(half, labels, False, frame.padded_hw, frame.resized_hw, frame.image_hw)
-    owners = {row: (which, place) for which, prompt in enumerate(prompts) for place, row in enumerate(prompt.rows)}
-    order = [owners[row] for row in range(len(labels))]
-    draws = range(len(refined) if readings[0].boxes else 0)
+    first = readings[0][1]
+    boxes = [[reading.boxes[at] for reading, at in _places(readings, prompt) if reading.boxes] for prompt, _ in order]
     return Explanation(
         frame=frame,
         prompts=prompts,
-        spans=tuple(prompts[which].spans[place] for which, place in order),
-        cross={name: gather([reading.cross[name] for reading in readings]) for name in readings[0].cross},
-        class_maps=gather([reading.class_maps for reading in readings]),
-        self_attention=readings[0].layers,
-        boxes=tuple(tuple(readings[which].boxes[draw][place] for which, place in order) for draw in draws),
-        refined=refined,
+        spans=tuple(prompt.spans[place] for prompt, place in order),
+        cross={name: gather(lambda reading, name=name: reading.cross[name]) for name in first.cross},  # type: ignore[misc]
+        class_maps=gather(lambda reading: reading.class_maps),
+        self_attention=tuple(_self_attention(readings, prompts[0], layer) for layer in range(len(first.layers))),
+        boxes=tuple(
+            tuple(boxes[row][draw][place] for row, (_, place) in enumerate(order)) for draw in range(len(boxes[0]))
+        ),
+        refined=gather(lambda reading: reading.refined),
         maps=maps,
         background=background,
-        cell_labels=np.array([0, *labels], np.uint8)[np.concatenate([background[None], exact]).argmax(axis=0)],
+        cell_labels=np.array([0, *soft.labels], np.uint8)[np.concatenate([background[None], exact]).argmax(axis=0)],
         soft=soft,
-        argmax_before_crf=before_crf(soft, MaskConfig(fuse=fuse)),
+        argmax_before_crf=before_crf(soft, fuse),
     )
+
+
+def _places(readings: Readings, prompt: Prompt) -> list[tuple[Reading, int]]:
+    """Return, for each draw of a sentence, what was read and its position in the batch."""
+    return [(reading, at) for batch, reading in readings for at, item in enumerate(batch) if item.prompt is prompt]
+
+
+def _self_attention(readings: Readings, prompt: Prompt, layer: int) -> SelfAttention:
+    """Return one layer's self-attention in every draw of a sentence."""
+    found = [(reading.layers[layer], at) for reading, at in _places(readings, prompt)]
+    queries = torch.stack([attention.queries[at] for attention, at in found])
+    return SelfAttention(queries, torch.stack([attention.keys[at] for attention, at in found]), found[0][0].grid_hw)

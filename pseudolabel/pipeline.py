@@ -1,14 +1,11 @@
 """Stage one for images in memory: prompt, diffusion, attention, affinity, fuse, crf, labelmap. It does no I/O.
 
-Source: arXiv 2309.04109. Every U-Net pass is one evaluation of the conditional model; the U-Net is cut after the last
-layer read.
+Source: arXiv 2309.04109. Every pass is one evaluation of the conditional model; the U-Net is cut after the last layer
+that is read.
 """
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import blake2b
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,48 +16,50 @@ from torch import Tensor
 from data.classes import ClassSet
 from data.errors import ConfigError
 from data.store.softmaps import Frame, SoftMaps
-from pseudolabel.config import GenerateConfig
-from pseudolabel.explain import Explanation, assemble, given_prompts, given_text
+from pseudolabel.config import GenerateConfig, mask_config
+from pseudolabel.explain import Explanation, Readings, assemble, given_prompts, given_text
 from pseudolabel.masks.crf import refine_scores
-from pseudolabel.masks.fuse import before_crf, image_scores
-from pseudolabel.masks.labelmap import label_map, mask_from_marginals
+from pseudolabel.masks.fuse import image_scores
+from pseudolabel.masks.labelmap import mask_from_marginals
 from pseudolabel.softmaps.attention import Layer, resolve_layers
-from pseudolabel.softmaps.diffusion.encode import add_noise, draw_noise, encode_image, encode_text, seeded_generator
-from pseudolabel.softmaps.diffusion.load import load_models
-from pseudolabel.softmaps.diffusion.parts import Models, TextEmbedding, pick_device, pick_dtype
+from pseudolabel.softmaps.diffusion.load import load_parts
+from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding, pick_device, pick_dtype
 from pseudolabel.softmaps.diffusion.unet import cut_unet, list_layers
-from pseudolabel.softmaps.frame import frame_image, frame_latent, long_side, resize_and_pad
+from pseudolabel.softmaps.frame import frame_latent
 from pseudolabel.softmaps.grids import common_grid, regrid
-from pseudolabel.softmaps.passes import Pass
-from pseudolabel.softmaps.prompt import Prompt, plan_prompts
+from pseudolabel.softmaps.passes import Pass, Reader
 from pseudolabel.softmaps.reading import Reading, read_batch
-
-__all__ = ["Explanation", "Pipeline", "before_crf", "label_map"]
-
-logger = logging.getLogger(__name__)
-
-# Latent pixels in one batch under batch_size=auto; a GPU starts high and halves when memory runs out.
-CPU_BATCH_PIXELS = 16_384
-GPU_BATCH_PIXELS = 64 * 4096
-TEXT_CACHE_SIZE = 64
 
 
 class Pipeline:
     """A diffusion model, cut after the last layer that is read, with the settings it is read with.
 
     Attributes:
-        models: the model's parts.
+        parts: the model.
         config: all settings.
-        classes: phrases and background words; None where spans are given.
+        reader: makes passes of images and runs them in batches.
         cross_layers: layers whose cross-attention is read.
         self_layers: layers whose self-attention spreads the maps.
 
     """
 
-    def __init__(self, models: Models, config: GenerateConfig, classes: ClassSet | None, cut: bool = True) -> None:
-        """Find the layers the config names and, with `cut`, remove from the U-Net (in place) what runs after them."""
-        self.models, self.config, self.classes = models, config, classes
-        available = list_layers(models.unet)
+    def __init__(self, parts: Parts, config: GenerateConfig, classes: ClassSet | None, cut: bool = True) -> None:
+        """Find the layers the config names and, with `cut`, remove from the U-Net (in place) what runs after them.
+
+        Args:
+            parts: the model.
+            config: all settings.
+            classes: phrases and background words; None where spans are given.
+            cut: False leaves the U-Net whole, so that other pipelines can read it.
+
+        Raises:
+            ConfigError: affinity without a self-attention layer.
+            ModelError: a layer that the model does not have.
+
+        """
+        self.parts, self.config = parts, config
+        self.reader = Reader(parts, classes, config.prompt, config.diffusion, config.resize, config.run)
+        available = list_layers(parts.unet)
         attention = config.attention
         self.cross_layers = resolve_layers(available, attention.cross_layers, "attention.cross_layers")
         self.self_layers: tuple[Layer, ...] = ()
@@ -69,11 +68,9 @@ class Pipeline:
             if not self.self_layers:
                 raise ConfigError("--attention.self_layers is empty: name a layer, or use --affinity.kind=none")
         if cut:
-            cut_unet(models.unet, self.cross_layers, self.self_layers)
+            cut_unet(parts.unet, self.cross_layers, self.self_layers)
         if config.run.compile:
-            models.unet.forward = torch.compile(models.unet.forward)
-        self._batch_pixels = CPU_BATCH_PIXELS if models.device.type == "cpu" else GPU_BATCH_PIXELS
-        self._texts: dict[str, TextEmbedding] = {}
+            parts.unet.forward = torch.compile(parts.unet.forward)
 
     @classmethod
     def load(cls, config: GenerateConfig, classes: ClassSet) -> "Pipeline":
@@ -84,8 +81,7 @@ class Pipeline:
 
         """
         device = pick_device(config.run.device)
-        models = load_models(config.model, device, pick_dtype(config.run.dtype, device))
-        return cls(models, config, classes)
+        return cls(load_parts(config.model, device, pick_dtype(config.run.dtype, device)), config, classes)
 
     @classmethod
     def from_unet(cls, unet: Any, config: GenerateConfig, classes: ClassSet | None = None, **parts: Any) -> "Pipeline":
@@ -95,36 +91,12 @@ class Pipeline:
             unet: a diffusers UNet2DConditionModel.
             config: all settings; those of the model and the run are not used.
             classes: needed where prompts are to be made.
-            parts: other attributes of `Models`; without tokenizers and text encoders `explain` needs spans= and
+            parts: other attributes of `Parts`; without tokenizers and text encoders `explain` needs spans= and
                 prompt_embeds=, without an image encoder latents=.
 
         """
         device = next(unet.parameters()).device
-        return cls(Models(unet=unet, device=device, **parts), config, classes, cut=False)
-
-    def fingerprint(self) -> dict[str, str]:
-        """Return the model's id and a hash of its weights, for the store's header."""
-        return {"id": self.models.id, "fingerprint": self.models.fingerprint or _hash_parameters(self.models.unet)}
-
-    def frame(self, image_hw: tuple[int, int], scale: float = 1.0) -> Frame:
-        """Return the size an image is resized and padded to; images of equal padded size share batches."""
-        cell_px = self.models.cell_px
-        side_px = self.config.resize.long_side_px or long_side(image_hw, self.models.native_px, cell_px)
-        if scale != 1.0:
-            side_px = max(1, round(side_px * scale / cell_px)) * cell_px
-        return frame_image(image_hw, cell_px, side_px)
-
-    def plan(self, labels: Sequence[int]) -> tuple[Prompt, ...]:
-        """Return the sentences for an image's classes."""
-        if self.classes is None or not self.models.tokenizers:
-            raise ConfigError("This pipeline has no classes or no tokenizer to make prompts with; give spans=")
-        tokenizer = self.models.tokenizers[0]
-        return plan_prompts(labels, self.classes, self.config.prompt, tokenizer, self.models.window)
-
-    @property
-    def shares_batches(self) -> bool:
-        """Whether passes of several images run in one batch: on a GPU."""
-        return self.models.device.type != "cpu"
+        return cls(Parts(unet=unet, device=device, **parts), config, classes, cut=False)
 
     @torch.inference_mode()
     def soft_maps(
@@ -138,26 +110,11 @@ class Pipeline:
             ids: id of each image; its noise depends on it.
 
         """
-        frames = [self.frame(image.shape[:2]) for image in images]
-        passes: list[Pass] = []
-        totals: list[Tensor] = []
-        for index, (image, image_labels, image_id) in enumerate(zip(images, labels, ids, strict=True)):
-            prompts = self.plan(image_labels)
-            for scale, mirrored in product(self.config.diffusion.scales, self._mirrorings()):
-                passes += self._passes(index, image, self.frame(image.shape[:2], scale), mirrored, prompts, image_id)
-            grid_hw = common_grid(self.cross_layers, self.self_layers, self._latent_hw(frames[index]))
-            totals.append(torch.zeros(len(image_labels), *grid_hw, device=self.models.device))
-        for batch, reading in self._read_all(passes):
-            for item, maps in zip(batch, reading.refined, strict=True):
-                total, target = totals[item.image], frames[item.image]
-                columns = maps[: len(item.prompt.rows)]
-                grid_hw = (total.shape[1], total.shape[2])
-                total[list(item.prompt.rows)] += regrid(columns, item.frame, item.mirrored, target, grid_hw)
-        count = self._draws_a_class()
-        return [
-            SoftMaps(_to_half(total / count), tuple(row), False, frame.padded_hw, frame.resized_hw, frame.image_hw)
-            for total, row, frame in zip(totals, labels, frames, strict=True)
-        ]
+        subjects = enumerate(zip(images, labels, ids, strict=True))
+        passes = [item for index, subject in subjects for item in self.reader.passes(index, *subject)]
+        frames = [self.reader.frame((image.shape[0], image.shape[1])) for image in images]
+        maps = self._mean_maps(passes, [len(row) for row in labels], frames)
+        return [to_soft_maps(each, row, frame) for each, row, frame in zip(maps, labels, frames, strict=True)]
 
     @torch.inference_mode()
     def explain(
@@ -188,151 +145,90 @@ class Pipeline:
             spans: token positions of each label, position 0 being the start token.
 
         """
-        config = self.config
+        reader, masks = self.reader, mask_config(self.config)
         # prompt
-        prompts = self.plan(labels) if spans is None else given_prompts(spans, prompt_embeds)
-        texts = [self._text(prompt.text) if prompt_embeds is None else given_text(prompt_embeds) for prompt in prompts]
+        prompts = reader.plan(labels) if spans is None else given_prompts(spans)
+        texts = [reader.text(prompt.text) if prompt_embeds is None else given_text(prompt_embeds) for prompt in prompts]
         # diffusion
         frame = self._frame_of(image, latents)
-        clean = self._latent(image, frame, image_id) if latents is None else latents.reshape(latents.shape[-3:])
-        clean = clean.to(self.models.device, torch.float32)
-        drawn = self._noise(clean, image_id) if noise is None else noise.reshape(-1, *clean.shape)
-        timesteps = config.diffusion.timesteps if timestep is None else (timestep,)
-        steps = [(step, self._noised(clean, draw, step)) for step in timesteps for draw in drawn]
-        # attention and affinity
-        readings = [
-            self._read(
-                [Pass(0, prompt, frame, noised, step) for step, noised in steps], stack_texts([text] * len(steps))
-            )
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
-        # fuse
-        result = assemble(prompts, readings, tuple(labels), frame, config.fuse)
-        result = replace(result, latents=clean, noise=drawn, timesteps=tuple(step for step, _ in steps))
+        if latents is not None:
+            clean = latents.reshape(latents.shape[-3:])
+        else:
+            assert image is not None
+            clean = reader.latent(image, frame, image_id)
+        clean = clean.to(self.parts.device, torch.float32)
+        drawn = reader.noise(clean, image_id) if noise is None else noise.reshape(-1, *clean.shape)
+        timesteps = None if timestep is None else (timestep,)
+        passes = list(reader.noised_passes(0, frame, clean, drawn, prompts, texts, timesteps))
+        # attention, affinity and fuse
+        kept: Readings = []
+        [maps] = self._mean_maps(passes, [len(labels)], [frame], kept)
+        result = assemble(prompts, kept, maps, to_soft_maps(maps, labels, frame), frame, masks.fuse)
+        steps = tuple(item.timestep for item in passes if item.prompt is prompts[0])
+        result = replace(result, latents=clean, noise=drawn, timesteps=steps)
         if image is None:
             return result
         # crf
-        marginals = refine_scores(image, image_scores(result.soft, config.fuse), config.crf)
+        marginals = refine_scores(image, image_scores(result.soft, masks.fuse), masks.crf)
         # labelmap
-        mask, argmax = mask_from_marginals(marginals, result.soft.labels, config.ignore_below)
+        mask, argmax = mask_from_marginals(marginals, labels, masks.ignore_below)
         return replace(result, marginals=marginals, mask=mask, argmax=argmax)
 
-    def _mirrorings(self) -> tuple[bool, ...]:
-        return (False, True) if self.config.diffusion.flip else (False,)
+    def _mean_maps(
+        self,
+        passes: Sequence[Pass],
+        n_labels: Sequence[int],
+        frames: Sequence[Frame],
+        keep: Readings | None = None,
+    ) -> list[Float[Tensor, "classes grid_h grid_w"]]:
+        """Return each image's maps: attention and affinity of every pass, then their mean on the image's grid.
 
-    def _draws_a_class(self) -> int:
-        """Return over how many passes each class's map is averaged."""
-        diffusion = self.config.diffusion
-        return diffusion.draws * len(diffusion.timesteps) * len(diffusion.scales) * len(self._mirrorings())
+        Args:
+            passes: of some images, in any order.
+            n_labels: number of classes of each image.
+            frames: frame of each image; its maps are on this frame's grid.
+            keep: every batch and what it showed is added to this list.
 
-    def _latent_hw(self, frame: Frame) -> tuple[int, int]:
-        factor = self.models.vae_factor
-        return frame.padded_hw[0] // factor, frame.padded_hw[1] // factor
+        """
+        grids = [common_grid(self.cross_layers, self.self_layers, self.reader.latent_hw(frame)) for frame in frames]
+        totals = [torch.zeros(n, *grid, device=self.parts.device) for n, grid in zip(n_labels, grids, strict=True)]
+        counts = [torch.zeros(n, 1, 1, device=self.parts.device) for n in n_labels]
+        for batch, reading in self.reader.batches(passes, self._read):
+            for item, maps in zip(batch, reading.refined, strict=True):
+                rows = list(item.prompt.rows)
+                own = maps[: len(rows)]
+                target, grid_hw = frames[item.image], grids[item.image]
+                totals[item.image][rows] += regrid(own, item.frame, item.mirrored, target, grid_hw)
+                counts[item.image][rows] += 1
+            if keep is not None:
+                keep.append((batch, reading))
+        return [total / count for total, count in zip(totals, counts, strict=True)]
+
+    def _read(self, passes: Sequence[Pass]) -> Reading:
+        return read_batch(
+            self.parts,
+            self.cross_layers,
+            self.self_layers,
+            passes,
+            token_rescaling=self.config.attention.token_rescaling,
+            valid_only=self.config.resize.valid_only,
+            affinity=self.config.affinity,
+        )
 
     def _frame_of(self, image: np.ndarray | None, latents: Tensor | None) -> Frame:
         """Return an image's frame; given latents of another size are taken to show all of the image, unpadded."""
         if latents is None:
             if image is None:
                 raise ConfigError("explain needs an image, or latents=")
-            return self.frame(image.shape[:2])
+            return self.reader.frame((image.shape[0], image.shape[1]))
         latent_hw = (latents.shape[-2], latents.shape[-1])
-        if image is not None and self._latent_hw(self.frame(image.shape[:2])) == latent_hw:
-            return self.frame(image.shape[:2])
-        return frame_latent(latent_hw, self.models.vae_factor, None if image is None else image.shape[:2])
-
-    def _latent(self, image: np.ndarray | None, frame: Frame, image_id: str, mirrored: bool = False) -> Tensor:
-        """Encode an image; one at a time, so that its latent does not depend on its neighbours in a batch."""
-        assert image is not None
-        pixels = resize_and_pad(np.ascontiguousarray(image[:, ::-1]) if mirrored else image, frame)
-        generator = seeded_generator(self.config.diffusion.seed, image_id, "posterior")
-        return encode_image(self.models, pixels, self.config.diffusion.posterior, generator)
-
-    def _noise(self, latent: Tensor, image_id: str) -> Float[Tensor, "draws channels height width"]:
-        channels, height, width = latent.shape
-        diffusion = self.config.diffusion
-        shape = (channels, height, width)
-        draws = [draw_noise(shape, diffusion.seed, image_id, draw) for draw in range(diffusion.draws)]
-        return torch.stack(draws)
-
-    def _noised(self, latent: Tensor, noise: Tensor, timestep: int) -> Tensor:
-        return add_noise(latent, noise.to(latent.device, latent.dtype), float(self.models.alphas_cumprod[timestep]))
-
-    def _passes(
-        self, index: int, image: np.ndarray, frame: Frame, mirrored: bool, prompts: Sequence[Prompt], image_id: str
-    ) -> Iterator[Pass]:
-        """Yield all passes of one image at one scale, mirrored or not."""
-        latent = self._latent(image, frame, image_id, mirrored)
-        noise = self._noise(latent, image_id)
-        for timestep, draw in product(self.config.diffusion.timesteps, noise):
-            noised = self._noised(latent, draw, timestep)
-            for prompt in prompts:
-                yield Pass(index, prompt, frame, noised, timestep, mirrored)
-
-    def _text(self, text: str) -> TextEmbedding:
-        """Embed a sentence, alone so that it does not depend on others; recent ones are kept."""
-        if text not in self._texts:
-            if len(self._texts) >= TEXT_CACHE_SIZE:
-                self._texts.pop(next(iter(self._texts)))
-            self._texts[text] = encode_text(self.models, text)
-        return self._texts[text]
-
-    def _read_all(self, passes: Sequence[Pass]) -> Iterator[tuple[list[Pass], Reading]]:
-        """Read passes in batches of equal size; under batch_size=auto batches are halved while GPU memory runs out.
-
-        A matrix product's last bits depend on the size of the batch. On a CPU, where larger batches gain little, images
-        therefore do not share one: an image's maps are the same bits whatever it is processed with.
-        """
-        groups: dict[tuple[int, torch.Size], list[Pass]] = {}
-        for item in passes:
-            groups.setdefault((0 if self.shares_batches else item.image, item.noised.shape), []).append(item)
-        for (_, size), group in groups.items():
-            start = 0
-            while start < len(group):
-                batch = group[start : start + self._batch_size(size[1] * size[2])]
-                try:
-                    reading = self._read(batch, stack_texts([self._text(item.prompt.text) for item in batch]))
-                except torch.cuda.OutOfMemoryError as error:
-                    self._halve_batch(len(batch), error)
-                    continue
-                yield batch, reading
-                start += len(batch)
-
-    def _batch_size(self, latent_pixels: int) -> int:
-        chosen = self.config.run.batch_size
-        if chosen == "auto" or not self.shares_batches:
-            return max(1, self._batch_pixels // latent_pixels)
-        return chosen
-
-    def _halve_batch(self, tried: int, error: Exception) -> None:
-        """Use smaller batches from now on, or say that it cannot be done."""
-        if self.config.run.batch_size != "auto" or tried == 1:
-            raise ConfigError(
-                f"The GPU's memory does not hold {tried} passes at once; use --run.batch_size=auto or a lower number, "
-                "or a smaller --resize.long_side_px"
-            ) from error
-        self._batch_pixels //= 2
-        torch.cuda.empty_cache()
-        logger.info("%d passes did not fit into GPU memory; trying half as many", tried)
-
-    def _read(self, passes: Sequence[Pass], text: TextEmbedding) -> Reading:
-        return read_batch(self.models, self.cross_layers, self.self_layers, self.config, passes, text)
+        image_hw = None if image is None else (image.shape[0], image.shape[1])
+        if image_hw is not None and self.reader.latent_hw(self.reader.frame(image_hw)) == latent_hw:
+            return self.reader.frame(image_hw)
+        return frame_latent(latent_hw, self.parts.vae_factor, image_hw)
 
 
-def stack_texts(texts: Sequence[TextEmbedding]) -> TextEmbedding:
-    """Put embeddings of single sentences into one batch."""
-    pooled = [text.pooled for text in texts if text.pooled is not None]
-    return TextEmbedding(torch.cat([text.tokens for text in texts]), torch.cat(pooled) if pooled else None)
-
-
-def _to_half(maps: Float[Tensor, "classes height width"]) -> np.ndarray:
+def to_soft_maps(maps: Float[Tensor, "classes grid_h grid_w"], labels: tuple[int, ...], frame: Frame) -> SoftMaps:
     """Return maps as the store keeps them."""
-    return maps.clamp(0, 1).cpu().numpy().astype(np.float16)
-
-
-def _hash_parameters(model: Any) -> str:
-    """Return a hash of a model's weights in memory: names, shapes, and the first values of each."""
-    digest = blake2b(digest_size=16)
-    for name, value in model.state_dict().items():
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.flatten()[:256].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+    half = maps.clamp(0, 1).cpu().numpy().astype(np.float16)
+    return SoftMaps(half, tuple(labels), False, frame.padded_hw, frame.resized_hw, frame.image_hw)

@@ -5,7 +5,7 @@ the key `segtrain` lies a dictionary of plain values: format version, classes, p
 """
 
 import hashlib
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +46,6 @@ def make_card(classes: ClassSet, settings: dict[str, Any]) -> dict[str, Any]:
         "output": "NCHW scores; class id = argmax over C, 0 is the background",
         "settings": settings,
     }
-
-
-def to_plain(value: Any) -> Any:
-    """Return settings as values JSON knows: dataclasses become dictionaries, tuples lists, paths text."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return to_plain(asdict(value))
-    if isinstance(value, dict):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -114,7 +103,7 @@ def load_network(path: Path) -> tuple[Segmenter, ClassSet, dict[str, Any]]:
     return network.eval(), classes, card
 
 
-def fingerprint(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """Return the first 16 hexadecimal digits of a file's SHA-256."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:

@@ -84,12 +84,13 @@ class Evaluator(pl.Callback):
             self._write(scores, boundary, pl_module.classes, images)
 
     def _write(self, scores: Scores, boundary: Boundary | None, classes: ClassSet, images: int) -> None:
-        from train.checkpoint import fingerprint, to_plain
+        from data.config import to_plain
+        from train.checkpoint import file_digest
 
         self.output.mkdir(parents=True, exist_ok=True)
         content = scores_json(scores, boundary, classes) | {
             "images": images,
-            "checkpoint": {"path": str(self.checkpoint), "fingerprint": fingerprint(self.checkpoint)},
+            "checkpoint": {"path": str(self.checkpoint), "fingerprint": file_digest(self.checkpoint)},
             "inference": to_plain(self.inference),
         }
         write_atomically(self.output / "scores.json", (json.dumps(content, indent=1) + "\n").encode())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data.errors import ConfigError, ModelError
 from data.files import write_atomically
-from train.checkpoint import fingerprint, load_network
+from train.checkpoint import file_digest, load_network
 from train.network import SIZE_MULTIPLE, padding_in_whole_numbers
 
 MODEL_FORMAT = "segtrain-model"
@@ -60,7 +60,7 @@ def export(
         "file": path.name,
         "kind": format,
         "opset": opset if format == "onnx" else None,
-        "checkpoint": {"name": Path(ckpt_path).name, "fingerprint": fingerprint(ckpt_path)},
+        "checkpoint": {"name": Path(ckpt_path).name, "fingerprint": file_digest(ckpt_path)},
         "parity": {"largest_difference_of_scores": worst, "by_size": differences},
     }
     write_atomically(output / "model.json", (json.dumps(content, indent=1) + "\n").encode())

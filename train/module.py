@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from data.classes import ClassSet
+from data.config import to_plain
 from data.errors import ConfigError
 from data.scoring import boundary_counts, confusion_matrix, score
-from train.checkpoint import CARD_KEY, make_card, to_plain
+from train.checkpoint import CARD_KEY, make_card
 from train.inference import InferenceConfig, padded_scores, probabilities, sharpen
 from train.losses import LossConfig, segmentation_loss
 from train.network import NetworkConfig, Segmenter, build_network

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.classes import IGNORE
-from data.config import DataConfig
+from data.config import DataConfig, to_plain
 from data.errors import ConfigError, ImageError, LabelError
 from data.files import write_atomically
 from data.images import IMAGE_SUFFIXES, read_image
@@ -25,7 +25,7 @@ from data.store.records import image_record
 from data.store.softmaps import SoftMaps
 from data.store.source import stored_data, stored_path
 from data.store.store import MaskStore
-from train.checkpoint import fingerprint, load_network, to_plain
+from train.checkpoint import file_digest, load_network
 from train.dataset import to_tensor
 from train.inference import InferenceConfig, Network, probabilities, sharpen
 
@@ -70,7 +70,7 @@ def predict(
     network, classes, _ = load_network(ckpt_path)
     network = network.to(choose_device(device))
     config = {"inference": to_plain(inference), "ignore_below": ignore_below}
-    model = {"id": str(ckpt_path), "fingerprint": fingerprint(ckpt_path)}
+    model = {"id": str(ckpt_path), "fingerprint": file_digest(ckpt_path)}
     store = MaskStore.open_or_create(output, classes=classes, config=config, model=model, data=source)
     writer = _Writer(store, Path(source["root"]), inference, ignore_below, overlays, soft, probabilities)
     done = store.finished()

@@ -10,12 +10,13 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from data.classes import IGNORE
+from data.config import to_plain
 from data.errors import ConfigError, StoreError
 from data.images import read_image
 from data.store.records import image_record
 from data.store.source import moved, stored_path
 from data.store.store import MaskStore
-from train.checkpoint import fingerprint, load_network, to_plain
+from train.checkpoint import file_digest, load_network
 from train.inference import InferenceConfig
 from train.predict import choose_device, predict_image, shrink
 
@@ -70,7 +71,7 @@ def relabel(
         output,
         classes=classes,
         config={"relabel": rule, "inference": to_plain(inference), "from": source.header["config"]},
-        model={"id": str(ckpt_path), "fingerprint": fingerprint(ckpt_path)},
+        model={"id": str(ckpt_path), "fingerprint": file_digest(ckpt_path)},
         data=moved(source.header["data"], root),
     )
     done = target.finished()

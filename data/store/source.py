@@ -1,10 +1,10 @@
 """Where a store's images and ground truth are: from a data set's settings to the header and back."""
 
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from data.config import DataConfig
+from data.config import DataConfig, to_plain
 from data.errors import ConfigError
 from data.readers.layout import detect_format, open_samples
 from data.store.store import MaskStore
@@ -14,9 +14,9 @@ _PATHS = ("root", "classes", "labels")
 
 def stored_data(config: DataConfig) -> dict[str, Any]:
     """Return what a store's header says about the data: the fields that decide which images and labels these are."""
-    stored = asdict(config) | {"format": detect_format(config), "root": Path(config.root).absolute()}
+    stored = to_plain(replace(config, format=detect_format(config), root=Path(config.root).absolute()))
     del stored["cache"]
-    return {name: str(value) if isinstance(value, Path) else value for name, value in stored.items()}
+    return dict(stored)
 
 
 def stored_path(image: Path, root: Path) -> str:

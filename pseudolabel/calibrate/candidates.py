@@ -44,11 +44,6 @@ def with_timesteps(config: GenerateConfig, timesteps: Sequence[int]) -> Generate
     return replace(config, diffusion=replace(config.diffusion, timesteps=tuple(timesteps)))
 
 
-def any_layers(config: GenerateConfig) -> GenerateConfig:
-    """Return settings whose layers every model has; what is recorded is named elsewhere."""
-    return with_affinity(with_attention(config, cross_layers=("all",)), kind="none")
-
-
 def with_existing_layers(config: GenerateConfig, layers: "tuple[Layer, ...]") -> GenerateConfig:
     """Return settings to start from on this model: layers it does not have are replaced by the mean of all.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +12,14 @@ from data.masks import read_truth
 from data.samples import Sample
 from data.scoring import confusion_matrix, score
 from pseudolabel.calibrate.criteria import best_threshold, count_pixels, image_edges, label_score
-from pseudolabel.calibrate.recordings import Recorded, raw_maps, refined_maps, view
-from pseudolabel.config import GenerateConfig
+from pseudolabel.calibrate.pictures import Picture
+from pseudolabel.calibrate.recordings import Sentences, raw_maps, refined_maps, view
+from pseudolabel.config import GenerateConfig, mask_config
+from pseudolabel.masks.fuse import before_crf
+from pseudolabel.masks.labelmap import label_map
+from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.attention import Layer
 from pseudolabel.softmaps.grids import common_grid
-
-if TYPE_CHECKING:
-    from pseudolabel.calibrate.pictures import Picture
-    from pseudolabel.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -35,27 +35,19 @@ class Measured:
 
 
 def measured(
-    pipeline: "Pipeline",
-    config: GenerateConfig,
-    samples: Sequence[Sample],
-    pictures: "Sequence[Picture]",
-    n_classes: int,
-    thresholds: Sequence[float],
+    pipeline: Pipeline, samples: Sequence[Sample], pictures: Sequence[Picture], thresholds: Sequence[float]
 ) -> Measured:
-    """Return what some settings reach at the threshold that is best after the CRF."""
-    from pseudolabel.masks.fuse import before_crf
-    from pseudolabel.masks.labelmap import label_map
-    from pseudolabel.pipeline import Pipeline
-
-    exact = Pipeline(pipeline.models, config, pipeline.classes, cut=False)
+    """Return what the pipeline's settings reach at the threshold that is best after the CRF."""
+    n_classes = len(pipeline.reader.classes or ()) + 1
     counts = np.zeros((len(thresholds), 2, n_classes, n_classes), np.int64)
-    variants = [replace(config, fuse=replace(config.fuse, threshold=tau)) for tau in thresholds]
+    masks = mask_config(pipeline.config)
+    variants = [replace(masks, fuse=replace(masks.fuse, threshold=tau)) for tau in thresholds]
     for sample, picture in tqdm(list(zip(samples, pictures, strict=True)), "measure", unit="image", leave=False):
         assert sample.truth_path is not None
         truth = read_truth(sample.truth_path, picture.rgb_u8.shape[:2], sample.image_path)
-        [soft] = exact.soft_maps([picture.rgb_u8], [picture.labels], [picture.id])
+        [soft] = pipeline.soft_maps([picture.rgb_u8], [picture.labels], [picture.id])
         for (raw, refined), variant in zip(counts, variants, strict=True):
-            raw += confusion_matrix(truth, before_crf(soft, variant), n_classes)
+            raw += confusion_matrix(truth, before_crf(soft, variant.fuse), n_classes)
             refined += confusion_matrix(truth, label_map(picture.rgb_u8, soft, variant)[1], n_classes)
     best = int(np.argmax([score(refined).miou for _, refined in counts]))
     raw, refined = counts[best]
@@ -71,31 +63,32 @@ class Verdict:
 
 
 def judge_by_truth(
-    recorded: Iterable[Recorded], candidates: Sequence[GenerateConfig], layers: tuple[Layer, ...], n_classes: int
+    recorded: Iterable[Sentences], candidates: Sequence[GenerateConfig], layers: tuple[Layer, ...], n_classes: int
 ) -> list[Verdict]:
     """Return the highest mIoU over thresholds of each candidate (one confusion matrix over all pictures)."""
     counts: list[Any] = [0] * len(candidates)
     for item in recorded:
-        assert item.picture.truth is not None
+        picture = item[0].picture
+        assert picture.truth is not None
         for index, candidate in enumerate(candidates):
-            if candidate.diffusion.timesteps != (item.timestep,):
+            if candidate.diffusion.timesteps != (item[0].timestep,):
                 continue
-            maps = view(refined_maps(item, candidate, layers), item)
-            counts[index] = counts[index] + count_pixels(maps, item.picture.prompted, item.picture.truth, n_classes)
+            maps = view(refined_maps(item, candidate, layers), item[0])
+            counts[index] = counts[index] + count_pixels(maps, picture.prompted, picture.truth, n_classes)
     return [Verdict(*best_threshold(count)) for count in counts]
 
 
 def judge_by_labels(
-    recorded: Iterable[Recorded], candidates: Sequence[GenerateConfig], layers: tuple[Layer, ...]
+    recorded: Iterable[Sentences], candidates: Sequence[GenerateConfig], layers: tuple[Layer, ...]
 ) -> list[Verdict]:
     """Return `criteria.label_score` of each candidate's raw maps; the affinity of the candidates plays no part."""
     present: list[list[Any]] = [[] for _ in candidates]
     absent: list[list[Any]] = [[] for _ in candidates]
     edges: list[list[Any]] = [[] for _ in candidates]
     for item in recorded:
-        lines = image_edges(item.picture.rgb_u8)
+        lines = image_edges(item[0].picture.rgb_u8)
         for index, candidate in enumerate(candidates):
-            if candidate.diffusion.timesteps != (item.timestep,):
+            if candidate.diffusion.timesteps != (item[0].timestep,):
                 continue
             first, second = present_and_absent(item, candidate, layers)
             present[index].append(first)
@@ -106,15 +99,16 @@ def judge_by_labels(
 
 
 def present_and_absent(
-    item: Recorded, config: GenerateConfig, layers: tuple[Layer, ...]
+    item: Sentences, config: GenerateConfig, layers: tuple[Layer, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the raw maps (mean over draws) of the classes a picture holds, and of its decoys, without the padding."""
     names = {spec.partition("@")[0] for spec in config.attention.cross_layers}
-    grid_hw = common_grid([layer for layer in layers if layer.name in names], (), item.latent_hw)
-    maps = torch.zeros(len(item.picture.prompted), *grid_hw)
-    for part in item.parts:
-        maps[list(part.rows)] = raw_maps(part, config, grid_hw).mean(dim=0)
-    rows, columns = item.frame.valid_cells(grid_hw)
-    cells = maps[:, :rows, :columns].numpy()
-    holds = np.array([label in item.picture.labels for label in item.picture.prompted])
+    picture = item[0].picture
+    grid_hw = common_grid([layer for layer in layers if layer.name in names], (), item[0].latent_hw)
+    maps = torch.zeros(len(picture.prompted), *grid_hw)
+    for recorded in item:
+        maps[list(recorded.rows)] = raw_maps(recorded, config.attention, grid_hw).mean(dim=0)
+    rows, width = item[0].frame.valid_cells(grid_hw)
+    cells = maps[:, :rows, :width].numpy()
+    holds = np.array([label in picture.labels for label in picture.prompted])
     return cells[holds], cells[~holds]

@@ -1,4 +1,22 @@
-"""The search of `pseudolabel calibrate`: settings judged on recordings, step by step from the best so far."""
+"""Choosing layers, heads, timestep, affinity and threshold for a model and data set, from a small set of images.
+
+Fixed lists of layers do not transfer between diffusion models. Each image is read once per timestep, all layers at
+once, and candidates are compared offline on the small maps (see `recordings`). With ground truth the mIoU decides
+(before the CRF, but for the threshold); without it `criteria.label_score`, which knows image-level labels alone.
+
+The search, each step starting from the best settings so far:
+
+1. timestep, cross-attention layers (forward selection from the best single layer) and token rescaling, no affinity;
+2. with ground truth: prompts with and without background words, and the image sizes asked for;
+3. with ground truth: self-attention layer and kind of affinity, rounds of small changes to everything chosen, then the
+   timestep again;
+4. with ground truth: heads, where leaving some out helps;
+5. the threshold: the best one after the CRF, at full size and with all draws, since that is what `generate` writes (the
+   CRF prefers a lower one than the maps by themselves do); without ground truth by Otsu's method.
+
+The rest, the CRF among it, stays as configured. What is chosen must win by more than `MIN_GAIN`, so that the simpler of
+two equal settings stays.
+"""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -6,13 +24,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
+from data.classes import ClassSet
+from data.console import available_cpus
 from data.errors import ConfigError
 from data.samples import Sample, SampleSet
 from pseudolabel.calibrate.candidates import (
     AFFINITIES,
-    any_layers,
     describe,
     fewer_heads,
     small_changes,
@@ -21,14 +41,18 @@ from pseudolabel.calibrate.candidates import (
     with_existing_layers,
     with_timesteps,
 )
+from pseudolabel.calibrate.criteria import otsu_threshold
 from pseudolabel.calibrate.judge import Measured, Verdict, judge_by_labels, judge_by_truth, measured
-from pseudolabel.calibrate.pictures import Picture
-from pseudolabel.calibrate.recordings import Recorded, record
+from pseudolabel.calibrate.pictures import Picture, load_picture
+from pseudolabel.calibrate.recordings import Sentences, record
 from pseudolabel.config import GenerateConfig
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.attention import Layer, per_head
+from pseudolabel.softmaps.diffusion.load import load_parts
+from pseudolabel.softmaps.diffusion.parts import Parts, pick_device, pick_dtype
+from pseudolabel.softmaps.diffusion.unet import list_layers
+from pseudolabel.softmaps.passes import Reader
 
-TIMESTEPS = (50, 100, 150, 200, 250, 300, 350, 400)
 THRESHOLD_STEPS = tuple(0.025 * step for step in range(-4, 3))  # tried around the best one before the CRF
 DECOYS = 3  # absent classes put into the sentence where there is no ground truth
 
@@ -43,10 +67,10 @@ class Search:
     """Everything a calibration works on, and the best it has found.
 
     Attributes:
-        pipeline: the whole model; its settings are not used, only its parts.
+        parts: the whole model.
+        classes: phrases and background words.
         pictures: the images.
         layers: all layers of the model.
-        n_classes: number of classes, the background included.
         by_truth: whether ground truth decides.
         config: best settings so far.
         verdict: what they reached.
@@ -55,10 +79,10 @@ class Search:
 
     """
 
-    pipeline: Pipeline
+    parts: Parts
+    classes: ClassSet
     pictures: Sequence[Picture]
     layers: tuple[Layer, ...]
-    n_classes: int
     by_truth: bool
     config: GenerateConfig
     verdict: Verdict = field(default_factory=lambda: Verdict(-1.0, 0.5))
@@ -84,20 +108,22 @@ def read(
     cross: Sequence[Layer] | None = None,
     self_layers: Sequence[Layer] = (),
     title: str,
-) -> Iterable[Recorded]:
+) -> Iterable[Sentences]:
     """Read all pictures once with some settings; every cross layer unless `cross` names fewer."""
-    pipeline = Pipeline(search.pipeline.models, any_layers(config), search.pipeline.classes, cut=False)
-    found = record(pipeline, search.pictures, search.layers if cross is None else cross, self_layers, search.latents)
+    diffusion = replace(config.diffusion, scales=(1.0,), flip=False)
+    shared = (config.prompt, diffusion, config.resize, config.run)
+    reader = Reader(search.parts, search.classes, *shared, latents=search.latents)
+    found = record(reader, search.pictures, search.layers if cross is None else cross, self_layers)
     total = len(search.pictures) * len(config.diffusion.timesteps)
     return tqdm(found, title, total=total, unit="map", leave=False, mininterval=1.0)
 
 
 def judge(
-    search: Search, recorded: Iterable[Recorded], candidates: Sequence[GenerateConfig]
+    search: Search, recorded: Iterable[Sentences], candidates: Sequence[GenerateConfig]
 ) -> list[tuple[GenerateConfig, Verdict]]:
     """Return how good each candidate is on what was recorded at its timestep."""
     if search.by_truth:
-        verdicts = judge_by_truth(recorded, candidates, search.layers, search.n_classes)
+        verdicts = judge_by_truth(recorded, candidates, search.layers, len(search.classes) + 1)
     else:
         verdicts = judge_by_labels(recorded, candidates, search.layers)
     return list(zip(candidates, verdicts, strict=True))
@@ -106,9 +132,9 @@ def judge(
 def choose_layers(search: Search, timesteps: Sequence[int]) -> None:
     """Step 1: the best timestep, layers and token rescaling, without affinity."""
     base = with_affinity(with_timesteps(search.config, timesteps), kind="none")
-    recordings: dict[int, list[Recorded]] = {timestep: [] for timestep in timesteps}
+    recordings: dict[int, list[Sentences]] = {timestep: [] for timestep in timesteps}
     for item in read(search, base, title="read all layers"):
-        recordings[item.timestep].append(item)
+        recordings[item[0].timestep].append(item)
     found = [
         forward_selection(
             search, recordings[timestep], with_attention(with_timesteps(base, (timestep,)), token_rescaling=on)
@@ -121,7 +147,7 @@ def choose_layers(search: Search, timesteps: Sequence[int]) -> None:
 
 
 def forward_selection(
-    search: Search, recorded: Sequence[Recorded], base: GenerateConfig
+    search: Search, recorded: Sequence[Sentences], base: GenerateConfig
 ) -> tuple[GenerateConfig, Verdict]:
     """Start from the best single layer and add the layer that helps most, while one helps."""
     names = [layer.name for layer in search.layers]
@@ -175,7 +201,7 @@ def choose_affinity(search: Search) -> None:
             break
 
 
-def _read_both(search: Search, title: str) -> Iterable[Recorded]:
+def _read_both(search: Search, title: str) -> Iterable[Sentences]:
     return read(search, search.config, self_layers=search.layers, title=title)
 
 
@@ -202,7 +228,7 @@ def choose_heads(search: Search) -> None:
     if search.config.attention.token_rescaling:
         return  # rescaling is not linear in the heads, so heads recorded one by one say nothing
     cross, self_layers = chosen_layers(search)
-    n_heads = {layer.name: head_count(search.pipeline.models.unet, layer) for layer in cross}
+    n_heads = {layer.name: head_count(search.parts.unet, layer) for layer in cross}
     runs = []
     for layers in per_head(cross, max(n_heads.values())):
         head = layers[0].heads[0] if layers[0].heads else 0
@@ -220,13 +246,12 @@ def head_count(unet: Any, layer: Layer) -> int:
     return int(unet.get_submodule(f"{layer.blocks[0]}.attn2").heads)
 
 
-def merge_heads(items: Sequence[Recorded]) -> Recorded:
+def merge_heads(items: Sequence[Sentences]) -> Sentences:
     """Put recordings of the same passes, through one head each, into one; self-attention is taken from the first."""
-    parts = [
-        replace(same[0], plain={name: maps for part in same for name, maps in part.plain.items()})
-        for same in zip(*(item.parts for item in items), strict=True)
-    ]
-    return replace(items[0], parts=tuple(parts))
+    return tuple(
+        replace(same[0], plain={name: maps for recorded in same for name, maps in recorded.plain.items()})
+        for same in zip(*items, strict=True)
+    )
 
 
 def run_search(
@@ -238,22 +263,12 @@ def run_search(
     draws: int,
     heads: bool,
     use_truth: bool,
-) -> "tuple[Search, Measured | None, Measured | None]":
+) -> tuple[Search, Measured | None, Measured | None]:
     """Search on some samples; also measures the given and the found settings (None without ground truth)."""
-    import torch
-
-    from data.console import available_cpus
-    from pseudolabel.calibrate.pictures import load_picture
-    from pseudolabel.calibrate.recordings import every_layer
-    from pseudolabel.pipeline import Pipeline
-    from pseudolabel.softmaps.diffusion.load import load_models
-    from pseudolabel.softmaps.diffusion.parts import pick_device, pick_dtype
-
     torch.set_num_threads(available_cpus())
     device = pick_device(config.run.device)
-    models = load_models(config.model, device, pick_dtype(config.run.dtype, device))
-    pipeline = Pipeline(models, any_layers(config), samples.classes, cut=False)
-    layers, n_classes = every_layer(pipeline), len(samples.classes) + 1
+    parts = load_parts(config.model, device, pick_dtype(config.run.dtype, device))
+    layers = list_layers(parts.unet)
     config = with_existing_layers(config, layers)
     by_truth = use_truth and any(sample.truth_path is not None for sample in chosen)
     if by_truth:
@@ -261,7 +276,7 @@ def run_search(
     n_decoys = 0 if by_truth else min(DECOYS, len(samples.classes) - 1)
     pictures = [load_picture(sample, len(samples.classes), n_decoys, by_truth) for sample in chosen]
     start = replace(config, diffusion=replace(config.diffusion, draws=draws))
-    search = Search(pipeline, pictures, layers, n_classes, by_truth, start)
+    search = Search(parts, samples.classes, pictures, layers, by_truth, start)
     timesteps = tuple(sorted({*timesteps}))
     choose_layers(search, timesteps)
     if by_truth:
@@ -276,24 +291,22 @@ def run_search(
         set_threshold(search, otsu(search))
         return search, None, None
     set_threshold(search, search.verdict.threshold)
-    before = measured(pipeline, config, chosen, pictures, n_classes, (config.fuse.threshold,))
+    before = measured(Pipeline(parts, config, samples.classes, cut=False), chosen, pictures, (config.fuse.threshold,))
     around = [search.verdict.threshold + step for step in THRESHOLD_STEPS]
-    after = measured(pipeline, search.config, chosen, pictures, n_classes, [tau for tau in around if 0 < tau <= 1])
+    found = Pipeline(parts, search.config, samples.classes, cut=False)
+    after = measured(found, chosen, pictures, [tau for tau in around if 0 < tau <= 1])
     set_threshold(search, after.threshold)
     return search, before, after
 
 
-def set_threshold(search: "Search", threshold: float) -> None:
+def set_threshold(search: Search, threshold: float) -> None:
     """Put the threshold into the settings."""
     search.config = replace(search.config, fuse=replace(search.config.fuse, threshold=round(threshold, 4)))
 
 
-def otsu(search: "Search") -> float:
+def otsu(search: Search) -> float:
     """Step 5 without ground truth: Otsu's threshold over the soft maps of the settings found, decoys left out."""
-    from pseudolabel.calibrate.criteria import otsu_threshold
-    from pseudolabel.pipeline import Pipeline
-
-    pipeline = Pipeline(search.pipeline.models, search.config, search.pipeline.classes, cut=False)
+    pipeline = Pipeline(search.parts, search.config, search.classes, cut=False)
     soft = (pipeline.soft_maps([p.rgb_u8], [p.labels], [p.id])[0] for p in search.pictures)
     threshold = otsu_threshold([each.maps.astype(np.float32) for each in soft])
     search.steps.append(f"threshold by Otsu's method: {threshold}")
@@ -313,12 +326,10 @@ def evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
     return [samples[position * len(samples) // count] for position in range(count)]
 
 
-def report_of(
-    search: "Search", samples: SampleSet, config: GenerateConfig, before: Measured | None, after: Measured | None
-) -> str:
+def report_of(search: Search, split: str, before: Measured | None, after: Measured | None) -> str:
     """Return the header comment of the config: what was measured on what."""
-    count, model = len(search.pictures), search.pipeline.fingerprint()
-    lines = [f"Chosen by `pseudolabel calibrate` on {count} images, split {config.data.split!r}; only differences from"]
+    count, model = len(search.pictures), search.parts.identity()
+    lines = [f"Chosen by `pseudolabel calibrate` on {count} images, split {split!r}; only differences from"]
     lines += ["the defaults are stated.", f"Model {model['id']}, fingerprint {model['fingerprint']}."]
     if before is not None and after is not None:
         lines.append("mIoU on these images, before / after the CRF:")

@@ -54,7 +54,7 @@ def calibrate(
     samples = open_samples(config.data, need_labels=True, need_truth=use_truth)
     chosen = evenly(samples.samples, images)
     search, before, after = run_search(config, samples, chosen, timesteps, long_sides, draws, heads, use_truth)
-    text = report_of(search, samples, config, before, after) + yaml.safe_dump(
+    text = report_of(search, config.data.split, before, after) + yaml.safe_dump(
         differences(search.config), sort_keys=False, width=120
     )
     output.parent.mkdir(parents=True, exist_ok=True)

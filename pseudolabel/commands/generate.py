@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from pseudolabel.config import GenerateConfig
+from pseudolabel.config import GenerateConfig, warn_of_idle
 
 
 def generate(store: Path, **settings: Any) -> None:
@@ -23,6 +23,7 @@ def generate(store: Path, **settings: Any) -> None:
     from pseudolabel.generate.tally import print_summary
 
     config = GenerateConfig(**settings)
+    warn_of_idle(config.idle())
     samples = open_samples(config.data, need_labels=True, need_truth=False)
     tally = generate_masks(Path(store), samples, config)
     print_summary(Path(store), samples, tally)

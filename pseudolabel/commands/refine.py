@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from pseudolabel.config import MaskConfig, mask_settings
+from pseudolabel.config import MaskConfig, mask_settings, warn_of_idle
 
 
 def refine(
@@ -15,6 +15,7 @@ def refine(
     root: Path | None = None,
     workers: int | None = None,
     on_error: Literal["stop", "skip"] = "stop",
+    device: str = "auto",
     **settings: Any,
 ) -> None:
     """Make masks anew from a store's soft maps, without the diffusion model.
@@ -28,13 +29,16 @@ def refine(
         root: Folder of the images, if it is not where the store says.
         workers: Processes that make masks; none: one for each core but one; 0: no extra process.
         on_error: stop, or skip: an image that cannot be processed is counted and named at the end.
+        device: Where PAMR runs: auto (a GPU if there is one), cpu, cuda, cuda:1. The dense CRF runs on the CPU.
         **settings: The fields of MaskConfig.
 
     """
     from pseudolabel.generate.refine import refine_masks
     from pseudolabel.generate.tally import print_skipped
 
-    tally = refine_masks(Path(store), Path(output), MaskConfig(**settings), root, workers, on_error)
+    config = MaskConfig(**settings)
+    warn_of_idle(config.idle())
+    tally = refine_masks(Path(store), Path(output), config, root, workers, on_error, device)
     print(f"{tally.written} masks in {Path(output) / 'masks'} in {tally.seconds:.0f} s.")
     print_skipped(Path(output), tally.skipped)
     print(f"Next: pseudolabel score --store {output}     mIoU, where there is ground truth")

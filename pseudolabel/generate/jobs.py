@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,12 @@ from jaxtyping import UInt8
 from data.errors import LabelError, StoreError, UserError
 from data.images import read_image
 from data.samples import Sample, SampleSet
-from data.store.softmaps import SoftMaps
 from data.store.source import stored_data, stored_path
 from data.store.store import MaskStore
-from pseudolabel.config import GenerateConfig, stored_settings
+from pseudolabel.config import DiffusionConfig, GenerateConfig, RunConfig, stored_settings
 from pseudolabel.generate.batches import grouped, in_shard, loaded_ahead
 from pseudolabel.generate.tally import SKIPPED
-from pseudolabel.generate.workers import MaskJob
+from pseudolabel.generate.workers import MaskJob, Outcome
 
 if TYPE_CHECKING:
     from pseudolabel.pipeline import Pipeline
@@ -50,56 +49,60 @@ def load(sample: Sample) -> Loaded:
         return Loaded(sample, None, str(error))
 
 
-def pending_samples(samples: SampleSet, config: GenerateConfig, finished: set[str]) -> Iterator[Sample]:
+def pending_samples(samples: SampleSet, run: RunConfig, finished: set[str]) -> Iterator[Sample]:
     """Yield the samples of this run's shard that are not finished, without holding more than one."""
     every = (samples.samples[position] for position in range(len(samples.samples)))
-    unfinished = (sample for sample in in_shard(every, config.run.shard) if sample.id not in finished)
+    unfinished = (sample for sample in in_shard(every, run.shard) if sample.id not in finished)
     for position, sample in enumerate(unfinished):
-        if config.run.limit is not None and position >= config.run.limit:
+        if run.limit is not None and position >= run.limit:
             return
         yield sample
 
 
-def soft_maps_of(
-    pipeline: "Pipeline", samples: Iterable[Sample], config: GenerateConfig
-) -> Iterator[tuple[Loaded, SoftMaps | None, float]]:
-    """Yield each sample with its soft maps and the seconds they took; None where the image cannot be read.
+def mask_jobs(
+    pipeline: "Pipeline", samples: Iterable[Sample], store_path: Path, root: Path
+) -> Iterator[MaskJob | Outcome]:
+    """Yield what is left to do for each sample once its soft maps are there, or why its image cannot be used.
 
     Images of one padded size go to the pipeline together, so that they share passes of the U-Net; the order of the
     samples is not kept.
+
+    Args:
+        pipeline: makes the soft maps.
+        samples: images with labels.
+        store_path: the store that the masks are for.
+        root: folder of the data set, which the index's paths are relative to.
+
     """
-    together = images_together(config, pipeline.models.device.type)
+    reader = pipeline.reader
+    together = images_together(reader.diffusion, reader.run, pipeline.parts.device.type)
     for group in grouped(
         loaded_ahead(samples, load, ahead=together),
-        key=lambda item: None if item.rgb_u8 is None else pipeline.frame(item.rgb_u8.shape[:2]).padded_hw,
+        key=lambda item: None if item.rgb_u8 is None else reader.frame(item.rgb_u8.shape[:2]).padded_hw,
         size=lambda key: 1 if key is None else together,
         window=WINDOW_GROUPS * together,
     ):
         images = [item.rgb_u8 for item in group if item.rgb_u8 is not None]
         if not images:
-            yield from ((item, None, 0.0) for item in group)
+            yield from (Outcome(item.sample.id, None, item.error) for item in group)
             continue
         start = time.perf_counter()
         maps = pipeline.soft_maps(images, [item.sample.labels for item in group], [item.sample.id for item in group])
         seconds = (time.perf_counter() - start) / len(group)
-        yield from ((item, soft, seconds) for item, soft in zip(group, maps, strict=True))
+        for item, soft in zip(group, maps, strict=True):
+            sample, path = item.sample, Path(item.sample.image_path).absolute()
+            dropped = reader.dropped_words(sample.labels)
+            job = MaskJob(store_path, sample.id, stored_path(path, root), path, item.rgb_u8, soft)
+            yield replace(job, seconds=seconds, dropped_words=dropped)
 
 
-def images_together(config: GenerateConfig, device_type: str) -> int:
+def images_together(diffusion: DiffusionConfig, run: RunConfig, device_type: str) -> int:
     """Return how many images are handed to the pipeline at once: enough noised images for a few full passes."""
-    diffusion = config.diffusion
     noised_images = diffusion.draws * len(diffusion.timesteps) * len(diffusion.scales) * (2 if diffusion.flip else 1)
-    batch_size = config.run.batch_size
+    batch_size = run.batch_size
     if batch_size == "auto":
         batch_size = AUTO_GPU if device_type == "cuda" else AUTO_CPU
     return max(1, PASSES * batch_size // noised_images)
-
-
-def mask_job(store_path: Path, item: Loaded, soft: SoftMaps, config: GenerateConfig, seconds: float) -> MaskJob:
-    """Return the work that is left for an image once its soft maps are there."""
-    path = Path(item.sample.image_path).absolute()
-    image = stored_path(path, Path(config.data.root))
-    return MaskJob(store_path, item.sample.id, image, path, item.rgb_u8, soft, seconds=seconds)
 
 
 def prepare_store(store_path: Path, samples: SampleSet, config: GenerateConfig, model: dict[str, Any]) -> MaskStore:

@@ -12,7 +12,7 @@ from data.console import available_cpus
 from data.samples import SampleSet
 from data.store.store import MaskStore
 from pseudolabel.config import GenerateConfig, mask_config
-from pseudolabel.generate.jobs import mask_job, pending_samples, prepare_store, soft_maps_of
+from pseudolabel.generate.jobs import mask_jobs, pending_samples, prepare_store
 from pseudolabel.generate.tally import Tally, count_outcome, progress_bar
 from pseudolabel.generate.workers import MaskJob, Outcome, default_workers, run_jobs
 
@@ -33,7 +33,7 @@ def generate_masks(store_path: Path, samples: SampleSet, config: GenerateConfig)
 
     """
     finished = _finished(store_path, samples, config)
-    wanted = sum(1 for _ in pending_samples(samples, config, finished))
+    wanted = sum(1 for _ in pending_samples(samples, config.run, finished))
     tally = Tally()
     if not wanted:
         return tally
@@ -65,17 +65,18 @@ def _local_outcomes(
 
     def jobs() -> Iterator[MaskJob]:
         prepared = False
-        for item, soft, seconds in soft_maps_of(pipeline, pending_samples(samples, config, finished), config):
-            if soft is None:
-                faults.append(Outcome(item.sample.id, None, item.error))
+        pending = pending_samples(samples, config.run, finished)
+        for found in mask_jobs(pipeline, pending, store_path, Path(config.data.root)):
+            if isinstance(found, Outcome):
+                faults.append(found)
                 continue
             if not prepared:
-                prepare_store(store_path, samples, config, pipeline.fingerprint())
+                prepare_store(store_path, samples, config, pipeline.parts.identity())
                 prepared = True
-            yield mask_job(store_path, item, soft, config, seconds)
+            yield found
 
-    workers = default_workers(config.run.workers)
-    with contextlib.closing(run_jobs(jobs(), mask_config(config), workers)) as outcomes:
+    workers, device = default_workers(config.run.workers), str(pipeline.parts.device)
+    with contextlib.closing(run_jobs(jobs(), mask_config(config), workers, device)) as outcomes:
         for outcome in outcomes:
             while faults:
                 yield faults.pop()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import ImageError, UserError
-from pseudolabel.config import GenerateConfig
+from pseudolabel.config import GenerateConfig, idle_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,8 +40,8 @@ def check_model(config: GenerateConfig, data: "DataReport", measure: bool = Fals
         The report; its problems would stop a run.
 
     """
-    report = ModelReport(config.model.id)
-    folder = Path(config.model.id)
+    report = ModelReport(config.model.id, warnings=idle_lines(config.idle()))
+    folder = Path(config.model.id).expanduser()
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         report.problems.append(
             f"The folder {folder} is no diffusers model (no model_index.json); --model.id must name one."
@@ -70,10 +70,11 @@ def measure_model(config: GenerateConfig) -> tuple[float, float]:
 
     import torch
 
-    from data.console import available_cpus
     from data.readers.layout import open_samples
     from pseudolabel.config import mask_config
-    from pseudolabel.pipeline import Pipeline, label_map
+    from pseudolabel.generate.workers import default_workers
+    from pseudolabel.masks.labelmap import label_map
+    from pseudolabel.pipeline import Pipeline
 
     samples = open_samples(config.data, need_truth=False)
     sample, rgb_u8 = middle_image(samples.samples, config.run.on_error == "skip")
@@ -81,12 +82,12 @@ def measure_model(config: GenerateConfig) -> tuple[float, float]:
     start = time.perf_counter()
     soft = pipeline.soft_maps([rgb_u8], [sample.labels], [sample.id])[0]
     read = time.perf_counter()
-    label_map(rgb_u8, soft, mask_config(config))
+    label_map(rgb_u8, soft, mask_config(config), str(pipeline.parts.device))
     refined = time.perf_counter()
-    workers = available_cpus() - 1 if config.run.workers is None else config.run.workers
+    workers = default_workers(config.run.workers)
     unet, crf = read - start, refined - read
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if pipeline.models.device.type == "cuda":
+    if pipeline.parts.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated()
     return (max(unet, crf / workers) if workers > 0 else unet + crf), round(memory / 1e9, 1)
 

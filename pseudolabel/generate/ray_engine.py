@@ -17,8 +17,8 @@ from data.console import available_cpus
 from data.errors import ConfigError, UserError
 from data.samples import Sample, SampleSet
 from pseudolabel.config import GenerateConfig, MaskConfig, mask_config
-from pseudolabel.generate.jobs import images_together, mask_job, pending_samples, prepare_store, soft_maps_of
-from pseudolabel.generate.workers import Outcome, finish_image
+from pseudolabel.generate.jobs import images_together, mask_jobs, pending_samples, prepare_store
+from pseudolabel.generate.workers import MaskJob, Outcome, finish_image
 
 GROUPS_A_BATCH = 4  # groups of images handed to an actor at once, so that it can sort them by size
 
@@ -71,8 +71,8 @@ def _dataset(ray: Any, store_path: Path, samples: SampleSet, config: GenerateCon
     gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
     on_gpu = gpus > 0 and config.run.device != "cpu"
     actors = gpus if on_gpu else max(1, cpus // 2)
-    rows = [{"sample": pickle.dumps(sample)} for sample in pending_samples(samples, config, finished)]
-    batch = GROUPS_A_BATCH * images_together(config, "cuda" if on_gpu else "cpu")
+    rows = [{"sample": pickle.dumps(sample)} for sample in pending_samples(samples, config.run, finished)]
+    batch = GROUPS_A_BATCH * images_together(config.diffusion, config.run, "cuda" if on_gpu else "cpu")
     mapped = ray.data.from_items(rows, override_num_blocks=max(1, min(len(rows), -(-len(rows) // batch)))).map_batches(
         SoftMapper,
         fn_constructor_args=(str(store_path), config, samples.classes),
@@ -99,7 +99,7 @@ class SoftMapper:
         samples: list[Sample] = [pickle.loads(item) for item in batch["sample"]]
         try:
             self._load()
-            jobs = list(self._jobs(samples))
+            jobs: list[MaskJob | Outcome | str] = list(self._jobs(samples))
         except UserError as error:
             jobs = [str(error)]
         return {"job": _column(jobs)}
@@ -113,14 +113,15 @@ class SoftMapper:
 
         torch.set_num_threads(available_cpus())
         self.pipeline = Pipeline.load(self.config, self.classes)
-        prepare_store(self.store_path, SampleSet(self.classes, ()), self.config, self.pipeline.fingerprint())
+        prepare_store(self.store_path, SampleSet(self.classes, ()), self.config, self.pipeline.parts.identity())
 
-    def _jobs(self, samples: list[Sample]) -> Iterator[Any]:
-        for item, soft, seconds in soft_maps_of(self.pipeline, samples, self.config):
-            if soft is None:
-                yield Outcome(item.sample.id, None, item.error)
+    def _jobs(self, samples: list[Sample]) -> Iterator[MaskJob | Outcome]:
+        masks, device = mask_config(self.config), str(self.pipeline.parts.device)
+        for found in mask_jobs(self.pipeline, samples, self.store_path, Path(self.config.data.root)):
+            if isinstance(found, MaskJob) and masks.crf.kind == "pamr" and device != "cpu":
+                yield finish_image(found, masks, device)  # here, where the GPU is
             else:
-                yield mask_job(self.store_path, item, soft, self.config, seconds)
+                yield found
 
 
 def _finish(batch: Batch, config: MaskConfig) -> Batch:

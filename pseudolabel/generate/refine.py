@@ -9,7 +9,7 @@ from typing import Any, Literal
 from data.errors import StoreError
 from data.store.source import moved
 from data.store.store import MaskStore
-from pseudolabel.config import MASK_FIELDS, MaskConfig
+from pseudolabel.config import MASK_FIELDS, CrfConfig, MaskConfig
 from pseudolabel.generate.tally import Tally, count_outcome, progress_bar
 from pseudolabel.generate.workers import MaskJob, default_workers, run_jobs
 
@@ -21,6 +21,7 @@ def refine_masks(
     root: Path | None = None,
     workers: int | None = None,
     on_error: Literal["stop", "skip"] = "stop",
+    device: str = "auto",
 ) -> Tally:
     """Make a new store from the soft maps of another one.
 
@@ -31,14 +32,17 @@ def refine_masks(
         root: folder of the images, if it is not where the source says.
         workers: worker processes; None: one for each core but one; 0: none.
         on_error: "stop" or "skip".
+        device: where PAMR runs: auto (a GPU if there is one), cpu, cuda, cuda:1.
 
     Raises:
+        ConfigError: the machine has no such device.
         StoreError: output and source are one store, or the output was made with other settings.
         UserError: an image or soft map is missing or damaged, under `on_error="stop"`.
 
     """
     if source_path.resolve() == output_path.resolve():
         raise StoreError(f"{output_path} is the store that is read; name another folder with --output.")
+    where = _device_of(config.crf, device)
     source = MaskStore.open(source_path)
     header = refined_header(source, config, root)
     finished: set[str] = set()
@@ -50,12 +54,21 @@ def refine_masks(
     MaskStore.open_or_create(output_path, classes=source.classes, **header)
     tally = Tally()
     jobs = _jobs(source, output_path, records, root)
-    outcomes = run_jobs(jobs, config, default_workers(workers))
+    outcomes = run_jobs(jobs, config, default_workers(workers), where)
     with contextlib.closing(outcomes), progress_bar(len(records)) as bar:
         for outcome in outcomes:
             count_outcome(outcome, tally, on_error)
             bar.update()
     return tally
+
+
+def _device_of(config: CrfConfig, device: str) -> str:
+    """Return where the refinement runs; torch is imported only where it is needed."""
+    if config.kind != "pamr":
+        return "cpu"
+    from pseudolabel.softmaps.diffusion.parts import pick_device
+
+    return str(pick_device(device))
 
 
 def refined_header(source: MaskStore, config: MaskConfig, root: Path | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,23 @@ SHOWN = 20  # skipped images named at the end; all of them are in skipped.txt
 
 @dataclass
 class Tally:
-    """What a run has done so far."""
+    """What a run has done so far.
+
+    Attributes:
+        written: number of masks.
+        skipped: id and reason of each image that was left out.
+        warned: number of masks with warnings.
+        without_words: number of images whose sentence had no room for all background words.
+        dropped_words: how often each of these words was left out.
+        started: when the run began.
+
+    """
 
     written: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     warned: int = 0
+    without_words: int = 0
+    dropped_words: Counter[str] = field(default_factory=Counter)
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -40,7 +53,10 @@ def count_outcome(outcome: Outcome, tally: Tally, on_error: str) -> None:
         tally.skipped.append((outcome.id, outcome.error))
     else:
         tally.written += 1
-        tally.warned += bool(outcome.record and outcome.record["warnings"])
+        record = outcome.record or {}
+        tally.warned += bool(record.get("warnings"))
+        tally.without_words += bool(record.get("dropped_words"))
+        tally.dropped_words.update(record.get("dropped_words", ()))
 
 
 def progress_bar(total: int) -> "tqdm[Any]":
@@ -70,6 +86,9 @@ def print_summary(store_path: Path, samples: SampleSet, tally: Tally) -> None:
     if tally.warned:
         print(f"{tally.warned} of them have warnings (nothing found for a class, for example); the report lists them.")
     print_skipped(store_path, tally.skipped)
+    if tally.dropped_words:
+        words = ", ".join(f"{word} ({count})" for word, count in tally.dropped_words.most_common())
+        print(f"Note: the sentences of {tally.without_words} images had no room for all background words: {words}.")
     for note in samples.notes:
         print(f"Note: {note}")
     if there:

@@ -79,8 +79,15 @@ def _store(path: Path) -> MaskStore:
     return _OPEN[path]
 
 
-def finish_image(job: MaskJob, config: MaskConfig) -> Outcome:
-    """Make one mask from soft maps and write it; errors a person can mend come back in the outcome."""
+def finish_image(job: MaskJob, config: MaskConfig, device: str = "cpu") -> Outcome:
+    """Make one mask from soft maps and write it; errors a person can mend come back in the outcome.
+
+    Args:
+        job: the image.
+        config: threshold, refinement and ignore band.
+        device: where PAMR runs.
+
+    """
     from pseudolabel.masks.labelmap import label_map
 
     start = time.perf_counter()
@@ -92,7 +99,7 @@ def finish_image(job: MaskJob, config: MaskConfig) -> Outcome:
             soft = _store(job.soft_store).read_soft(job.id)
         if soft is None:
             return Outcome(job.id, None, f"{job.id} has no soft maps in {job.soft_store}; run generate for it again")
-        mask, argmax = label_map(rgb_u8, soft, config)
+        mask, argmax = label_map(rgb_u8, soft, config, device)
     except UserError as error:
         return Outcome(job.id, None, str(error))
     seconds = job.seconds + time.perf_counter() - start
@@ -125,19 +132,26 @@ def default_workers(workers: int | None) -> int:
     return max(1, available_cpus() - 1) if workers is None else workers
 
 
-def run_jobs(jobs: Iterable[MaskJob], config: MaskConfig, workers: int) -> Generator[Outcome]:
+def run_jobs(jobs: Iterable[MaskJob], config: MaskConfig, workers: int, device: str = "cpu") -> Generator[Outcome]:
     """Finish images as the jobs arrive and yield their outcomes, in the order they are done.
 
     At most `WAITING_JOBS_EACH` jobs for each worker are taken ahead, so memory stays flat and an iterator that computes
     soft maps runs just ahead of the workers.
 
+    Args:
+        jobs: the images.
+        config: threshold, refinement and ignore band.
+        workers: worker processes; 0: none.
+        device: where PAMR runs. On a GPU it runs in this process, which holds the GPU already; the dense CRF runs on
+            the CPU, in the workers.
+
     Raises:
         UserError: a worker process was killed, most often for lack of memory.
 
     """
-    if workers == 0:
+    if workers == 0 or (config.crf.kind == "pamr" and device != "cpu"):
         for job in jobs:
-            yield finish_image(job, config)
+            yield finish_image(job, config, device)
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)

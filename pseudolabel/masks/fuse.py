@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from data.store.softmaps import SoftMaps, upsample
-from pseudolabel.config import FuseConfig, GenerateConfig, MaskConfig
+from pseudolabel.config import FuseConfig
 
 
 def background_score(
@@ -37,7 +37,7 @@ def image_scores(soft: SoftMaps, config: FuseConfig) -> Float[np.ndarray, "rows 
     return upsample(scores_with_background(soft, config), soft)
 
 
-def before_crf(soft: SoftMaps, config: GenerateConfig | MaskConfig) -> UInt8[np.ndarray, "height width"]:
+def before_crf(soft: SoftMaps, config: FuseConfig) -> UInt8[np.ndarray, "height width"]:
     """Return the class id of the highest score at each pixel, without any refinement."""
     ids = np.array([0, *soft.labels], np.uint8)
-    return ids[image_scores(soft, config.fuse).argmax(axis=0)]
+    return ids[image_scores(soft, config).argmax(axis=0)]

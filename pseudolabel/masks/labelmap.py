@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from data.classes import IGNORE
 from data.errors import ImageError
 from data.store.softmaps import SoftMaps
-from pseudolabel.config import GenerateConfig, MaskConfig
+from pseudolabel.config import MaskConfig
 from pseudolabel.masks.crf import refine_scores
 from pseudolabel.masks.fuse import image_scores
 
@@ -17,7 +17,7 @@ from pseudolabel.masks.fuse import image_scores
 def label_map(
     rgb_u8: UInt8[np.ndarray, "height width 3"],
     soft: SoftMaps,
-    config: GenerateConfig | MaskConfig,
+    config: MaskConfig,
     device: str = "cpu",
 ) -> tuple[UInt8[np.ndarray, "height width"], UInt8[np.ndarray, "height width"]]:
     """Return a mask with 255 where it is unsure, and the same mask without that band, which is what scoring uses.

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from data.errors import ModelError
 
-Kind = Literal["cross", "self"]
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -99,24 +97,6 @@ def _describe(layers: Sequence[Layer]) -> str:
     return ", ".join(f"{layer.name}{several[layer.name]} (1/{layer.factor})" for layer in layers)
 
 
-@dataclass(frozen=True)
-class TokenColumns:
-    """Which tokens are read, and how they are summed to columns.
-
-    Attributes:
-        weights: weight of each token in each column; unused columns are zero.
-        content: with token rescaling, the tokens that share out a cell's attention; None leaves it as it is.
-
-    """
-
-    weights: Float[Tensor, "batch columns tokens"]
-    content: Bool[Tensor, "batch tokens"] | None = None
-
-    def to(self, device: torch.device) -> "TokenColumns":
-        """Return the same on a device."""
-        return TokenColumns(self.weights.to(device), None if self.content is None else self.content.to(device))
-
-
 @dataclass
 class Recording:
     """What was recorded in one pass, by module name of the transformer block."""
@@ -125,10 +105,22 @@ class Recording:
     queries: dict[str, Tensor] = field(default_factory=dict)
     keys: dict[str, Tensor] = field(default_factory=dict)
 
-    def cross_map(self, layer: Layer, latent_hw: tuple[int, int]) -> Float[Tensor, "batch columns height width"]:
-        """Return the columns of a cross-attention layer on its grid, the mean over its transformer blocks."""
-        columns = torch.stack([self.cross[block] for block in layer.blocks]).mean(dim=0)
-        return columns.unflatten(-1, layer.grid_hw(latent_hw))
+    def cross_map(
+        self, layer: Layer, latent_hw: tuple[int, int], content: Bool[Tensor, "batch columns"] | None = None
+    ) -> Float[Tensor, "batch columns height width"]:
+        """Return the columns of a cross-attention layer on its grid, the mean over its transformer blocks.
+
+        Args:
+            layer: a layer that was recorded.
+            latent_hw: height and width of the latent.
+            content: where every token is a column: those that share out each cell's attention among them; the others
+                become zero (GoCA, CVPR 2026). None leaves the columns as they are.
+
+        """
+        blocks = [self.cross[block] for block in layer.blocks]
+        if content is not None:
+            blocks = [_share_out(columns, content) for columns in blocks]
+        return torch.stack(blocks).mean(dim=0).unflatten(-1, layer.grid_hw(latent_hw))
 
     def queries_and_keys(self, layer: Layer) -> tuple[Tensor, Tensor]:
         """Return queries and keys (batch, heads, cells, dim) of a self-attention layer, blocks' heads side by side."""
@@ -146,27 +138,29 @@ def pick_heads(per_head: Float[Tensor, "batch heads rows dim"], heads: tuple[int
     return per_head[:, list(heads)]
 
 
+def _share_out(
+    tokens: Float[Tensor, "batch tokens cells"], content: Bool[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch tokens cells"]:
+    """Let the content tokens of each cell sum to one and drop the others."""
+    kept = tokens.transpose(1, 2).contiguous() * content[:, None, :]
+    return (kept / kept.sum(dim=-1, keepdim=True).clamp_min(1e-12)).transpose(1, 2)
+
+
 def cross_columns(
     queries: Float[Tensor, "batch heads cells dim"],
     keys: Float[Tensor, "batch heads tokens dim"],
-    columns: TokenColumns,
+    weights: Float[Tensor, "batch columns tokens"],
 ) -> Float[Tensor, "batch columns cells"]:
     """Return column sums of the cross-attention: softmax over tokens, mean over heads, then the tokens' weights.
 
     One head at a time, in float32, so that memory is that of a single head's map.
-    With `columns.content`, start, end and filler tokens are dropped and a cell's remaining tokens sum to one
-    (GoCA, CVPR 2026).
     """
-    batch, heads, cells, dim = queries.shape
-    total = torch.zeros(batch, cells, keys.shape[2], device=queries.device)
+    _, heads, cells, dim = queries.shape
+    total = torch.zeros(len(queries), cells, keys.shape[2], device=queries.device)
     for head in range(heads):
         scores = queries[:, head].float() @ keys[:, head].float().transpose(1, 2)
         total += torch.softmax(scores * dim**-0.5, dim=-1)
-    probabilities = total / heads
-    if columns.content is not None:
-        probabilities = probabilities * columns.content[:, None, :]
-        probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True).clamp_min(1e-12)
-    return columns.weights @ probabilities.transpose(1, 2)
+    return weights @ (total / heads).transpose(1, 2)
 
 
 def per_head(layers: Sequence[Layer], n_heads: int) -> list[list[Layer]]:

@@ -9,7 +9,6 @@ from torch.nn import functional
 
 from data.store.softmaps import Frame
 from pseudolabel.softmaps.attention import Layer
-from pseudolabel.softmaps.passes import Pass
 
 
 def min_max(
@@ -43,17 +42,17 @@ def common_grid(
     return max(layer.grid_hw(latent_hw) for layer in self_layers or cross_layers)
 
 
-def valid_sizes(passes: Sequence[Pass], grid_hw: tuple[int, int], valid_only: bool) -> list[tuple[int, int]]:
-    """Return rows and columns of the grid that hold image, of each pass; all of them where padding takes part."""
-    return [item.frame.valid_cells(grid_hw) if valid_only else grid_hw for item in passes]
+def valid_sizes(frames: Sequence[Frame], grid_hw: tuple[int, int], valid_only: bool) -> list[tuple[int, int]]:
+    """Return rows and columns of the grid that hold image, of each frame; all of them where padding takes part."""
+    return [frame.valid_cells(grid_hw) if valid_only else grid_hw for frame in frames]
 
 
 def valid_mask(
-    passes: Sequence[Pass], grid_hw: tuple[int, int], valid_only: bool
+    frames: Sequence[Frame], grid_hw: tuple[int, int], valid_only: bool
 ) -> Bool[Tensor, "batch 1 height width"]:
-    """Return which cells hold image, of each pass."""
-    mask = torch.zeros(len(passes), 1, *grid_hw, dtype=torch.bool)
-    for element, (rows, columns) in zip(mask, valid_sizes(passes, grid_hw, valid_only), strict=True):
+    """Return which cells hold image, of each frame."""
+    mask = torch.zeros(len(frames), 1, *grid_hw, dtype=torch.bool)
+    for element, (rows, columns) in zip(mask, valid_sizes(frames, grid_hw, valid_only), strict=True):
         element[0, :rows, :columns] = True
     return mask
 
@@ -83,11 +82,3 @@ def regrid(
     rows, columns = torch.meshgrid(axes[0], axes[1], indexing="ij")
     where = torch.stack([columns, rows], dim=-1)[None]
     return functional.grid_sample(maps[None], where, padding_mode="border", align_corners=False)[0]
-
-
-def valid_cells(frame: Frame, grid_hw: tuple[int, int], valid_only: bool) -> Bool[Tensor, "1 1 height width"]:
-    """Return which cells of a grid hold image; all of them where padding takes part."""
-    rows, columns = frame.valid_cells(grid_hw) if valid_only else grid_hw
-    mask = torch.zeros(1, 1, *grid_hw, dtype=torch.bool)
-    mask[..., :rows, :columns] = True
-    return mask

@@ -7,113 +7,173 @@ image, noise draw, timestep, mirror image or sentence they belong to.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pseudolabel.config import GenerateConfig
+from data.store.softmaps import Frame
+from pseudolabel.config import AffinityConfig
 from pseudolabel.softmaps.affinity import SelfAttention, spread
-from pseudolabel.softmaps.attention import Layer, TokenColumns
+from pseudolabel.softmaps.attention import Layer, Recording
 from pseudolabel.softmaps.boxes import Box, batch_boxes, box_mask
-from pseudolabel.softmaps.diffusion.parts import Models, TextEmbedding
+from pseudolabel.softmaps.diffusion.parts import Parts
 from pseudolabel.softmaps.diffusion.unet import record_attention, run_unet
 from pseudolabel.softmaps.grids import common_grid, min_max, resize_maps, valid_mask, valid_sizes
-from pseudolabel.softmaps.passes import Pass
+from pseudolabel.softmaps.passes import Pass, stack_texts
 from pseudolabel.softmaps.prompt import Prompt
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read in a batch of passes; columns are the classes of each pass's sentence, then unused ones.
+    """What was read in a batch of passes; maps are those of the classes of each pass's sentence, then unused ones.
 
     Attributes:
         cross: by layer, cross-attention on the layer's grid.
         class_maps: mean over layers on the common grid, scaled to 0..1.
         layers: self-attention of each layer read.
-        boxes: of each pass and column; empty where no boxes are used.
+        boxes: of each pass and map; empty where no boxes are used.
         refined: class maps after spreading, scaled to 0..1.
 
     """
 
-    cross: dict[str, Float[Tensor, "batch columns _ _"]]
-    class_maps: Float[Tensor, "batch columns grid_h grid_w"]
+    cross: dict[str, Float[Tensor, "batch classes _ _"]]
+    class_maps: Float[Tensor, "batch classes grid_h grid_w"]
     layers: tuple[SelfAttention, ...]
     boxes: list[list[tuple[Box, ...]]]
-    refined: Float[Tensor, "batch columns grid_h grid_w"]
+    refined: Float[Tensor, "batch classes grid_h grid_w"]
 
 
 def read_batch(
-    models: Models,
+    parts: Parts,
     cross_layers: Sequence[Layer],
     self_layers: Sequence[Layer],
-    config: GenerateConfig,
     passes: Sequence[Pass],
-    text: TextEmbedding,
+    *,
+    token_rescaling: bool,
+    valid_only: bool,
+    affinity: AffinityConfig,
 ) -> Reading:
     """Run passes of equal size in one batch and return what was read.
 
     Args:
-        models: the model's parts.
+        parts: the diffusion model.
         cross_layers: layers whose cross-attention is read.
         self_layers: layers whose self-attention spreads the maps.
-        config: all settings.
         passes: at least one, all with latents of one size.
-        text: embedding of each pass's sentence.
+        token_rescaling: see `AttentionConfig`.
+        valid_only: see `ResizeConfig`.
+        affinity: how the maps are spread.
 
     """
-    noised = torch.stack([item.noised for item in passes])
-    latent_hw = (noised.shape[-2], noised.shape[-1])
-    grid_hw = common_grid(cross_layers, self_layers, latent_hw)
-    rescale = config.attention.token_rescaling
-    columns, pooling = token_columns([item.prompt for item in passes], text.tokens.shape[1], rescale)
-    columns, pooling = columns.to(models.device), pooling.to(models.device)
-    with record_attention(models.unet, cross_layers, self_layers, columns) as recording:
-        run_unet(models, noised, [item.timestep for item in passes], text, passes[0].frame.padded_hw)
-
-    cross = {layer.name: recording.cross_map(layer, latent_hw) for layer in cross_layers}
-    if rescale:
-        cross = {name: _pool_tokens(maps, pooling, passes, config) for name, maps in cross.items()}
-    valid = valid_mask(passes, grid_hw, config.resize.valid_only).to(models.device)
-    class_maps = min_max(torch.stack([resize_maps(maps, grid_hw) for maps in cross.values()]).mean(dim=0), valid)
+    latent_hw = (passes[0].noised.shape[-2], passes[0].noised.shape[-1])
+    prompts, frames = [item.prompt for item in passes], [item.frame for item in passes]
+    weights = class_weights(prompts, passes[0].text.tokens.shape[1]).to(parts.device)
+    columns = every_token(weights) if token_rescaling else weights
+    recording = run_passes(parts, cross_layers, self_layers, passes, columns)
+    if token_rescaling:
+        content = content_tokens(prompts, weights.shape[-1]).to(parts.device)
+        cross = {
+            layer.name: rescaled_classes(recording, layer, latent_hw, weights, content, frames, valid_only)
+            for layer in cross_layers
+        }
+    else:
+        cross = {layer.name: recording.cross_map(layer, latent_hw) for layer in cross_layers}
     layers = tuple(SelfAttention(*recording.queries_and_keys(layer), layer.grid_hw(latent_hw)) for layer in self_layers)
-    boxes: list[list[tuple[Box, ...]]] = []
-    masks = None
-    if config.affinity.boxes and config.affinity.kind in ("caa", "iterated", "clipes"):
-        boxes = batch_boxes(class_maps, valid_sizes(passes, grid_hw, config.resize.valid_only), config.affinity)
-        masks = torch.stack([torch.stack([torch.from_numpy(box_mask(b, grid_hw)) for b in row]) for row in boxes])
-        masks = masks.to(models.device)
-    refined = spread(class_maps, layers, masks, valid, config.affinity)
-    return Reading(cross, class_maps, layers, boxes, refined)
+    grid_hw = common_grid(cross_layers, self_layers, latent_hw)
+    return Reading(cross, *refine_maps(list(cross.values()), layers, frames, grid_hw, valid_only, affinity))
 
 
-def token_columns(
-    prompts: Sequence[Prompt], n_tokens: int, per_token: bool
-) -> tuple[TokenColumns, Float[Tensor, "batch classes columns"]]:
-    """Return how tokens are summed to columns, and how columns are then summed to classes.
+def run_passes(
+    parts: Parts,
+    cross_layers: Sequence[Layer],
+    self_layers: Sequence[Layer],
+    passes: Sequence[Pass],
+    columns: Float[Tensor, "batch columns tokens"],
+) -> Recording:
+    """Run passes of equal size in one batch and return what the layers recorded."""
+    text = stack_texts([item.text for item in passes])
+    with record_attention(parts.unet, cross_layers, self_layers, columns) as recording:
+        noised = torch.stack([item.noised for item in passes])
+        run_unet(parts, noised, [item.timestep for item in passes], text, passes[0].frame.padded_hw)
+    return recording
 
-    A class is the mean over its tokens. Without `per_token` the columns are the classes. With it they are the classes'
-    tokens, so that each can be scaled before the mean is taken, and content tokens share out each cell's attention.
-    """
-    n_classes = max(len(prompt.spans) for prompt in prompts)
-    classes = torch.zeros(len(prompts), n_classes, n_tokens)
-    for weights, prompt in zip(classes, prompts, strict=True):
-        for row, span in zip(weights, prompt.spans, strict=False):
+
+def class_weights(prompts: Sequence[Prompt], n_tokens: int) -> Float[Tensor, "batch classes tokens"]:
+    """Return the weight of each token in each class of a sentence: a class is the mean over its tokens."""
+    weights = torch.zeros(len(prompts), max(len(prompt.spans) for prompt in prompts), n_tokens)
+    for element, prompt in zip(weights, prompts, strict=True):
+        for row, span in zip(element, prompt.spans, strict=False):
             row[list(span)] = 1 / len(span)
-    if not per_token:
-        return TokenColumns(classes), torch.eye(n_classes).expand(len(prompts), -1, -1)
+    return weights
+
+
+def every_token(weights: Float[Tensor, "batch classes tokens"]) -> Float[Tensor, "batch tokens tokens"]:
+    """Return the weights that read each token by itself."""
+    return torch.eye(weights.shape[-1], device=weights.device).expand(len(weights), -1, -1)
+
+
+def content_tokens(prompts: Sequence[Prompt], n_tokens: int) -> Bool[Tensor, "batch tokens"]:
+    """Return which tokens of each sentence are words: neither start, nor end, nor filler."""
     content = torch.zeros(len(prompts), n_tokens, dtype=torch.bool)
     for row, prompt in zip(content, prompts, strict=True):
         row[list(prompt.content)] = True
-    identity = torch.eye(n_tokens).expand(len(prompts), -1, -1)
-    return TokenColumns(identity, content), classes
+    return content
 
 
-def _pool_tokens(
-    tokens: Float[Tensor, "batch tokens height width"],
-    pooling: Float[Tensor, "batch classes tokens"],
-    passes: Sequence[Pass],
-    config: GenerateConfig,
+def rescaled_classes(
+    recording: Recording,
+    layer: Layer,
+    latent_hw: tuple[int, int],
+    weights: Float[Tensor, "batch classes tokens"],
+    content: Bool[Tensor, "batch tokens"],
+    frames: Sequence[Frame],
+    valid_only: bool,
 ) -> Float[Tensor, "batch classes height width"]:
-    """Scale each token's map to 0..1 and average the tokens of a class (GoCA, CVPR 2026)."""
-    valid = valid_mask(passes, (tokens.shape[-2], tokens.shape[-1]), config.resize.valid_only).to(tokens.device)
-    return torch.einsum("bct,bthw->bchw", pooling, min_max(tokens, valid))
+    """Return a layer's class maps with token rescaling (GoCA, CVPR 2026), from a recording of every token.
+
+    Start, end and filler tokens are dropped and a cell's remaining tokens sum to one; each token's map is scaled to
+    0..1; a class is the mean over its tokens.
+    """
+    tokens = recording.cross_map(layer, latent_hw, content)
+    valid = valid_mask(frames, (tokens.shape[-2], tokens.shape[-1]), valid_only).to(tokens.device)
+    return torch.einsum("bct,bthw->bchw", weights, min_max(tokens, valid))
+
+
+def refine_maps(
+    cross: Sequence[Float[Tensor, "batch classes _ _"]],
+    layers: Sequence[SelfAttention],
+    frames: Sequence[Frame],
+    grid_hw: tuple[int, int],
+    valid_only: bool,
+    affinity: AffinityConfig,
+) -> tuple[
+    Float[Tensor, "batch classes grid_h grid_w"],
+    tuple[SelfAttention, ...],
+    list[list[tuple[Box, ...]]],
+    Float[Tensor, "batch classes grid_h grid_w"],
+]:
+    """Average layers and spread the mean by self-attention (arXiv 2309.04109, sections 3.2 and 3.3).
+
+    Args:
+        cross: class maps of each layer, on its grid.
+        layers: self-attention of the same passes.
+        frames: frame of each pass.
+        grid_hw: the grid that everything is brought to.
+        valid_only: see `ResizeConfig`.
+        affinity: how the maps are spread.
+
+    Returns:
+        class_maps, layers, boxes and refined of a `Reading`.
+
+    """
+    device = cross[0].device
+    valid = valid_mask(frames, grid_hw, valid_only).to(device)
+    class_maps = min_max(torch.stack([resize_maps(maps, grid_hw) for maps in cross]).mean(dim=0), valid)
+    boxes: list[list[tuple[Box, ...]]] = []
+    masks = None
+    if affinity.uses_boxes:
+        boxes = batch_boxes(class_maps, valid_sizes(frames, grid_hw, valid_only), affinity)
+        drawn = np.stack([[box_mask(found, grid_hw) for found in row] for row in boxes])
+        masks = torch.from_numpy(drawn).to(device)
+    return class_maps, tuple(layers), boxes, spread(class_maps, layers, masks, valid, affinity)

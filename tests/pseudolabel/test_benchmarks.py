@@ -9,7 +9,7 @@ import torch
 
 from data.config import DataConfig
 from pseudolabel.config import AffinityConfig, AttentionConfig, GenerateConfig, ModelConfig
-from pseudolabel.softmaps.diffusion.load import load_models
+from pseudolabel.softmaps.diffusion.load import load_parts
 
 ROOT = Path(__file__).parents[2]
 TINY_SETTINGS = GenerateConfig(
@@ -25,7 +25,7 @@ def _import_from_root(monkeypatch):
 
 
 def tiny_models(folder: Path):
-    return load_models(ModelConfig(id=str(folder)), torch.device("cpu"), torch.float32)
+    return load_parts(ModelConfig(id=str(folder)), torch.device("cpu"), torch.float32)
 
 
 def test_the_naive_implementation_computes_the_same_maps(sd_folder):

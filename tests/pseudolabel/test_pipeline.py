@@ -11,6 +11,7 @@ from data.classes import VOC, ClassSet
 from data.errors import ConfigError, ModelError
 from pseudolabel.config import DiffusionConfig
 from pseudolabel.pipeline import Pipeline, before_crf, label_map
+from pseudolabel.softmaps.passes import Reader
 
 SIZES = ((48, 64), (64, 48), (48, 64), (64, 64), (40, 64))
 LABELS = ((8, 15), (3,), (1, 2, 12), (20,), (12, 15))
@@ -41,8 +42,8 @@ def test_an_image_becomes_soft_maps_and_a_mask(folder, request, tiny_config, wit
     assert mask.shape == argmax.shape == (48, 64)
     assert set(np.unique(argmax)) <= {0, 8, 15}
     assert set(np.unique(mask)) <= {0, 8, 15, 255}
-    assert set(np.unique(before_crf(soft, config))) <= {0, 8, 15}
-    assert len(pipeline.fingerprint()["fingerprint"]) == 32
+    assert set(np.unique(before_crf(soft, config.fuse))) <= {0, 8, 15}
+    assert len(pipeline.parts.identity()["fingerprint"]) == 32
 
 
 def test_maps_are_the_same_bits_alone_or_together_in_any_order(tiny_config, with_settings):
@@ -61,9 +62,9 @@ def test_maps_are_the_same_bits_alone_or_together_in_any_order(tiny_config, with
 def test_batches_over_images_agree_to_rounding(pipeline, monkeypatch):
     """What a GPU does: images of equal size share batches."""
     alone = pipeline.soft_maps(IMAGES, LABELS, IDS)
-    monkeypatch.setattr(Pipeline, "shares_batches", property(lambda _: True))
+    monkeypatch.setattr(Reader, "shares_batches", property(lambda _: True))
     for batch_size in (3, 64):
-        pipeline.config = replace(pipeline.config, run=replace(pipeline.config.run, batch_size=batch_size))
+        pipeline.reader.run = replace(pipeline.config.run, batch_size=batch_size)
         for first, second in zip(alone, pipeline.soft_maps(IMAGES, LABELS, IDS), strict=True):
             np.testing.assert_allclose(second.maps, first.maps, atol=2e-3)
 
@@ -84,7 +85,7 @@ def test_explaining_gives_what_is_generated(pipeline, tiny_config):
     mask, argmax = label_map(IMAGES[0], soft, tiny_config)
     np.testing.assert_array_equal(result.mask, mask)
     np.testing.assert_array_equal(result.argmax, argmax)
-    np.testing.assert_array_equal(result.argmax_before_crf, before_crf(soft, tiny_config))
+    np.testing.assert_array_equal(result.argmax_before_crf, before_crf(soft, tiny_config.fuse))
     assert result.marginals.shape == (3, 48, 64)
     assert result.cross.keys() == {layer.name for layer in pipeline.cross_layers}
     assert result.prompts[0].text.startswith("a photo including cat, person with clothes, tree, ")
@@ -116,7 +117,7 @@ def test_a_bare_unet_says_what_it_lacks(bare_unet, tiny_config):
     with pytest.raises(ModelError, match="latents="):
         pipeline.explain(IMAGES[0], (1,), spans=[(4,)], prompt_embeds=torch.zeros(77, 16))
     assert len(bare_unet.up_blocks) == 3  # left whole
-    assert len(pipeline.fingerprint()["fingerprint"]) == 32
+    assert len(pipeline.parts.identity()["fingerprint"]) == 32
 
 
 def test_latents_of_another_size_show_the_whole_image(bare_unet, tiny_config):
@@ -185,7 +186,7 @@ def test_classes_split_over_sentences_are_all_read(tiny_config):
     classes = ClassSet(phrases, phrases, ((),) * 8)  # 18 tokens each, spelt letter by letter
     pipeline = Pipeline.load(tiny_config, classes)
     labels = tuple(range(1, 9))
-    assert len(pipeline.plan(labels)) > 1
+    assert len(pipeline.reader.plan(labels)) > 1
     [soft] = pipeline.soft_maps(IMAGES[:1], [labels], ["a"])
     assert (soft.maps.astype(float).std(axis=(1, 2)) > 0).all()
     result = pipeline.explain(IMAGES[0], labels, image_id="a")
@@ -201,8 +202,8 @@ def test_an_affinity_without_layers_is_an_error(tiny_config, with_settings):
 
 def test_the_models_own_size_sets_the_rule(tiny_config, with_settings):
     pipeline = Pipeline.load(with_settings(tiny_config, "resize", long_side_px=None), VOC)
-    assert pipeline.frame((375, 500)).padded_hw == (80, 96)  # 768 * 64 / 512 = 96 and 72, in cells of 16
-    assert pipeline.frame((375, 500), scale=1.5).padded_hw == (112, 144)
+    assert pipeline.reader.frame((375, 500)).padded_hw == (80, 96)  # 768 * 64 / 512 = 96 and 72, in cells of 16
+    assert pipeline.reader.frame((375, 500), scale=1.5).padded_hw == (112, 144)
 
 
 def test_one_draw_is_one_evaluation_of_the_unet(pipeline, tiny_config, with_settings):
@@ -213,23 +214,23 @@ def test_one_draw_is_one_evaluation_of_the_unet(pipeline, tiny_config, with_sett
         count += len(args[0])
 
     pipeline = Pipeline.load(replace(tiny_config, diffusion=DiffusionConfig(draws=3)), VOC)
-    pipeline.models.unet.register_forward_pre_hook(hook, with_kwargs=True)
+    pipeline.parts.unet.register_forward_pre_hook(hook, with_kwargs=True)
     pipeline.soft_maps(IMAGES, LABELS, IDS)
     assert count == 3 * len(IMAGES)
 
 
 def test_running_out_of_gpu_memory_halves_the_batch(pipeline, monkeypatch):
-    monkeypatch.setattr(Pipeline, "shares_batches", property(lambda _: True))
+    monkeypatch.setattr(Reader, "shares_batches", property(lambda _: True))
     read, tried = pipeline._read, []
 
-    def short_of_memory(passes, text):
+    def short_of_memory(passes):
         tried.append(len(passes))
         if len(passes) > 2:
             raise torch.cuda.OutOfMemoryError("full")
-        return read(passes, text)
+        return read(passes)
 
     monkeypatch.setattr(pipeline, "_read", short_of_memory)
-    pipeline._batch_pixels = 8 * 12 * 16
+    pipeline.reader._batch_pixels = 8 * 12 * 16
     several = pipeline.soft_maps(IMAGES[:3:2], LABELS[:3:2], IDS[:3:2])
     assert len(several) == 2
     assert tried == [4, 4, 2, 2]

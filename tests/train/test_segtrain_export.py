@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from timm.layers import padding
 
+from data.config import to_plain
 from data.errors import ModelError
-from train.checkpoint import load_network, make_card, to_plain
+from train.checkpoint import load_network, make_card
 from train.cli import main
 from train.export import write_model
 from train.inference import InferenceConfig

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from data.errors import ModelError
-from pseudolabel.softmaps.diffusion.parts import Models, TextEmbedding
+from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
 
 
 def seeded_generator(seed: int, image_id: str, draw: int | Literal["posterior"]) -> torch.Generator:
@@ -30,22 +30,22 @@ def draw_noise(
 
 
 def encode_image(
-    models: Models,
+    parts: Parts,
     padded_u8: UInt8[np.ndarray, "height width 3"],
     posterior: Literal["mode", "sample"],
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "channels latent_h latent_w"]:
     """Return the scaled latent of one image in float32: the posterior's mode, or one sample of it."""
-    if models.vae is None:
+    if parts.vae is None:
         raise ModelError("This model has no image encoder; give latents=")
-    pixels = torch.from_numpy(np.ascontiguousarray(padded_u8)).to(models.device).permute(2, 0, 1)[None]
-    distribution = models.vae.encode((pixels.float() / 127.5 - 1).to(models.vae.dtype)).latent_dist
+    pixels = torch.from_numpy(np.ascontiguousarray(padded_u8)).to(parts.device).permute(2, 0, 1)[None]
+    distribution = parts.vae.encode((pixels.float() / 127.5 - 1).to(parts.vae.dtype)).latent_dist
     latent: Tensor = distribution.mean.float()
     if posterior == "sample":
         noise = torch.randn(latent.shape, generator=generator).to(latent.device)
         latent = latent + distribution.std.float() * noise
-    shift = getattr(models.vae.config, "shift_factor", None) or 0.0
-    return (latent[0] - shift) * float(models.vae.config.scaling_factor)
+    shift = getattr(parts.vae.config, "shift_factor", None) or 0.0
+    return (latent[0] - shift) * float(parts.vae.config.scaling_factor)
 
 
 def add_noise(
@@ -57,22 +57,20 @@ def add_noise(
     return alpha_bar**0.5 * latents + (1 - alpha_bar) ** 0.5 * noise
 
 
-def encode_text(models: Models, text: str) -> TextEmbedding:
+def encode_text(parts: Parts, text: str) -> TextEmbedding:
     """Return the embedding of one sentence, filled up to the window; tokens of SDXL's encoders side by side.
 
     Stable Diffusion reads the last hidden state, SDXL the last but one of both encoders and the second's projection.
     """
-    if not models.text_encoders:
+    if not parts.text_encoders:
         raise ModelError("This model has no text encoder; give prompt_embeds= and spans=")
-    several = len(models.text_encoders) > 1
+    several = len(parts.text_encoders) > 1
     tokens, pooled = [], None
-    for tokenizer, encoder in zip(models.tokenizers, models.text_encoders, strict=True):
-        encoded = tokenizer(text, padding="max_length", max_length=models.window, truncation=True, return_tensors="pt")
-        ids = encoded["input_ids"].to(models.device)
+    for tokenizer, encoder in zip(parts.tokenizers, parts.text_encoders, strict=True):
+        encoded = tokenizer(text, padding="max_length", max_length=parts.window, truncation=True, return_tensors="pt")
+        ids = encoded["input_ids"].to(parts.device)
         mask = (
-            encoded["attention_mask"].to(models.device)
-            if getattr(encoder.config, "use_attention_mask", False)
-            else None
+            encoded["attention_mask"].to(parts.device) if getattr(encoder.config, "use_attention_mask", False) else None
         )
         output = encoder(ids, attention_mask=mask, output_hidden_states=several)
         tokens.append(output.hidden_states[-2] if several else output.last_hidden_state)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data.errors import ModelError
 from pseudolabel.config import ModelConfig
-from pseudolabel.softmaps.diffusion.parts import Models, scaled_linear_schedule
+from pseudolabel.softmaps.diffusion.parts import Parts, scaled_linear_schedule
 
 # Ids that have left the hub, and mirrors of the same weights (huggingface/diffusers#12874 and the threads it links).
 MIRRORS = {
@@ -55,7 +55,7 @@ def find_model(config: ModelConfig) -> Path:
         raise ModelError(f"Model {config.id!r} is not a folder and cannot be fetched ({reason}): {remedy}") from error
 
 
-def load_models(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Models:
+def load_parts(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Parts:
     """Load the parts of a model that are needed, from safetensors alone and without running code from the model.
 
     Raises:
@@ -81,8 +81,8 @@ def load_models(config: ModelConfig, device: torch.device, dtype: torch.dtype) -
     tokenizers, encoders = _load_text(folder, index, variant, dtype)
     for part in (unet, vae, *encoders):
         part.to(device).eval().requires_grad_(False)
-    return Models(
-        unet, vae, tokenizers, encoders, _load_schedule(folder), config.id, fingerprint(folder, variant), device
+    return Parts(
+        unet, vae, tokenizers, encoders, _load_schedule(folder), config.id, files_digest(folder, variant), device
     )
 
 
@@ -149,7 +149,7 @@ def _load_schedule(folder: Path) -> Tensor:
     return alphas
 
 
-def fingerprint(folder: Path, variant: str | None = None) -> str:
+def files_digest(folder: Path, variant: str | None = None) -> str:
     """Return a hash of a model's weights and vocabularies: sizes, headers, and 64 blocks spread over each file."""
     digest = blake2b(digest_size=16)
     for part in PARTS:

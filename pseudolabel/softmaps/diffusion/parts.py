@@ -1,6 +1,7 @@
 """The parts of a diffusion model in memory, and the device they are on."""
 
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ class TextEmbedding:
 
 
 @dataclass
-class Models:
+class Parts:
     """The parts of one diffusion model, on one device.
 
     Attributes:
@@ -36,7 +37,7 @@ class Models:
         text_encoders: one, or two for SDXL.
         alphas_cumprod: abar_t of the training schedule.
         id: folder or hub id.
-        fingerprint: hash of the weight files.
+        fingerprint: hash of the weight files (`load.files_digest`).
         device: where the parts are.
 
     """
@@ -77,6 +78,19 @@ class Models:
         """Tokens the text encoders read at once."""
         pairs = zip(self.tokenizers, self.text_encoders, strict=True)
         return min(window_size(tokenizer, encoder) for tokenizer, encoder in pairs)
+
+    def identity(self) -> dict[str, str]:
+        """Return the model's id and a hash of its weights, for a store's header."""
+        return {"id": self.id, "fingerprint": self.fingerprint or parameters_digest(self.unet)}
+
+
+def parameters_digest(model: Any) -> str:
+    """Return a hash of a model's weights in memory: names, shapes, and the first values of each."""
+    digest = blake2b(digest_size=16)
+    for name, value in model.state_dict().items():
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.flatten()[:256].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def scaled_linear_schedule(steps: int = 1000, first: float = 0.00085, last: float = 0.012) -> Float[Tensor, "steps"]:

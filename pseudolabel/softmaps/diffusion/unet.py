@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from data.errors import ModelError
-from pseudolabel.softmaps.attention import Layer, Recording, TokenColumns, pick_heads, cross_columns
-from pseudolabel.softmaps.diffusion.parts import Models, TextEmbedding
+from pseudolabel.softmaps.attention import Layer, Recording, cross_columns, pick_heads
+from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
 
 
 def list_layers(unet: Any) -> tuple[Layer, ...]:
@@ -113,7 +113,10 @@ def _swap_processor(attention: nn.Module, processor: Any) -> Iterator[None]:
 
 @contextmanager
 def record_attention(
-    unet: nn.Module, cross: Sequence[Layer], self_layers: Sequence[Layer], columns: TokenColumns
+    unet: nn.Module,
+    cross: Sequence[Layer],
+    self_layers: Sequence[Layer],
+    columns: Float[Tensor, "batch columns tokens"],
 ) -> Iterator[Recording]:
     """Record chosen layers of every pass made inside the `with` block; the last pass is kept.
 
@@ -195,23 +198,23 @@ def cut_unet(unet: Any, cross: Sequence[Layer], self_layers: Sequence[Layer]) ->
 
 
 def run_unet(
-    models: Models,
+    parts: Parts,
     noised: Float[Tensor, "batch channels height width"],
     timesteps: Sequence[int],
     text: TextEmbedding,
     image_px_hw: tuple[int, int],
 ) -> None:
     """Run one conditional pass; what it looked at is in the surrounding `record_attention`."""
-    unet = models.unet
+    unet = parts.unet
     added = None
     if getattr(unet.config, "addition_embed_type", None) == "text_time":
         # SDXL's conditions: original size, crop corner, target size.
-        sizes = torch.tensor([[*image_px_hw, 0, 0, *image_px_hw]], device=models.device, dtype=models.dtype)
-        added = {"text_embeds": text.pooled.to(models.dtype), "time_ids": sizes.expand(len(noised), -1)}  # type: ignore[union-attr]
+        sizes = torch.tensor([[*image_px_hw, 0, 0, *image_px_hw]], device=parts.device, dtype=parts.dtype)
+        added = {"text_embeds": text.pooled.to(parts.dtype), "time_ids": sizes.expand(len(noised), -1)}  # type: ignore[union-attr]
     unet(
-        noised.to(models.dtype),
-        torch.tensor(list(timesteps), device=models.device),
-        encoder_hidden_states=text.tokens.to(models.dtype),
+        noised.to(parts.dtype),
+        torch.tensor(list(timesteps), device=parts.device),
+        encoder_hidden_states=text.tokens.to(parts.dtype),
         added_cond_kwargs=added,
         return_dict=False,
     )

@@ -37,8 +37,9 @@ from pseudolabel.config import DiffusionConfig, FuseConfig, GenerateConfig, diff
 from pseudolabel.masks.fuse import background_score
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.attention import per_head
-from pseudolabel.softmaps.diffusion.load import load_models
+from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.unet import list_layers
+from pseudolabel.softmaps.passes import Reader
 
 LABELS = (8, 15)
 
@@ -110,6 +111,11 @@ def test_otsu_threshold_separates_two_groups():
     assert 0.1 <= cut_of(otsu_threshold([maps])) < 0.9
 
 
+def reader_of(config) -> Reader:
+    parts = load_parts(config.model, torch.device("cpu"), torch.float32)
+    return Reader(parts, VOC, config.prompt, config.diffusion, config.resize, config.run)
+
+
 @pytest.mark.parametrize(
     ("attention", "affinity"),
     [
@@ -125,12 +131,10 @@ def test_offline_maps_equal_the_pipelines(tiny_config, with_settings, rgb, atten
     pipeline = Pipeline.load(config, VOC)
     [expected] = pipeline.soft_maps([rgb], [LABELS], ["one"])
 
-    whole = with_settings(with_settings(config, "attention", cross_layers=("all",)), "affinity", kind="none")
-    models = load_models(config.model, torch.device("cpu"), torch.float32)
-    recorder = Pipeline(models, whole, VOC, cut=False)
-    layers = list_layers(recorder.models.unet)
+    reader = reader_of(config)
+    layers = list_layers(reader.parts.unet)
     read = [replace(layer, heads=(0,)) for layer in layers] if "@" in config.attention.cross_layers[0] else layers
-    [recorded] = record(recorder, [Picture("one", rgb, LABELS)], read, layers)
+    [recorded] = record(reader, [Picture("one", rgb, LABELS)], read, layers)
     found = refined_maps(recorded, config, layers)
     assert found.shape == expected.maps.shape
     assert torch.allclose(found, torch.from_numpy(expected.maps.astype(np.float32)), atol=2e-3)
@@ -139,14 +143,13 @@ def test_offline_maps_equal_the_pipelines(tiny_config, with_settings, rgb, atten
 def test_all_heads_one_by_one_equal_the_whole_layer(tiny_config, with_settings, rgb):
     config = with_settings(tiny_config, "attention", cross_layers=("mid_block.attentions.0",))
     config = with_settings(config, "affinity", kind="none")
-    models = load_models(config.model, torch.device("cpu"), torch.float32)
-    pipeline = Pipeline(models, config, VOC, cut=False)
-    layers = list_layers(models.unet)
+    reader = reader_of(config)
+    layers = list_layers(reader.parts.unet)
     middle = [layer for layer in layers if layer.place == "mid"]
-    count = head_count(models.unet, middle[0])
+    count = head_count(reader.parts.unet, middle[0])
     picture = Picture("one", rgb, LABELS)
-    [whole] = record(pipeline, [picture], middle)
-    merged = merge_heads([next(iter(record(pipeline, [picture], each))) for each in per_head(middle, count)])
+    [whole] = record(reader, [picture], middle)
+    merged = merge_heads([next(iter(record(reader, [picture], each))) for each in per_head(middle, count)])
     heads = "+".join(map(str, range(count)))
     by_heads = with_settings(config, "attention", cross_layers=(f"mid_block.attentions.0@{heads}",))
     expected, found = refined_maps(whole, config, layers), refined_maps(merged, by_heads, layers)

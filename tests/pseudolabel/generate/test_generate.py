@@ -218,12 +218,12 @@ def test_a_hundred_thousand_images_are_listed_quickly_in_flat_memory(world, tiny
     many = SampleSet(VOC, ManySamples(list(open_samples(config.data).samples), 100_000))
     finished = {f"image_{position:06d}" for position in range(99_997)}
     start = time.process_time()
-    left = [sample.id for sample in pending_samples(many, config, finished)]
+    left = [sample.id for sample in pending_samples(many, config.run, finished)]
     assert left == ["image_099997", "image_099998", "image_099999"]
     assert time.process_time() - start < 5
     few = SampleSet(VOC, ManySamples(many.samples.samples, 5_000))  # measuring memory is slow
     tracemalloc.start()
-    assert list(pending_samples(few, config, finished)) == []
+    assert list(pending_samples(few, config.run, finished)) == []
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100_000

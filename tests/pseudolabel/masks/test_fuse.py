@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from data.store.softmaps import SoftMaps, resize_scores
-from pseudolabel.config import FuseConfig, MaskConfig
+from pseudolabel.config import FuseConfig
 from pseudolabel.masks.fuse import background_score, before_crf, image_scores, scores_with_background
 
 MAPS = hnp.arrays(np.float32, (2, 4, 5), elements=st.floats(0, 1, width=32))
@@ -60,4 +60,4 @@ def test_the_way_back_crops_the_padding():
 
 @given(MAPS)
 def test_only_the_images_own_labels_appear(maps):
-    assert set(np.unique(before_crf(soft(maps), MaskConfig()))) <= {0, 4, 9}
+    assert set(np.unique(before_crf(soft(maps), FuseConfig()))) <= {0, 4, 9}

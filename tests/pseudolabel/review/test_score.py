@@ -34,7 +34,7 @@ def test_figures_are_those_of_an_independent_count(made_store, world):
     after = reference_miou([(truths[name], store.read_argmax(name)) for name in truths])
     assert found.after_crf.miou == pytest.approx(after)
     config = mask_settings(store.header["config"])
-    before = reference_miou([(truths[name], before_crf(store.read_soft(name), config)) for name in truths])
+    before = reference_miou([(truths[name], before_crf(store.read_soft(name), config.fuse)) for name in truths])
     assert found.before_crf.miou == pytest.approx(before)
     assert found.ignore_share == pytest.approx(np.mean([store.read_mask(name) == 255 for name in truths]), abs=1e-5)
     assert found.images == 6

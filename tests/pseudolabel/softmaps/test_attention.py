@@ -5,7 +5,7 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, CustomDiffusionAttnProcessor
 
 from data.errors import ModelError
-from pseudolabel.softmaps.attention import Recording, TokenColumns, cross_columns, resolve_layers
+from pseudolabel.softmaps.attention import Layer, Recording, cross_columns, resolve_layers
 from pseudolabel.softmaps.diffusion.unet import _project, cut_unet, list_layers, record_attention
 
 
@@ -13,11 +13,11 @@ def names(layers) -> list[str]:
     return [layer.name for layer in layers]
 
 
-def columns_for(batch: int) -> TokenColumns:
+def columns_for(batch: int) -> torch.Tensor:
     weights = torch.zeros(batch, 2, 77)
     weights[:, 0, 3] = 1
     weights[:, 1, 4:6] = 0.5
-    return TokenColumns(weights)
+    return weights
 
 
 def run(unet, size: int = 16, batch: int = 2, **kwargs) -> torch.Tensor:
@@ -284,7 +284,9 @@ def test_a_mask_is_refused_rather_than_ignored(bare_unet):
 def test_content_tokens_share_out_the_attention():
     content = torch.zeros(1, 5, dtype=torch.bool)
     content[0, 1:3] = True
-    columns = TokenColumns(torch.eye(5)[None], content)
-    maps = cross_columns(torch.randn(1, 2, 6, 4), torch.randn(1, 2, 5, 4), columns)
+    tokens = cross_columns(torch.randn(1, 2, 6, 4), torch.randn(1, 2, 5, 4), torch.eye(5)[None])
+    layer = Layer("mid", ("a", "b"), "mid", 1)
+    recording = Recording(cross={"a": tokens, "b": tokens.flip(-1)})
+    maps = recording.cross_map(layer, (2, 3), content).flatten(2)
     torch.testing.assert_close(maps[0, 1:3].sum(dim=0), torch.ones(6))
     assert (maps[0, [0, 3, 4]] == 0).all()

@@ -8,15 +8,15 @@ import torch
 from data.errors import ConfigError, ModelError
 from pseudolabel.config import ModelConfig
 from pseudolabel.softmaps.diffusion.encode import add_noise, draw_noise, encode_image, encode_text, seeded_generator
-from pseudolabel.softmaps.diffusion.load import MIRRORS, find_model, fingerprint, load_models
-from pseudolabel.softmaps.diffusion.parts import Models, pick_device, pick_dtype, scaled_linear_schedule
+from pseudolabel.softmaps.diffusion.load import MIRRORS, find_model, fingerprint, load_parts
+from pseudolabel.softmaps.diffusion.parts import Parts, pick_device, pick_dtype, scaled_linear_schedule
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def models(sd_folder) -> Models:
-    return load_models(ModelConfig(id=str(sd_folder)), CPU, torch.float32)
+def models(sd_folder) -> Parts:
+    return load_parts(ModelConfig(id=str(sd_folder)), CPU, torch.float32)
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def copied(sd_folder, tmp_path):
     return shutil.copytree(sd_folder, tmp_path / "model")
 
 
-def load(folder, **kwargs) -> Models:
-    return load_models(ModelConfig(id=str(folder), **kwargs), CPU, torch.float32)
+def load(folder, **kwargs) -> Parts:
+    return load_parts(ModelConfig(id=str(folder), **kwargs), CPU, torch.float32)
 
 
 def test_sizes_come_from_the_model(models):
@@ -204,7 +204,7 @@ def test_text_is_embedded_as_the_pipelines_of_diffusers_do(models, sdxl_folder):
 
 
 def test_a_bare_unet_has_no_text_and_no_images(bare_unet):
-    models = Models(unet=bare_unet)
+    models = Parts(unet=bare_unet)
     assert models.vae_factor == 8
     with pytest.raises(ModelError, match="prompt_embeds="):
         encode_text(models, "x")
