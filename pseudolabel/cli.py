@@ -4,7 +4,6 @@ The commands import what they need when they are called, so `pseudolabel --help`
 """
 
 import logging
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
 
-from data.errors import UserError
+from data.console import exit_with_line, log_to_stderr, run_program
 from pseudolabel.commands.calibrate import calibrate
 from pseudolabel.commands.check import check
 from pseudolabel.commands.demo import demo
@@ -22,10 +21,6 @@ from pseudolabel.commands.init import init
 from pseudolabel.commands.refine import refine, stored_defaults
 from pseudolabel.commands.report import report
 from pseudolabel.commands.score import score
-
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
-EXIT_PIPE = 141
 
 COMMANDS: dict[str, Any] = {
     "demo": demo,
@@ -84,11 +79,7 @@ class CommandParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message as one line and exit with status 2."""
-        parser = getattr(ex, "subcommand_parser", None) or self
-        program = parser.prog.replace(" [options]", "")
-        line = re.sub(r"\s*\n\s*", " ", str(message)).strip()
-        line = re.sub(rf"\b({'|'.join(COMMANDS)})\.(?=[a-z])", "--", line)  # generate.store is typed as --store
-        self.exit(EXIT_USER_ERROR, f"error: {line} (see {program} --help)\n")
+        exit_with_line(self, message, ex, tuple(COMMANDS))
 
 
 def _defaults(args: Sequence[str]) -> dict[str, Any]:
@@ -108,15 +99,6 @@ class _ProgressFriendlyHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def configure_logging(level: int = logging.INFO) -> None:
-    """Send the project's log lines to stderr; the libraries' below warning stay quiet."""
-    handler = _ProgressFriendlyHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    for package in ("data", "pseudolabel"):
-        logging.getLogger(package).setLevel(level)
-
-
 def run(args: Sequence[str]) -> None:
     """Parse the arguments and run the command; exits through SystemExit on wrong usage."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -132,27 +114,11 @@ def run(args: Sequence[str]) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, 2 for a wrong input, 130 interrupted, 141 cut short."""
-    args = sys.argv[1:] if args is None else list(args)
-    configure_logging()
-    try:
-        try:
-            run(args)
-        finally:
-            sys.stdout.flush()  # so that a reader that has gone shows here
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except BrokenPipeError:  # `| head` has read enough; what is left unprinted must not fail at exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_PIPE
-    except OSError as error:
-        print(f"error: {error}; check the path, the permissions and the free space", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here, finished images are kept", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return 0
+    """Run the command line and return the exit status; see `data.console.run_program`."""
+    handler = _ProgressFriendlyHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    log_to_stderr(handler, ("data", "pseudolabel"))
+    return run_program(run, args, "interrupted; the same command goes on from here, finished images are kept")
 
 
 if __name__ == "__main__":

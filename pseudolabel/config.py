@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.config import DataConfig, to_plain
-from data.errors import ConfigError
+from data.errors import ConfigError, ModelError
 
 SKIPPED_DATA_FIELDS = ("root", "split", "labels", "truth", "cache")  # they describe this machine or the small set
 
@@ -70,6 +70,23 @@ class ModelConfig:
 
     variant: str | None = None
     """Weight files of this variant, for example fp16 for model.fp16.safetensors; none: the plain files."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder that the id names, `~` expanded; None where it is a model on the hub.
+
+        Raises:
+            ModelError: the id is neither a folder that is there nor of the hub's form (owner/name).
+
+        """
+        folder = Path(self.id).expanduser()
+        if folder.is_dir():
+            return folder
+        if self.id.count("/") != 1 or self.id.startswith((".", "/", "~")):
+            raise ModelError(
+                f"There is no model folder {self.id!r}, and it is not a hub id (owner/name); see --model.id"
+            )
+        return None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Argument parsers of the command line: one-line errors, no abbreviations."""
 
-import re
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
+
+from data.console import exit_with_line
 
 
 class LineParser(ArgumentParser):
@@ -16,11 +17,3 @@ class LineParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message as one line and exit."""
         exit_with_line(self, message, ex)
-
-
-def exit_with_line(parser: ArgumentParser, message: str, ex: Exception | None) -> NoReturn:
-    """Print a parser's error as one line and exit with status 2."""
-    program = parser.prog.replace(" [options]", "")
-    line = re.sub(r"\s*\n\s*", " ", str(message)).strip()
-    parser.exit(2, f"error: {line} (see {program} --help)\n")
-    raise SystemExit(2)

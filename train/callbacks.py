@@ -11,7 +11,7 @@ from torch import Tensor
 from data.classes import IGNORE
 from data.errors import ConfigError
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 RAW_WEIGHTS = "raw_state_dict"
 
@@ -120,7 +120,7 @@ class EarlyWarnings(pl.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         histogram, looked_at = data.training.histogram(self.looked_at)
         for warning in mask_warnings(histogram, data.classes.names, looked_at, len(data.training)):
-            _log.warning(warning)
+            logger.warning(warning)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -143,7 +143,7 @@ class EarlyWarnings(pl.Callback):
             and not self._said
         ):
             self._said = True
-            _log.warning(
+            logger.warning(
                 "After %d steps the network calls %.1f %% of the pixels background (the masks: %.1f %%): it learns "
                 "only that. Try --model.loss.kind balanced, a lower --model.optimizer.lr, or pretrained weights.",
                 trainer.global_step,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from data.classes import ClassSet
+from data.console import written_by
 from data.errors import ModelError
 from data.masks import voc_palette
 from train.network import IMAGENET_MEAN, IMAGENET_STD, SIZE_MULTIPLE, NetworkConfig, Segmenter, build_network
@@ -32,7 +33,7 @@ def make_card(classes: ClassSet, settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "format": CARD_FORMAT,
         "format_version": CARD_VERSION,
-        "written_by": "segtrain 0.1.0",
+        "written_by": written_by("segtrain"),
         "classes": classes.to_json(),
         "palette": voc_palette().tolist(),
         "input": {

@@ -19,10 +19,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from data.errors import UserError
-
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
+from data.console import EXIT_USER_ERROR, log_to_stderr, run_program
 
 LIGHTNING = {
     "fit": "Train a network on the masks of a store; resumes with --ckpt_path.",
@@ -62,12 +59,12 @@ def usage() -> str:
     )
 
 
-def run(args: list[str]) -> None:
+def run(args: Sequence[str]) -> None:
     """Run the command; exits through SystemExit on wrong usage."""
     if not args or args[0] in {"-h", "--help"}:
         print(usage())
         return
-    command, rest = args[0], args[1:]
+    command, rest = args[0], list(args[1:])
     if command in LIGHTNING:
         from train.lightning_cli import run_lightning
 
@@ -82,50 +79,29 @@ def run(args: list[str]) -> None:
 def _run_function(command: str, args: list[str]) -> None:
     from jsonargparse import auto_cli, set_parsing_settings
 
+    from train.arguments import LineParser
+
     module, function, _ = FUNCTIONS[command]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     called: Callable[..., Any] = getattr(import_module(module), function)
-    auto_cli(called, args=args, as_positional=False, prog=f"segtrain {command}", parser_class=parser_class())
-
-
-def parser_class() -> type:
-    """Return an argument parser without abbreviations that prints errors as one line and exits with status 2."""
-    from train.arguments import LineParser
-
-    return LineParser
+    auto_cli(called, args=args, as_positional=False, prog=f"segtrain {command}", parser_class=LineParser)
 
 
 def configure() -> None:
     """Send log lines to stderr, and keep libraries quiet about what is not for the user."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls by an old name
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", force=True)
-    for package in ("data", "train"):
-        logging.getLogger(package).setLevel(logging.INFO)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    log_to_stderr(handler, ("data", "train"))
     for message in _NOISE:
         warnings.filterwarnings("ignore", message)
 
 
-def one_line(error: Exception) -> str:
-    """Return the message of an error as one line; out of a loader process it comes wrapped in a traceback."""
-    text = str(error).strip()
-    if "Caught" in text and "Traceback" in text:
-        text = text.splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split())
-
-
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, 2 for a wrong input, 130 when interrupted."""
+    """Run the command line and return the exit status; see `data.console.run_program`."""
     configure()
-    try:
-        run(list(sys.argv[1:] if args is None else args))
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("\ninterrupted; go on with --ckpt_path and the last checkpoint", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return 0
+    return run_program(run, args, "interrupted; go on with --ckpt_path and the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The data of a training run: a store of masks to learn from, ground truth to validate on."""
 
-import logging
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,8 +14,6 @@ from data.store.store import MaskStore
 from train.dataset import TrainingSet, TruthSet, list_training, list_truth
 from train.order import EpochOrder, ResumableLoader
 from train.transforms import Augmentation, AugmentConfig
-
-_log = logging.getLogger(__name__)
 
 
 class SegmentationData(pl.LightningDataModule):

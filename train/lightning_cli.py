@@ -13,16 +13,14 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from data.classes import ClassSet
 from data.config import to_plain
+from data.console import exit_with_line
 from data.errors import ConfigError
-from train.arguments import exit_with_line
 from train.callbacks import AveragedWeights, EarlyWarnings
 from train.checkpoint import read_card
 from train.datamodule import SegmentationData
 from train.evaluation import Evaluator, ReportConfig
 from train.inference import InferenceConfig
 from train.module import SegmentationModule
-
-_log = logging.getLogger(__name__)
 
 
 class RunParser(LightningArgumentParser):

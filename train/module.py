@@ -253,7 +253,7 @@ def _decoder_parts(network: Segmenter, lr: float) -> list[tuple[nn.Module, float
 
 def _freeze_batch_norm(encoder: nn.Module) -> None:
     for layer in encoder.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)):
             layer.eval()
             layer.requires_grad_(False)
 

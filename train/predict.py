@@ -15,12 +15,13 @@ from tqdm import tqdm
 
 from data.classes import IGNORE
 from data.config import DataConfig, to_plain
-from data.errors import ConfigError, ImageError, LabelError
+from data.errors import ConfigError, ImageError
 from data.files import write_atomically
-from data.images import IMAGE_SUFFIXES, read_image
+from data.images import read_image
 from data.masks import overlay
+from data.readers.folder import image_samples
 from data.readers.layout import open_samples
-from data.samples import Sample, check_id
+from data.samples import Sample
 from data.store.records import image_record
 from data.store.softmaps import SoftMaps
 from data.store.source import stored_data, stored_path
@@ -29,7 +30,7 @@ from train.checkpoint import file_digest, load_network
 from train.dataset import to_tensor
 from train.inference import InferenceConfig, Network, probabilities, sharpen
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 GRID_PX = 8  # side of a cell of the soft maps that are kept
 
@@ -71,7 +72,9 @@ def predict(
     network = network.to(choose_device(device))
     config = {"inference": to_plain(inference), "ignore_below": ignore_below}
     model = {"id": str(ckpt_path), "fingerprint": file_digest(ckpt_path)}
-    store = MaskStore.open_or_create(output, classes=classes, config=config, model=model, data=source)
+    store = MaskStore.open_or_create(
+        output, classes=classes, config=config, model=model, data=source, program="segtrain"
+    )
     writer = _Writer(store, Path(source["root"]), inference, ignore_below, overlays, soft, probabilities)
     done = store.finished()
     left = [sample for sample in samples if sample.id not in done]
@@ -95,33 +98,7 @@ def _list_images(images: Path | None, data: DataConfig | None) -> tuple[Sequence
         return found, stored_data(data)
     assert images is not None
     root = (images if images.is_dir() else images.parent).absolute()
-    return list_folder(images), {"format": "folder", "root": str(root), "split": "all"}
-
-
-def list_folder(images: Path) -> list[Sample]:
-    """Return the images in a folder and its subfolders, or the one image, with ids from their relative paths.
-
-    Raises:
-        ImageError: nothing there.
-        LabelError: two images whose ids would be the same.
-
-    """
-    if images.is_file():
-        return [Sample(check_id(images.stem), images.absolute(), ())]
-    if not images.is_dir():
-        raise ImageError(f"There is no file or folder {images}; --images takes an image or a folder of images.")
-    root = images.absolute()
-    found = (path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    paths = sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
-    if not paths:
-        raise ImageError(f"{images} holds no image; known kinds are {', '.join(sorted(IMAGE_SUFFIXES))}.")
-    by_id: dict[str, Path] = {}
-    for path in paths:
-        name = check_id("__".join(path.relative_to(root).with_suffix("").parts))
-        if name in by_id:
-            raise LabelError(f"{path} and {by_id[name]} would both be written as {name!r}; rename one of them.")
-        by_id[name] = path
-    return [Sample(name, path, ()) for name, path in by_id.items()]
+    return image_samples(images), {"format": "folder", "root": str(root), "split": "all"}
 
 
 def choose_device(name: str) -> torch.device:
@@ -218,7 +195,7 @@ def _npz(values: np.ndarray) -> bytes:
 
 def _say_what_is_there(output: Path, total: int, skipped: int, failed: list[str]) -> None:
     for line in failed:
-        _log.warning("left out %s", line)
+        logger.warning("left out %s", line)
     there = f" ({skipped} were there already)" if skipped else ""
     missing = f", {len(failed)} left out" if failed else ""
     print(f"Written: masks of {total - len(failed)} images in {output}{there}{missing}.")

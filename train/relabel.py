@@ -73,6 +73,7 @@ def relabel(
         config={"relabel": rule, "inference": to_plain(inference), "from": source.header["config"]},
         model={"id": str(ckpt_path), "fingerprint": file_digest(ckpt_path)},
         data=moved(source.header["data"], root),
+        program="segtrain",
     )
     done = target.finished()
     records = [record for record in source.records() if record["id"] not in done]

@@ -119,8 +119,7 @@ def _check_labels(report: DataReport, listing: Listing, classes: ClassSet, confi
             report.unknown_classes[name] = nearest(name, classes.names)
         else:
             report.classes[known] += count
-    folders = [listing.base / folder for folder in listing.truth_folders]
-    report.with_truth = sum(1 for one in listing.ids if any((folder / f"{one}.png").is_file() for folder in folders))
+    report.with_truth = sum(1 for at in range(report.images) if listing.drawn_truth or listing.truth(at) is not None)
     for name, hint in report.unknown_classes.items():
         report.problems.append(f"Unknown class {name!r}{hint} in {listing.source}; correct it, or add it to --classes.")
     if not report.labelled:

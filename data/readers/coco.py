@@ -287,4 +287,5 @@ def _listing(rows: Sequence[dict[str, Any]], classes: ClassSet, path: Path, conf
         classes,
         (config.truth,) if config.truth else (),
         source=path.name,
+        drawn_truth=not config.truth,
     )

@@ -20,11 +20,11 @@ from pathlib import Path, PurePosixPath
 
 from data.classes import ClassSet, load_classes
 from data.config import DataConfig
-from data.errors import ConfigError, LabelError
+from data.errors import ConfigError, ImageError, LabelError
 from data.images import IMAGE_SUFFIXES
 from data.readers.labels import read_label_table
 from data.readers.listing import Listing, interned, to_samples
-from data.samples import MAX_ID_BYTES, SampleSet, check_id
+from data.samples import MAX_ID_BYTES, Sample, SampleSet, check_id
 
 TRUTH_FOLDERS = ("masks", "SegmentationClass")
 _UNREAD_SUFFIXES = frozenset(
@@ -64,6 +64,25 @@ def list_folder(config: DataConfig, own_classes: bool = True) -> Listing:
         names, orphans = [_class_folder(image) for image in images], ()
     source = table.name if table else "the class folders"
     return Listing(base, make_ids(images), images, names, classes, truth, orphans, tuple(unsupported), source)
+
+
+def image_samples(images: Path) -> list[Sample]:
+    """Return the images below a folder, or the one image, without labels; ids as everywhere else.
+
+    Raises:
+        ImageError: there is nothing, or nothing that can be read.
+
+    """
+    if images.is_file():
+        folder, names = images.parent, [images.name]
+    elif images.is_dir():
+        folder, (names, _) = images, scan_images(images, TRUTH_FOLDERS)
+    else:
+        raise ImageError(f"There is no file or folder {images}; --images takes an image or a folder of images.")
+    if not names:
+        raise ImageError(f"{images} holds no image; known kinds are {', '.join(sorted(IMAGE_SUFFIXES))}.")
+    root = folder.absolute()
+    return [Sample(sample_id, root / name, ()) for sample_id, name in zip(make_ids(names), names, strict=True)]
 
 
 def split_folder(root: Path, split: str) -> Path:

@@ -27,6 +27,7 @@ class Listing:
         orphans: rows of the label file that no image belongs to.
         unsupported: files that look like images of a kind that is not read.
         source: where the labels come from, for messages.
+        drawn_truth: ground truth of every image is drawn when it is asked for (COCO), so no file need be there.
 
     """
 
@@ -39,6 +40,18 @@ class Listing:
     orphans: tuple[str, ...] = ()
     unsupported: tuple[str, ...] = ()
     source: str = "the labels"
+    drawn_truth: bool = False
+
+    def truth(self, position: int) -> Path | None:
+        """Return the file of an image's ground truth, if there is one: `<id>.png` or `<image path>.png`."""
+        return find_truth(self.base, self.truth_folders, self.ids[position], self.images[position])
+
+
+def find_truth(base: Path, folders: Sequence[str], sample_id: str, image: str) -> Path | None:
+    """Return the first ground-truth file there is, in the order of the folders."""
+    names = dict.fromkeys([f"{sample_id}.png", str(PurePosixPath(image).with_suffix(".png"))])
+    candidates = (base / folder / name for folder in folders for name in names)
+    return next((path for path in candidates if path.is_file()), None)
 
 
 @dataclass(frozen=True)
@@ -62,9 +75,7 @@ class ListedSamples(Sequence[Sample]):
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
         sample_id, image = self.ids[index], self.images[index]
-        names = dict.fromkeys([f"{sample_id}.png", str(PurePosixPath(image).with_suffix(".png"))])
-        candidates = (self.base / folder / name for folder in self.truth_folders for name in names)
-        truth = next((path for path in candidates if path.is_file()), None)
+        truth = find_truth(self.base, self.truth_folders, sample_id, image)
         return Sample(sample_id, self.base / image, self.labels[index], truth)
 
 

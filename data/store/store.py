@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.classes import IGNORE, ClassSet
+from data.console import written_by
 from data.errors import StoreError
 from data.files import append_line, plain_json, write_atomically
 from data.masks import read_mask, write_mask
@@ -34,10 +35,9 @@ from data.store.softmaps import SoftMaps, decode_soft, encode_soft
 
 FORMAT = "pseudolabel-masks"
 FORMAT_VERSION = 1
-WRITTEN_BY = "pseudolabel 0.1.0"
 _FOLDERS = ("masks", "argmax", "scores")
 _NO_MATTER = ("data.cache:", "data.truth:", "data.crowd:")  # settings of the data that change no mask
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class MaskStore:
@@ -57,7 +57,14 @@ class MaskStore:
 
     @classmethod
     def create(
-        cls, path: Path, *, classes: ClassSet, config: dict[str, Any], model: dict[str, Any], data: dict[str, Any]
+        cls,
+        path: Path,
+        *,
+        classes: ClassSet,
+        config: dict[str, Any],
+        model: dict[str, Any],
+        data: dict[str, Any],
+        program: str = "pseudolabel",
     ) -> "MaskStore":
         """Start an empty store.
 
@@ -67,6 +74,7 @@ class MaskStore:
             config: the resolved settings that change the result (not the batch size or the device).
             model: id and fingerprint of the model.
             data: where the images are: format, root, split and so on, as `data.config.DataConfig` names them.
+            program: name of the program that writes it.
 
         Raises:
             StoreError: there is a store or something else already.
@@ -81,7 +89,7 @@ class MaskStore:
             raise StoreError(f"{path} is not empty and not a mask store; name a new folder with --store.")
         if path.exists() and not path.is_dir():
             raise StoreError(f"{path} is a file; name a new folder with --store.")
-        header = _header(classes, config, model, data)
+        header = _header(classes, config, model, data, program)
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / "store.json", (json.dumps(header, indent=1, ensure_ascii=False) + "\n").encode())
         return cls._prepared(path, header)
@@ -118,7 +126,14 @@ class MaskStore:
 
     @classmethod
     def open_or_create(
-        cls, path: Path, *, classes: ClassSet, config: dict[str, Any], model: dict[str, Any], data: dict[str, Any]
+        cls,
+        path: Path,
+        *,
+        classes: ClassSet,
+        config: dict[str, Any],
+        model: dict[str, Any],
+        data: dict[str, Any],
+        program: str = "pseudolabel",
     ) -> "MaskStore":
         """Resume the store at `path` if it was made with these very settings, or start it; arguments as in `create`.
 
@@ -131,9 +146,9 @@ class MaskStore:
         """
         if not (Path(path) / "store.json").exists():
             with contextlib.suppress(FileExistsError):
-                return cls.create(path, classes=classes, config=config, model=model, data=data)
+                return cls.create(path, classes=classes, config=config, model=model, data=data, program=program)
         store = cls.open(path)
-        wanted = _header(classes, config, model, data)
+        wanted = _header(classes, config, model, data, program)
         stored_root = store.header["data"].get("root")
         differences = [
             line
@@ -184,18 +199,19 @@ class MaskStore:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield the record of each finished image in the order they were finished; the last one of an id wins."""
-        last = self._last_lines()
-        for position, record in self._lines():
-            if last.get(record["id"]) == position:
-                yield record
+        found: dict[str, dict[str, Any]] = {}
+        for record in self._lines():
+            found.pop(record["id"], None)  # so that it stands where it was finished last
+            found[record["id"]] = record
+        yield from found.values()
 
     def finished(self) -> set[str]:
         """Return the ids of the images that need not be done again."""
-        return set(self._last_lines())
+        return {record["id"] for record in self._lines()}
 
     def ids(self) -> list[str]:
         """Return the ids of the finished images, sorted."""
-        return sorted(self._last_lines())
+        return sorted(self.finished())
 
     def read_mask(self, sample_id: str) -> UInt8[np.ndarray, "height width"]:
         """Return the mask of an image, 255 where there was no decision."""
@@ -242,24 +258,21 @@ class MaskStore:
             raise StoreError(f"The index of {self.path} names no image file for {record.get('id')!r}.")
         return Path(root if root is not None else self.header["data"].get("root", ".")) / record["image"]
 
-    def _last_lines(self) -> dict[str, int]:
-        return {record["id"]: position for position, record in self._lines()}
-
-    def _lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield the readable lines of the index with their numbers; memory does not grow with the file."""
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """Yield the readable lines of the index; memory does not grow with the file."""
         try:
             file = (self.path / "index.jsonl").open("rb")
         except FileNotFoundError:
             return
         with file:
-            for position, line in enumerate(file):
+            for position, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
                 record = _parse(line)
                 if record is None:
-                    _log.warning("Line %d of %s is torn and was skipped.", position + 1, self.path / "index.jsonl")
+                    logger.warning("Line %d of %s is torn and was skipped.", position, self.path / "index.jsonl")
                 else:
-                    yield position, record
+                    yield record
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -272,11 +285,13 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and isinstance(record.get("id"), str) else None
 
 
-def _header(classes: ClassSet, config: dict[str, Any], model: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+def _header(
+    classes: ClassSet, config: dict[str, Any], model: dict[str, Any], data: dict[str, Any], program: str
+) -> dict[str, Any]:
     header = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "written_by": WRITTEN_BY,
+        "written_by": written_by(program),
         "classes": classes.to_json(),
         "ignore_index": IGNORE,
         "config": config,

@@ -112,9 +112,13 @@ def prepare_store(store_path: Path, samples: SampleSet, config: GenerateConfig, 
         StoreError: a store of other settings or of a newer version, or a folder that is something else.
 
     """
-    made_with = {"config": stored_settings(config), "model": model, "data": stored_data(config.data)}
+
+    def opened() -> MaskStore:
+        settings, data = stored_settings(config), stored_data(config.data)
+        return MaskStore.open_or_create(store_path, classes=samples.classes, config=settings, model=model, data=data)
+
     try:
-        return MaskStore.open_or_create(store_path, classes=samples.classes, **made_with)
+        return opened()
     except StoreError:
         if not (store_path / "store.json").exists():
             raise
@@ -123,7 +127,7 @@ def prepare_store(store_path: Path, samples: SampleSet, config: GenerateConfig, 
             logger.warning("%s was made with other settings; its masks are deleted (--overwrite)", store_path)
             _clear(existing)
         # Otherwise perhaps another process has started the store meanwhile; if not, this raises again.
-        return MaskStore.open_or_create(store_path, classes=samples.classes, **made_with)
+        return opened()
 
 
 def _clear(store: MaskStore) -> None:

@@ -3,10 +3,9 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.errors import ImageError, UserError
+from data.errors import ImageError, ModelError, UserError
 from pseudolabel.config import GenerateConfig, idle_lines
 
 if TYPE_CHECKING:
@@ -41,16 +40,18 @@ def check_model(config: GenerateConfig, data: "DataReport", measure: bool = Fals
 
     """
     report = ModelReport(config.model.id, warnings=idle_lines(config.idle()))
-    folder = Path(config.model.id).expanduser()
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
+    try:
+        folder = config.model.folder
+    except ModelError as error:
+        report.problems.append(str(error))
+        return report
+    if folder is not None and not (folder / "model_index.json").is_file():
         report.problems.append(
             f"The folder {folder} is no diffusers model (no model_index.json); --model.id must name one."
         )
-    if not folder.is_dir() and folder.is_absolute():
-        report.problems.append(f"There is no model folder {folder}; --model.id must name one, or a model on the hub.")
-    if not folder.is_dir() and not measure:
+    elif folder is None and not measure:
         report.warnings.append(f"{config.model.id} is on the hub and was not tried; --measure fetches and times it.")
-    elif data.labelled and not data.problems and not report.problems:
+    elif data.labelled and not data.problems:
         try:
             report.seconds_per_image, report.memory_gb = measure_model(config)
         except UserError as error:

@@ -59,7 +59,8 @@ def report_page(store: MaskStore, limit: int = 48, root: Path | None = None, tru
 def _scores(store: MaskStore, root: Path | None, truth: str | None) -> tuple[dict[str, Path], StoreScores | None]:
     """Return the ground truth and the figures, or neither where there is no ground truth and none was asked for."""
     try:
-        return truth_paths(store, root, truth), score_store(store, root, truth)
+        truths = truth_paths(store, root, truth)
+        return truths, score_store(store, root, truth, truths)
     except UserError:
         if truth is not None:
             raise

@@ -65,19 +65,22 @@ class StoreScores:
         }
 
 
-def score_store(store: MaskStore, root: Path | None = None, truth: str | None = None) -> StoreScores:
+def score_store(
+    store: MaskStore, root: Path | None = None, truth: str | None = None, truths: dict[str, Path] | None = None
+) -> StoreScores:
     """Score every image of a store that has ground truth; the others are counted and named.
 
     Args:
         store: the store.
         root: folder of the data set, if it is not where the store says.
-        truth: folder of ground-truth masks, relative to the root or absolute; None: the layout's own.
+        truth: folder of ground-truth masks; see `data.store.source.truth_paths`.
+        truths: what that function has returned already; the data set is not opened again then.
 
     Raises:
         UserError: no image has ground truth, or a mask or truth cannot be read.
 
     """
-    truths = truth_paths(store, root, truth)
+    truths = truth_paths(store, root, truth) if truths is None else truths
     config = mask_settings(store.header["config"])
     count = len(store.classes) + 1
     before, after = np.zeros((count, count), np.int64), np.zeros((count, count), np.int64)

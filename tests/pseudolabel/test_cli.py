@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data.console import EXIT_PIPE
 from pseudolabel import cli
 
 HEAVY = ("torch", "diffusers", "transformers", "cv2", "numpy", "ray")
@@ -174,5 +175,5 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path: Path):
         f"{sys.executable} -c '{command}' check --root {tmp_path} | true; exit ${{PIPESTATUS[0]}}",
         shell=True, executable="/bin/bash", capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == cli.EXIT_PIPE
+    assert done.returncode == EXIT_PIPE
     assert done.stderr == ""

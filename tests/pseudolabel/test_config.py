@@ -11,6 +11,7 @@ from data.config import DataConfig
 from data.errors import ConfigError
 from pseudolabel import config as module
 from pseudolabel.config import (
+    AffinityConfig,
     CrfConfig,
     DiffusionConfig,
     FuseConfig,
@@ -18,6 +19,7 @@ from pseudolabel.config import (
     MaskConfig,
     PromptConfig,
     RunConfig,
+    differences,
     mask_settings,
     stored_settings,
 )
@@ -87,7 +89,8 @@ def test_every_field_has_a_help_text():
         (lambda: FuseConfig(threshold=0.0), "fuse.threshold"),
         (lambda: CrfConfig(scale=2.0), "crf.scale"),
         (lambda: CrfConfig(iterations=-1), "crf.iterations"),
-        (lambda: CrfConfig(srgb_bilateral=0.0), "crf.sxy_bilateral"),
+        (lambda: CrfConfig(srgb_bilateral=0.0), "crf.srgb_bilateral"),
+        (lambda: CrfConfig(sxy_gaussian=0.0), "crf.sxy_gaussian"),
         (lambda: DiffusionConfig(draws=0), "diffusion.draws"),
         (lambda: DiffusionConfig(timesteps=(1000,)), "diffusion.timesteps"),
         (lambda: DiffusionConfig(scales=()), "diffusion.scales"),
@@ -112,3 +115,22 @@ def test_the_store_keeps_what_changes_masks_and_nothing_else():
     changed = dataclasses.replace(defaults(), fuse=FuseConfig(threshold=0.3), ignore_below=0.5)
     assert mask_settings(stored_settings(changed)) == MaskConfig(fuse=FuseConfig(threshold=0.3), ignore_below=0.5)
     assert mask_settings({}) == MaskConfig()
+
+
+@pytest.mark.parametrize(
+    ("groups", "idle"),
+    [
+        ({}, ()),
+        ({"affinity": AffinityConfig(sharpening=0.1)}, ("affinity.sharpening",)),
+        ({"affinity": AffinityConfig(kind="iseg", sharpening=0.1, theta=0.4)}, ("affinity.theta",)),
+        ({"affinity": AffinityConfig(boxes=False, theta=0.4)}, ("affinity.theta",)),
+        ({"affinity": AffinityConfig(kind="none", iterations=3)}, ("affinity.iterations",)),
+        ({"crf": CrfConfig(kind="pamr", sxy_bilateral=30.0, scale=0.5)}, ("crf.sxy_bilateral",)),
+        ({"crf": CrfConfig(kind="none", iterations=3)}, ("crf.iterations",)),
+    ],
+)
+def test_settings_without_effect_are_named(groups, idle):
+    config = GenerateConfig(data=DataConfig(root=Path()), **groups)
+    assert config.idle() == idle
+    flags = {f"{group}.{name}" for group, values in differences(config).items() for name in values}
+    assert not flags & set(idle)  # a calibration writes no setting that nothing reads

@@ -10,7 +10,9 @@ import torch
 from data.classes import VOC, ClassSet
 from data.errors import ConfigError, ModelError
 from pseudolabel.config import DiffusionConfig
-from pseudolabel.pipeline import Pipeline, before_crf, label_map
+from pseudolabel.masks.fuse import before_crf
+from pseudolabel.masks.labelmap import label_map
+from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.passes import Reader
 
 SIZES = ((48, 64), (64, 48), (48, 64), (64, 64), (40, 64))
@@ -96,7 +98,7 @@ def test_explaining_gives_what_is_generated(pipeline, tiny_config):
 
 def test_what_explain_returned_can_be_given_back(pipeline):
     first = pipeline.explain(IMAGES[0], LABELS[0], image_id="a")
-    text = pipeline._text(first.prompts[0].text)
+    text = pipeline.reader.text(first.prompts[0].text)
     again = pipeline.explain(
         IMAGES[0], LABELS[0], latents=first.latents, noise=first.noise, timestep=150, prompt_embeds=text.tokens,
         spans=first.spans,

@@ -127,3 +127,23 @@ def test_wrong_sizes_and_opset_are_refused(checkpoint, tmp_path, capsys):
     assert "--opset" in capsys.readouterr().err
     assert main([*common, "--format", "torchscript", "--sizes", "[[100,64]]"]) == 2
     assert "--sizes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["export", "--output", "/proc/nowhere"],
+        ["predict", "--images", "{image}", "--output", "/proc/nowhere", "--device", "cpu"],
+        ["relabel", "--data.store", "{store}", "--output", "/proc/nowhere", "--device", "cpu"],
+        ["test", "{val}", "--report.output", "/proc/nowhere", "--trainer.accelerator", "cpu"],
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_one_line(world, checkpoint, tmp_path, capsys, arguments):
+    Image.fromarray(draw(0)[0]).save(tmp_path / "image.png")
+    places = {"{image}": [str(tmp_path / "image.png")], "{store}": [str(world.store)], "{val}": world.val}
+    command, *rest = [part for argument in arguments for part in places.get(argument, [argument])]
+    assert main([command, "--ckpt_path", str(checkpoint), *rest]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "/proc/nowhere" in errors[0]
+    assert "free space" in errors[0]

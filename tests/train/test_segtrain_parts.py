@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.errors import ConfigError, ImageError, ModelError, StoreError
+from data.errors import ConfigError, ModelError, StoreError
 from data.store.softmaps import upsample
 from data.store.store import MaskStore
 from train.callbacks import mask_warnings
@@ -20,7 +20,7 @@ from train.losses import LossConfig
 from train.module import OptimizerConfig, SegmentationModule, parameter_groups, poly_factor
 from train.network import NetworkConfig, build_network
 from train.order import EpochOrder, sample_seed
-from train.predict import list_folder, shrink
+from train.predict import shrink
 from train.relabel import allow, corrected
 from train.transforms import Augmentation, AugmentConfig
 
@@ -310,12 +310,3 @@ def test_relabel_writes_a_store_that_trains(checkpoint, world, tmp_path):
     more = ["--data.store", str(tmp_path / "S2"), "--trainer.max_steps", "1"]
     assert main(world.fit(tmp_path / "r", *more)) == 0
     assert main([*arguments, "--output", str(world.store)]) == 2
-
-
-def test_listing_refuses_what_would_collide(tmp_path):
-    for name in ("a.png", "a.jpg"):
-        (tmp_path / name).write_bytes(b"")
-    with pytest.raises(Exception, match="rename one of them"):
-        list_folder(tmp_path)
-    with pytest.raises(ImageError, match="--images"):
-        list_folder(tmp_path / "none")

@@ -34,11 +34,8 @@ def find_model(config: ModelConfig) -> Path:
         ModelError: neither a folder nor an id the hub has; the message names a mirror where one is known.
 
     """
-    folder = Path(config.id).expanduser()
-    if folder.is_dir():
-        return folder
-    if config.id.count("/") != 1 or config.id.startswith((".", "/", "~")):
-        raise ModelError(f"There is no model folder {config.id!r}, and it is not a hub id (owner/name); see --model.id")
+    if config.folder is not None:
+        return config.folder
     from huggingface_hub import snapshot_download
 
     variant = f".{config.variant}" if config.variant else ""

@@ -102,12 +102,12 @@ class _RecordingProcessor:
 def _swap_processor(attention: nn.Module, processor: Any) -> Iterator[None]:
     """Replace an attention module's processor for a while; a processor with weights stays registered afterwards."""
     original = attention.processor
-    attention._modules.pop("processor", None)
+    del attention.processor
     attention.processor = processor
     try:
         yield
     finally:
-        attention.__dict__.pop("processor", None)
+        del attention.processor
         attention.processor = original
 
 

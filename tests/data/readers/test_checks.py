@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from data.config import DataConfig
+from data.masks import write_mask
 from data.readers.checks import check_data, report_lines
+from data.readers.layout import open_samples
 
 
 def tree(root: Path) -> dict[str, int]:
@@ -135,3 +137,24 @@ def test_files_that_are_no_pictures_are_named_plainly(photos):
     (photos / "c.jpg").write_text("<html>404</html>")
     report = check_data(DataConfig(photos))
     assert report.unreadable == {"b": "an empty file", "c": "no picture in it that can be read"}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+def test_every_ground_truth_is_counted_that_scoring_finds(tmp_path, make_voc, make_coco, save_image):
+    square = {"category_id": 3, "area": 4, "segmentation": [[2, 2, 6, 2, 6, 6, 2, 6]]}
+    make_voc(tmp_path / "voc", {"a": ["cat"], "b": ["dog"]})
+    make_coco(tmp_path / "coco", {1: [square], 2: [square]})
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
+        save_image(tmp_path / "own" / name)
+    write_mask(make_folder(tmp_path / "own" / "masks" / "cat") / "1.png", np.zeros((24, 32), np.uint8))
+    write_mask(tmp_path / "own" / "masks" / "dog__1.png", np.zeros((24, 32), np.uint8))
+    for name, expected in (("voc", 2), ("coco", 2), ("own", 2)):
+        config = DataConfig(root=tmp_path / name, cache=tmp_path / "cache")
+        found = open_samples(config).samples
+        there = sum(found[position].truth_path is not None for position in range(len(found)))
+        assert check_data(config).with_truth == there == expected
+
+
+def make_folder(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.config import DataConfig
-from data.errors import ConfigError, LabelError
+from data.errors import ConfigError, ImageError, LabelError
 from data.masks import write_mask
-from data.readers.folder import make_ids
+from data.readers.folder import image_samples, list_folder, make_ids
 from data.readers.layout import open_samples
 from data.samples import check_id
 
@@ -176,3 +176,23 @@ def test_any_file_name_gets_an_id(names):
     assert len(set(ids)) == len(images)
     for one in ids:
         check_id(one)
+
+
+def test_images_without_labels_have_the_ids_that_labelled_ones_have(tmp_path, save_image):
+    for name in ("images/cat_1.jpg", "images/a.png", "images/a.jpg", "dog/7.PNG", "masks/m.png", ".hidden/x.png"):
+        save_image(tmp_path / name)
+    listing = list_folder(DataConfig(root=tmp_path))
+    found = image_samples(tmp_path)
+    assert [sample.id for sample in found] == list(listing.ids)
+    assert {"cat_1", "dog__7"} < {sample.id for sample in found}
+    assert len({sample.id for sample in found}) == len(found) == 4
+    assert all(sample.image_path.is_file() for sample in found)
+    [one] = image_samples(tmp_path / "images" / "cat_1.jpg")
+    assert (one.id, one.image_path) == ("cat_1", tmp_path / "images" / "cat_1.jpg")
+
+
+@pytest.mark.parametrize("name", ["none", "empty"])
+def test_no_images_is_an_error(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match=r"--images|holds no image"):
+        image_samples(tmp_path / name)

@@ -275,11 +275,35 @@ def test_a_large_index_is_read_quickly(tmp_path):
     assert time.perf_counter() - start < 10
 
 
-def test_records_are_not_held_in_memory(tmp_path):
+def test_memory_grows_with_the_index_by_a_record_each_and_for_ids_by_an_id_each(tmp_path):
     store = new_store(tmp_path / "s")
     write_index(tmp_path / "s" / "index.jsonl", 10_000)
-    tracemalloc.start()
-    assert sum(1 for _ in store.records()) == 10_000
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 3e6  # the ids and line numbers alone; the records would take three times as much
+    for read, most in ((store.records, 1200), (store.finished, 250)):
+        tracemalloc.start()
+        assert sum(1 for _ in read()) == 10_000
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 10_000 * most  # bytes
+
+
+def test_the_index_is_parsed_once(tmp_path, monkeypatch):
+    from data.store import store as module
+
+    store = new_store(tmp_path / "s")
+    for name in ("a", "b", "a"):
+        write_one(store, name)
+    parse, lines = module._parse, []
+    monkeypatch.setattr(module, "_parse", lambda line: lines.append(line) or parse(line))
+    assert [record["id"] for record in store.records()] == ["b", "a"]
+    assert len(lines) == 3
+
+
+def test_the_header_names_the_program_and_its_version(tmp_path):
+    from importlib.metadata import version
+
+    settings = {"classes": VOC, "config": {}, "model": {}, "data": {}}
+    assert (
+        MaskStore.create(tmp_path / "a", **settings).header["written_by"] == f"pseudolabel {version('text2mask-wsss')}"
+    )
+    other = MaskStore.open_or_create(tmp_path / "b", **settings, program="segtrain")
+    assert other.header["written_by"].startswith("segtrain ")

@@ -15,6 +15,7 @@ from data.config import DataConfig
 from data.masks import write_mask
 from data.readers.layout import open_samples
 from data.scoring import confusion_matrix, score
+from pseudolabel.calibrate import recordings
 from pseudolabel.calibrate.candidates import fewer_heads, one_more_or_less
 from pseudolabel.calibrate.criteria import (
     THRESHOLDS,
@@ -195,7 +196,7 @@ def test_the_threshold_is_the_best_one_after_the_crf(small_world, tiny_config, w
     pipeline = Pipeline.load(config, samples.classes)
     pictures = [load_picture(sample, len(samples.classes), 0, True) for sample in samples.samples]
     thresholds = (0.3, 0.45, 0.6)
-    found = measured(pipeline, config, samples.samples, pictures, 21, thresholds)
+    found = measured(pipeline, samples.samples, pictures, thresholds)
 
     reached = {}
     for tau in thresholds:
@@ -241,3 +242,24 @@ def test_the_command_writes_a_config_that_generate_reads(small_world, sd_folder,
 
     store = str(tmp_path / "store")
     assert main(["generate", "--config", str(output), "--root", str(small_world), "--store", store, "--workers=0"]) == 0
+
+
+def test_running_out_of_gpu_memory_halves_the_batches_here_too(tiny_config, rgb, monkeypatch):
+    reader = reader_of(tiny_config)
+    layers = list_layers(reader.parts.unet)
+    picture = Picture("one", rgb, LABELS)
+    [expected] = record(reader, [picture], layers)
+    run, tried = recordings.run_passes, []
+
+    def short_of_memory(parts, cross, self_layers, passes, columns):
+        tried.append(len(passes))
+        if len(passes) > 1:
+            raise torch.cuda.OutOfMemoryError("full")
+        return run(parts, cross, self_layers, passes, columns)
+
+    monkeypatch.setattr(recordings, "run_passes", short_of_memory)
+    [found] = record(reader, [picture], layers)
+    assert tried[0] == 2
+    assert tried[-2:] == [1, 1]
+    for name, maps in expected[0].plain.items():
+        torch.testing.assert_close(found[0].plain[name], maps, atol=1e-5, rtol=1e-4)

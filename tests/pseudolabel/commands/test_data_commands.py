@@ -143,3 +143,25 @@ def test_check_times_a_readable_image_where_a_run_skips_the_others(world, tiny_o
     assert main(options) == 2
     assert main([*options, "--on_error", "skip"]) == 0
     assert "Ready" in capsys.readouterr().out
+
+
+def test_check_finds_a_model_in_the_home_folder(photos, sd_folder, tiny_options, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "sd").symlink_to(sd_folder)
+    options = [option for option in tiny_options if not option.startswith("--model")]
+    assert main(["check", "--root", str(photos), "--model.id=~/models/sd", *options]) == 0
+    out = capsys.readouterr().out
+    assert "Time      about" in out
+    assert "not tried" not in out
+    assert main(["check", "--root", str(photos), "--model.id=~/models/none", *options]) == 2
+    assert "There is no model folder '~/models/none'" in capsys.readouterr().out
+
+
+def test_check_counts_on_the_workers_that_a_run_starts(photos, tiny_options, monkeypatch):
+    from pseudolabel.generate import workers
+
+    asked = []
+    monkeypatch.setattr(workers, "default_workers", lambda chosen: asked.append(chosen) or 1)
+    assert main(["check", "--root", str(photos), *tiny_options]) == 0
+    assert asked == [0]  # --workers=0 among the options

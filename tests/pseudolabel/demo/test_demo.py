@@ -17,6 +17,7 @@ from data.readers.layout import open_samples
 from data.store.store import MaskStore
 from pseudolabel.cli import main
 from pseudolabel.demo import page, results, run
+from pseudolabel.review.coverage import measure_coverage
 
 TRUTH = run.TRAIN_TRUTH_FOLDER
 
@@ -65,6 +66,21 @@ def test_labels_become_masks_and_masks_a_network_that_is_scored(finished_demo):
 
     scores = json.loads((finished_demo / "network" / "test" / "scores.json").read_text())
     assert score_store(predictions).after_crf.miou == pytest.approx(scores["miou"], abs=1e-6)  # both stages agree
+
+
+def test_both_stages_write_the_same_line_about_an_image(finished_demo):
+    masks, predictions = (MaskStore.open(finished_demo / name) for name in ("masks_val", "predictions"))
+    assert masks.header["written_by"].startswith("pseudolabel ")
+    assert predictions.header["written_by"].startswith("segtrain ")
+    first, second = next(masks.records()), next(predictions.records())
+    assert list(first) == list(second)
+    for store in (masks, predictions):
+        coverage = measure_coverage(store)
+        shares = [np.bincount(store.read_mask(i).ravel(), minlength=256) / store.read_mask(i).size for i in store.ids()]
+        assert coverage.background == pytest.approx(sum(share[0] for share in shares), abs=1e-4)
+        for label, total in coverage.pixels.items():
+            assert total == pytest.approx(sum(share[label] for share in shares), abs=1e-4)
+    assert not any(coverage.empty.values())  # a network's labels are what it found
 
 
 def test_results_page_and_figure(finished_demo, tmp_path):

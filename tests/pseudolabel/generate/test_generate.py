@@ -250,3 +250,30 @@ def test_warnings_name_what_a_person_should_look_at():
     assert mask_warnings(argmax, (1, 2), VOC, 0.0) == ["bicycle: almost no pixels"]
     argmax[:] = 1
     assert mask_warnings(argmax, (1,), VOC, 0.0) == ["no background"]
+
+
+def test_words_without_room_in_the_sentence_are_named(world, tiny_options, tmp_path, capsys):
+    words = [f"{first}{second}" for first in "abcdefg" for second in ("ump", "ond", "ilk", "art")]
+    entries = [{"name": name, "background": words} for name in VOC.names]
+    (tmp_path / "classes.yaml").write_text(json.dumps({"classes": entries}))
+    store = tmp_path / "masks"
+    args = ["generate", "--root", str(world), "--store", str(store), "--classes", str(tmp_path / "classes.yaml")]
+    assert main([*args, "--limit=2", *tiny_options]) == 0
+    lines = [json.loads(line) for line in (store / "index.jsonl").read_text().splitlines()]
+    assert all(line["dropped_words"][-1] == words[-1] for line in lines)  # from the end of the list
+    out = capsys.readouterr().out
+    assert "the sentences of 2 images had no room for all background words: " in out
+    assert f"{words[-1]} (2)" in out
+
+
+def test_a_sentence_with_room_leaves_no_word_out(world, tiny_options, tmp_path, capsys):
+    args = ["generate", "--root", str(world), "--store", str(tmp_path / "s"), "--limit=1", *tiny_options]
+    assert main([*args, "--prompt.background_words=false"]) == 0
+    assert "dropped_words" not in (tmp_path / "s" / "index.jsonl").read_text()
+    assert "no room" not in capsys.readouterr().out
+
+
+def test_settings_without_effect_are_warned_about_once(world, tiny_options, tmp_path, capsys):
+    args = ["generate", "--root", str(world), "--store", str(tmp_path / "s"), *tiny_options, "--limit=1"]
+    assert main([*args, "--affinity.sharpening=0.1"]) == 0
+    assert capsys.readouterr().err.count("--affinity.sharpening") == 1

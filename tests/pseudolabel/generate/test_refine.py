@@ -9,6 +9,8 @@ from data.classes import VOC
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
 from pseudolabel.cli import main
+from pseudolabel.config import CrfConfig, MaskConfig
+from pseudolabel.generate import workers
 
 
 def refine(store, output, *options) -> int:
@@ -92,3 +94,31 @@ def test_predictions_of_a_network(world, tmp_path):
     argmax = MaskStore.open(tmp_path / "s").read_argmax("val_000000")
     assert (argmax[:60] == 3).all()
     assert (argmax[-60:] == 12).all()
+
+
+def test_pamr_takes_a_device_and_the_dense_crf_none(made_store, tmp_path, capsys, store_bytes):
+    assert refine(made_store, tmp_path / "wrong", "--crf.kind=pamr", "--device=cuda:7") == 2
+    assert "--run.device is 'cuda:7'" in capsys.readouterr().err
+    assert not (tmp_path / "wrong").exists()
+    assert refine(made_store, tmp_path / "dense", "--device=cuda:7") == 0
+    assert refine(made_store, tmp_path / "pamr", "--crf.kind=pamr", "--device=cpu") == 0
+    assert store_bytes(tmp_path / "pamr") != store_bytes(made_store)
+
+
+def test_pamr_off_the_cpu_runs_in_the_process_that_holds_the_device(made_store, tmp_path, monkeypatch, store_bytes):
+    """The same device under another name stands for a GPU."""
+    from pseudolabel.generate import refine as module
+
+    assert refine(made_store, tmp_path / "a", "--crf.kind=pamr", "--device=cpu") == 0
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda _: pytest.fail("a worker process was started"))
+    config = MaskConfig(crf=CrfConfig(kind="pamr", iterations=2))
+    module.refine_masks(made_store, tmp_path / "b", config, workers=2, device="cpu:0")
+    assert store_bytes(tmp_path / "a") == store_bytes(tmp_path / "b")
+
+
+@pytest.mark.gpu
+def test_pamr_on_a_gpu_gives_the_same_masks(made_store, tmp_path):
+    for device in ("cpu", "cuda"):
+        assert refine(made_store, tmp_path / device, "--crf.kind=pamr", f"--device={device}") == 0
+    one, other = MaskStore.open(tmp_path / "cpu"), MaskStore.open(tmp_path / "cuda")
+    assert np.mean([np.mean(one.read_argmax(i) == other.read_argmax(i)) for i in one.ids()]) > 0.999

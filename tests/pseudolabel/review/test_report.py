@@ -12,7 +12,7 @@ from data.store.store import MaskStore
 from pseudolabel.cli import main
 from pseudolabel.review import blocks
 from pseudolabel.review.coverage import measure_coverage
-from pseudolabel.review.report import choose_images
+from pseudolabel.review.report import choose_images, report_page
 
 VOID = {"meta", "img", "input", "br"}
 
@@ -146,3 +146,13 @@ def test_pictures_survive_the_page():
 
     content = base64.b64decode(re.search(r"base64,([^\"]+)", html).group(1))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(content)).convert("RGB")), mask)
+
+
+def test_the_data_set_is_opened_once(made_store, monkeypatch):
+    from data.store import source
+
+    opened = []
+    read = source.open_samples
+    monkeypatch.setattr(source, "open_samples", lambda *args, **named: opened.append(args) or read(*args, **named))
+    assert "<html" in report_page(MaskStore.open(made_store), truth="SegmentationClassTruth")
+    assert len(opened) == 1

@@ -8,7 +8,7 @@ import torch
 from data.errors import ConfigError, ModelError
 from pseudolabel.config import ModelConfig
 from pseudolabel.softmaps.diffusion.encode import add_noise, draw_noise, encode_image, encode_text, seeded_generator
-from pseudolabel.softmaps.diffusion.load import MIRRORS, find_model, fingerprint, load_parts
+from pseudolabel.softmaps.diffusion.load import MIRRORS, files_digest, find_model, load_parts
 from pseudolabel.softmaps.diffusion.parts import Parts, pick_device, pick_dtype, scaled_linear_schedule
 
 CPU = torch.device("cpu")
@@ -113,13 +113,13 @@ def test_offline_an_id_that_is_not_cached_is_an_error_with_a_remedy(model_id, mo
         find_model(ModelConfig(id=model_id))
 
 
-def test_the_fingerprint_follows_the_weights_and_not_the_path(sd_folder, copied):
-    assert fingerprint(copied) == fingerprint(sd_folder)
+def test_the_digest_follows_the_weights_and_not_the_path(sd_folder, copied):
+    assert files_digest(copied) == files_digest(sd_folder)
     path = copied / "vae" / "diffusion_pytorch_model.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert fingerprint(copied) != fingerprint(sd_folder)
+    assert files_digest(copied) != files_digest(sd_folder)
 
 
 def test_a_variant_has_files_of_its_own(copied):
