@@ -104,7 +104,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
 def measure(
     config: GenerateConfig, scenes: int, seed: int, timesteps: Sequence[int], decoys: int
 ) -> list[dict[str, Any]]:
-    """Return one row a layer and timestep: mIoU, the criteria, and the cost of Otsu's threshold."""
+    """Return one row per layer and timestep: mIoU, the criteria, and the cost of Otsu's threshold."""
     device = pick_device(config.run.device)
     models = load_parts(config.model, device, pick_dtype(config.run.dtype, device))
     base = with_affinity(with_attention(with_timesteps(config, timesteps), cross_layers=("all",)), kind="none")

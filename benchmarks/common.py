@@ -4,15 +4,14 @@ import json
 import os
 import subprocess
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 import yaml
+from jsonargparse import auto_cli
 
 from data.classes import load_classes
-from data.config import DataConfig
 from data.files import write_atomically
 from pseudolabel.config import GenerateConfig
 
@@ -56,22 +55,9 @@ def write_text(path: Path, text: str) -> None:
 def load_config(path: Path | None, root: Path = Path()) -> GenerateConfig:
     """Read settings as `pseudolabel --config` does; without a file, the defaults."""
     given = (yaml.safe_load(path.read_text()) or {}) if path is not None else {}
-    given.setdefault("data", {})["root"] = root
-    return _build(GenerateConfig, given)
+    given["data"] = given.get("data", {}) | {"root": str(root)}
+    return auto_cli(_as_given, args=["--settings", json.dumps(given)], as_positional=False)
 
 
-def _build(kind: Any, values: dict[str, Any]) -> Any:
-    hints = get_type_hints(kind)
-    built = {}
-    for field in fields(kind):
-        if field.name not in values:
-            continue
-        value = values[field.name]
-        if is_dataclass(hints[field.name]):
-            value = _build(hints[field.name], value)
-        elif isinstance(value, list):
-            value = tuple(value)
-        elif kind is DataConfig and field.name in ("root", "classes", "labels", "cache"):
-            value = Path(value)
-        built[field.name] = value
-    return kind(**built)
+def _as_given(settings: GenerateConfig) -> GenerateConfig:
+    return settings

@@ -93,7 +93,7 @@ def make_step(model: torch.nn.Module, device: torch.device, settings: dict):
 
 
 def batches(data: SegmentationData, count: int):
-    """Yield so many batches, over epochs; the loader's processes have started before the first one is counted."""
+    """Yield this many batches, over epochs; the loader's processes have started before the first one is counted."""
     loader = data.train_dataloader()
     given = 0
     while given < count:

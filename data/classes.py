@@ -8,6 +8,7 @@ import difflib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class ClassSet:
     """The classes of a data set, without the background.
 
     Attributes:
-        names: one name a class as the labels spell it; the class id of `names[i]` is i + 1.
+        names: one name per class as the labels spell it; the class id of `names[i]` is i + 1.
         phrases: what the prompt calls each class ("bird avian" for bird).
         background_words: for each class, words of things it is often seen with, to be added to the prompt.
 
@@ -72,7 +73,7 @@ class ClassSet:
             LabelError: no such class; the message names the nearest one.
 
         """
-        position = self._positions().get(class_key(name))
+        position = self._positions.get(class_key(name))
         if position is None:
             raise LabelError(
                 f"Unknown class {name!r}{nearest(name, self.names)}; the classes are {_shortened(self.names)}."
@@ -111,12 +112,9 @@ class ClassSet:
                 f"Not a class list ({error!r}): names, phrases and background_words are needed."
             ) from error
 
+    @cached_property
     def _positions(self) -> dict[str, int]:
-        cached = self.__dict__.get("_by_key")
-        if cached is None:
-            cached = {class_key(name): position for position, name in enumerate(self.names)}
-            object.__setattr__(self, "_by_key", cached)  # computed once: label files name classes 100,000 times
-        return cached
+        return {class_key(name): position for position, name in enumerate(self.names)}  # asked for 100,000 times
 
 
 def class_key(name: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -25,27 +26,18 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append a JSON line in one write, under a lock; starts on a new line even after a torn one."""
+    """Append a JSON line in one write, under a lock; starts on a new line even after a torn one.
+
+    The lock is the file `.<name>.lock` beside it, so that a copied or deleted file never carries a lock along.
+    """
     line = json.dumps(record, ensure_ascii=False, separators=(",", ":"), default=plain_json).encode() + b"\n"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        _lock(descriptor)
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            line = b"\n" + line
-        written = os.write(descriptor, line)
+    with FileLock(path.with_name(f".{path.name}.lock")), path.open("a+b", buffering=0) as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        written = file.write(line)
         if written != len(line):
             raise OSError(f"Only {written} of {len(line)} bytes of a line were written to {path}; is the disk full?")
-    finally:
-        os.close(descriptor)  # releases the lock
-
-
-def _lock(descriptor: int) -> None:
-    try:
-        import fcntl
-    except ImportError:  # no such lock on Windows: O_APPEND alone, one writer at a time
-        return
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def plain_json(value: Any) -> Any:

@@ -27,7 +27,7 @@ class SegmentationData(pl.LightningDataModule):
         weights: confidence weighs each pixel by what the store's soft maps say for its label.
         augment: crops, scales, flips and colours.
         val: data set with ground truth that is measured on (fit may go without, test may not).
-        val_limit: measure on at most so many images.
+        val_limit: largest number of images to measure on.
         batch_size: images a step and process.
         workers: loader processes; 0 loads in the training process; one for each core but one, at most 4, if not given.
         cache: keep decoded images in memory; for small data sets.
@@ -63,7 +63,7 @@ class SegmentationData(pl.LightningDataModule):
         self.measured: TruthSet | Subset[Any] | None = None
 
     def setup(self, stage: str) -> None:
-        """Open the store and the validation data, and look that they fit together."""
+        """Open the store and the validation data, and check that they fit together."""
         if stage == "fit" and self.training is None:
             self.training = self._open_training()
         if self.val is not None and self.measured is None:

@@ -41,7 +41,7 @@ def list_training(store: MaskStore, masks: Masks, truth: Path | None, root: Path
 
     Args:
         store: the store.
-        masks: its masks with the ignore band, its masks without (`argmax`), or the true masks in their stead.
+        masks: its masks with the ignore band, its masks without (`argmax`), or the true masks instead.
         truth: folder of true masks named <id>.png; where the store's data set keeps them if not given.
         root: folder of the data set, if it is not where the store says.
 
@@ -125,7 +125,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
         return item | {"id": self._samples[index].id}
 
     def histogram(self, look_at: int) -> tuple[np.ndarray, int]:
-        """Return the number of pixels of each mask value over some masks, evenly picked, and how many masks it were."""
+        """Return the number of pixels of each mask value over evenly spaced masks, and how many were read."""
         picked = range(0, len(self), max(1, len(self) // look_at))
         counts = (np.bincount(read_mask(self._samples[index].mask_path).ravel(), minlength=256) for index in picked)
         return sum(counts, np.zeros(256, np.int64)), len(picked)

@@ -110,7 +110,7 @@ def voc_test_folder(output: Path) -> Path:
 
 
 def table(scores: Scores, boundary: Boundary | None, classes: ClassSet) -> str:
-    """Return a text table with one row a class: IoU, boundary IoU, precision, recall, in per cent."""
+    """Return a text table with one row per class: IoU, boundary IoU, precision, recall, in per cent."""
     lines = [f"{'class':<18}{'IoU':>8}{'boundary IoU':>14}{'precision':>11}{'recall':>8}"]
     for index in range(len(scores.iou)):
         cells = [scores.iou[index], math.nan if boundary is None else boundary[index]]

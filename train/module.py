@@ -30,9 +30,9 @@ class OptimizerConfig:
     lr: float = 0.007
     """Learning rate of the encoder at the start."""
     head_lr_factor: float = 10.0
-    """The decoder's learning rate is so many times the encoder's."""
+    """The decoder's learning rate as a multiple of the encoder's."""
     bias_lr_factor: float = 1.0
-    """The decoder's biases learn so many times faster still, without weight decay (DeepLabV2: 2)."""
+    """A further factor for the decoder's biases, which have no weight decay (DeepLabV2: 2)."""
     momentum: float = 0.9
     """Of SGD; the first beta of AdamW."""
     weight_decay: float = 1e-4
@@ -40,7 +40,7 @@ class OptimizerConfig:
     poly_power: float = 0.9
     """The rate falls as (1 - step / steps) ** power."""
     warmup_steps: int = 0
-    """The rate rises linearly over so many steps at the start."""
+    """Steps over which the rate rises linearly at the start."""
 
 
 class SegmentationModule(pl.LightningModule):
@@ -215,7 +215,7 @@ class SegmentationModule(pl.LightningModule):
 
 
 def total_steps(trainer: pl.Trainer, batches: int) -> int:
-    """Return the number of optimizer steps of a run with so many batches an epoch."""
+    """Return the number of optimizer steps of a run with this many batches per epoch."""
     limit = trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
     by_epochs = math.ceil(batches / trainer.accumulate_grad_batches) * (trainer.max_epochs or 0)

@@ -113,7 +113,7 @@ def choose_device(name: str) -> torch.device:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {name} is not to be had here; use auto, cpu or cuda.") from error
+        raise ConfigError(f"--device {name} is not available on this machine; use auto, cpu or cuda.") from error
     return torch.device(name)
 
 

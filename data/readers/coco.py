@@ -184,7 +184,7 @@ def build_index(path: Path, config: DataConfig) -> Path:
     """Write the index of an annotation file unless it is there, and return its folder.
 
     It holds categories.json (their names), images.jsonl (file, size, names, where the segments are) and segments.jsonl
-    (the outlines), one line an image; images.jsonl is written last and makes it complete.
+    (the outlines), one line per image; images.jsonl is written last and makes it complete.
     """
     index = index_folder(path, config)
     if (index / "images.jsonl").is_file():

@@ -1,7 +1,7 @@
-"""A person's own folder: images with labels.csv, with labels.jsonl, or in one folder a class.
+"""A person's own folder: images with labels.csv, with labels.jsonl, or in one folder per class.
 
     photos/labels.csv               images anywhere below photos/ (or photos/images/)
-    photos/cat/1.jpg                one folder a class, no label file
+    photos/cat/1.jpg                one folder per class, no label file
     photos/train/..., photos/val/...   either of these, once for each split
     photos/classes.yaml             what `pseudolabel init` writes; read where it exists
     photos/masks/1.png              ground truth, if there is any (palette PNG of class ids)

@@ -2,11 +2,11 @@
 
 labels.csv, with or without a first line of column names:
 
-    image,labels                one row an image; several labels in one cell, separated by , ; | or a tab
+    image,labels                one row per image; several labels in one cell, separated by , ; | or a tab
     cat_1.jpg,cat;sofa
-    image,label                 or one row a label
-    image,label1,label2         or one column a label
-    image,cat,dog               or one column a class holding 0 or 1
+    image,label                 or one row per label
+    image,label1,label2         or one column per label
+    image,cat,dog               or one column per class, holding 0 or 1
 
 Columns may be separated by a comma, semicolon, tab or bar. Quotes, a byte order mark, UTF-16 and Windows-1252 text,
 Windows paths and blank lines are understood. labels.jsonl has one object per line, such as {"image": "a.jpg",

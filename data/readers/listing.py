@@ -170,7 +170,7 @@ def distinct_names(names: Sequence[tuple[str, ...]]) -> list[str]:
     spelt = sorted({name for group in set(names) for name in group})
     if not spelt:
         raise LabelError(
-            "No image has a label; add labels.csv (image,labels), or put the images in one folder a class."
+            "No image has a label; add labels.csv (image,labels), or put the images in one folder per class."
         )
     by_key: dict[str, str] = {}
     for name in spelt:

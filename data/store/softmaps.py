@@ -38,7 +38,7 @@ class SoftMaps:
     """Scores of one image before thresholds, CRF and upsampling.
 
     Attributes:
-        maps: one map a class at grid resolution.
+        maps: one map per class at grid resolution.
         labels: the class ids of the image, ascending.
         background: False: the rows are the labels' maps in [0, 1], and the background is derived from them later, so
             that its threshold can be changed; True: row 0 is the background, the others the labels (probabilities).

@@ -51,7 +51,7 @@ def count_pixels(
     From the sum over images `best_threshold` gets the confusion matrix of every threshold at once.
 
     Args:
-        maps: one map a label, 0 to 1, without background.
+        maps: one map per label, 0 to 1, without background.
         labels: class ids of the maps.
         truth: class ids, 255 where nothing is counted.
         n_classes: number of classes, the background included.

@@ -14,7 +14,7 @@ def pamr(
     rounds: int,
     device: str = "cpu",
 ) -> Float32[np.ndarray, "rows height width"]:
-    """Average scores over neighbours of like colour, several times.
+    """Average scores over neighbours of similar colour, several times.
 
     Source: Araslanov and Roth, "Single-Stage Semantic Segmentation from Image Labels", CVPR 2020, section 3.3: the
     weight of a neighbour is the softmax over neighbours of -|difference| / (0.1 * local standard deviation), mean over

@@ -160,7 +160,7 @@ def train_classifier(steps: int, batch: int = 32) -> nn.Sequential:
 
 
 def as_input(rgb: UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "n 3 h w"]:
-    """Pixels as the classifier wants them, blurred a little: what the autoencoder cannot draw shall not decide."""
+    """Pixels as the classifier wants them, blurred a little, as the autoencoder cannot draw fine detail."""
     pixels = torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 127.5 - 1
     return F.avg_pool2d(pixels, 3, stride=1, padding=1)
 
