@@ -1,5 +1,6 @@
 """The settings that say which images, labels and ground truth are meant; nothing heavy is imported here."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,3 +43,9 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def changed(config: Any, names: Iterable[str]) -> tuple[str, ...]:
+    """Return those of some settings that do not have their default value."""
+    defaults = {field.name: field.default for field in fields(config)}
+    return tuple(name for name in names if getattr(config, name) != defaults[name])

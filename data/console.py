@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 from data.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 DISTRIBUTION = "text2mask-wsss"
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -117,3 +119,16 @@ def log_to_stderr(handler: logging.Handler, packages: Sequence[str]) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for package in packages:
         logging.getLogger(package).setLevel(logging.INFO)
+
+
+def idle_lines(flags: Sequence[str]) -> list[str]:
+    """Return what to say of settings that have no effect: one line, or none."""
+    if not flags:
+        return []
+    return [f"No effect with the other settings, and left aside: {', '.join(f'--{flag}' for flag in flags)}."]
+
+
+def warn_of_idle(flags: Sequence[str]) -> None:
+    """Warn, once, of settings that have no effect."""
+    for line in idle_lines(flags):
+        logger.warning("%s", line)

@@ -5,18 +5,14 @@ The defaults are the preset `default`. The preset `paper` is a file (`configs/ps
 Each field's docstring is its help text on the command line.
 """
 
-import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data.config import DataConfig, to_plain
+from data.config import DataConfig, changed, to_plain
 from data.errors import ConfigError, ModelError
 
 SKIPPED_DATA_FIELDS = ("root", "split", "labels", "truth", "cache")  # they describe this machine or the small set
-
-logger = logging.getLogger(__name__)
 
 AffinityKind = Literal["none", "caa", "iterated", "iseg", "clipes"]
 CrfKind = Literal["densecrf", "pamr", "none"]
@@ -31,25 +27,6 @@ PAPER_CROSS_LAYERS = (
     "up_blocks.1.attentions.1",
 )
 PAPER_SELF_LAYERS = ("up_blocks.2.attentions.1",)
-
-
-def _changed(config: Any, names: Iterable[str]) -> tuple[str, ...]:
-    """Return those of some fields that do not have their default value."""
-    defaults = {field.name: field.default for field in fields(config)}
-    return tuple(name for name in names if getattr(config, name) != defaults[name])
-
-
-def idle_lines(flags: Sequence[str]) -> list[str]:
-    """Return what to say of settings that have no effect: one line, or none."""
-    if not flags:
-        return []
-    return [f"No effect with the other settings, and left aside: {', '.join(f'--{flag}' for flag in flags)}."]
-
-
-def warn_of_idle(flags: Sequence[str]) -> None:
-    """Warn, once, of settings that have no effect."""
-    for line in idle_lines(flags):
-        logger.warning("%s", line)
 
 
 def _require(flag: str, value: object, holds: bool, rule: str) -> None:
@@ -202,7 +179,7 @@ class AffinityConfig:
             "iseg": ("boxes", "theta", "clamp_box_edge", "iterations"),
             "clipes": ("iterations", "sharpening"),
         }[self.kind]
-        return _changed(self, dict.fromkeys([*idle, *(() if self.uses_boxes else ("theta", "clamp_box_edge"))]))
+        return changed(self, dict.fromkeys([*idle, *(() if self.uses_boxes else ("theta", "clamp_box_edge"))]))
 
     def __post_init__(self) -> None:
         _require("affinity.theta", self.theta, 0 <= self.theta < 1, "at least 0 and below 1")
@@ -269,9 +246,9 @@ class CrfConfig:
             case "densecrf":
                 return ()
             case "pamr":
-                return _changed(self, dense)
+                return changed(self, dense)
             case "none":
-                return _changed(self, ("iterations", "scale", "wrapped_image", *dense))
+                return changed(self, ("iterations", "scale", "wrapped_image", *dense))
 
 
 @dataclass(frozen=True)
@@ -381,7 +358,7 @@ class GenerateConfig:
 
     def idle(self) -> tuple[str, ...]:
         """Return the settings that were changed and have no effect under the chosen kinds."""
-        unread = _changed(self.attention, ("self_layers",)) if self.affinity.kind == "none" else ()
+        unread = changed(self.attention, ("self_layers",)) if self.affinity.kind == "none" else ()
         groups = (("attention", unread), ("affinity", self.affinity.idle()), ("crf", self.crf.idle()))
         return tuple(f"{group}.{name}" for group, names in groups for name in names)
 

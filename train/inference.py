@@ -1,7 +1,7 @@
 """From a network and an image of any size to class probabilities: scales, flips, sliding windows, CRF."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from data.config import changed
 from data.errors import ConfigError
 from train.network import IMAGENET_MEAN, SIZE_MULTIPLE
 
@@ -54,6 +55,13 @@ class InferenceConfig:
     """Share of a window's side that it has in common with the next one."""
     crf: CrfConfig = field(default_factory=CrfConfig)
     """Sharpen the result along edges of the image."""
+
+    def idle(self) -> tuple[str, ...]:
+        """Return the settings that were changed and have no effect with the others."""
+        unread = ["overlap"] if self.window is None else []
+        unread += ["merge"] if len(self.scales) == 1 and not self.flip else []
+        crf = () if self.crf.enabled else changed(self.crf, [entry.name for entry in fields(self.crf)])
+        return (*changed(self, unread), *(f"crf.{name}" for name in crf))
 
 
 def probabilities(network: Network, images: Images, config: InferenceConfig) -> Probabilities:

@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from data.classes import ClassSet
 from data.config import to_plain
-from data.console import exit_with_line
+from data.console import exit_with_line, warn_of_idle
 from data.errors import ConfigError
 from train.callbacks import AveragedWeights, EarlyWarnings
 from train.checkpoint import read_card
@@ -143,6 +143,8 @@ class SegtrainCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuse to mix two runs in one folder; keep the configuration beside the checkpoints."""
+        if is_first_process():
+            warn_of_idle([f"model.loss.{name}" for name in self.model.loss_config.idle()])
         output = Path(self._own("output"))
         last = output / "checkpoints" / "last.ckpt"
         if last.exists() and self._own("ckpt_path") is None and not self._own("overwrite") and is_first_process():
@@ -181,6 +183,7 @@ class SegtrainCLI(LightningCLI):
     def _measure(self, quick: bool, **kwargs: Any) -> None:
         path = Path(self._own("ckpt_path"))
         inference, report = self._own_init("inference"), self._own_init("report")
+        warn_of_idle([f"inference.{name}" for name in inference.idle()])
         voc = self._own("save_voc_test")
         evaluator = Evaluator(inference, report, path, quick=quick, save_voc_test=voc)
         self.model.inference, self.model.boundary = inference, not quick

@@ -1,7 +1,10 @@
 """Losses for masks with an ignore band and with mistakes in them: pure functions on scores and labels.
 
-All take unnormalised scores (N, C, H, W), labels (N, H, W) with `IGNORE` where nothing is known, and optional weights
-(N, H, W) >= 0, and return a scalar >= 0: the weighted mean over the counted pixels, 0 where there is none.
+Shape, of all of them:
+    - scores: (N, C, H, W), unnormalised.
+    - labels: (N, H, W), class ids, `IGNORE` where nothing is known.
+    - weights: (N, H, W), at least 0; optional.
+    - result: a scalar, at least 0: the weighted mean over the counted pixels, 0 where there is none.
 """
 
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.classes import IGNORE
+from data.config import changed
 
 Scores = Float[Tensor, "n classes height width"]
 Labels = Int[Tensor, "n height width"]
@@ -35,6 +39,16 @@ class LossConfig:
     """The loss is summed over the image at these scales (DeepLabV2: 1, 0.75, 0.5)."""
     max_over_scales: bool = False
     """Add the loss of the largest score over the scales (DeepLabV2)."""
+
+    def idle(self) -> tuple[str, ...]:
+        """Return the settings that were changed and have no effect with the others."""
+        reader = {
+            "bootstrap_beta": "bootstrapped",
+            "generalised_q": "generalised",
+            "label_smoothing": "cross_entropy",
+        }
+        unread = [name for name, kind in reader.items() if kind != self.kind]
+        return changed(self, [*unread, *(["max_over_scales"] if len(self.scales) == 1 else [])])
 
 
 def segmentation_loss(config: LossConfig, scores: Scores, labels: Labels, weights: Weights | None = None) -> Tensor:
@@ -62,8 +76,8 @@ def balanced_cross_entropy(scores: Scores, labels: Labels, weights: Weights | No
     """Mean over foreground pixels plus mean over background pixels of -log p(label).
 
     Without it a network that begins far from the solution can settle on "everything is background".
-    Source: the balanced loss that users of the paper's trainer needed with ImageNet weights (kazuto1011/deeplab-pytorch
-    with image-level supervision); the same as Huang et al., CVPR 2018 (DSRG), equation 3.
+    Reference: Huang et al., CVPR 2018 (DSRG), equation 3; users of the paper's trainer (kazuto1011/deeplab-pytorch)
+    needed it with image-level supervision and ImageNet weights.
     """
     each = F.cross_entropy(scores, labels, ignore_index=IGNORE, reduction="none")
     foreground = (labels != 0) & (labels != IGNORE)
@@ -75,7 +89,7 @@ def bootstrapped_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Cross-entropy against beta * label + (1 - beta) * the network's own hard decision.
 
-    Source: Reed et al., arXiv 1412.6596, section 3.3 ("hard bootstrapping").
+    Reference: Reed et al., arXiv 1412.6596, section 3.3 ("hard bootstrapping").
     """
     log_p = F.log_softmax(scores, dim=1)
     counted = labels != IGNORE
@@ -89,7 +103,7 @@ def generalised_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Mean of (1 - p(label)^q) / q; q -> 0 is cross-entropy.
 
-    Source: Zhang and Sabuncu, NeurIPS 2018 (arXiv 1805.07836), equation 6.
+    Reference: Zhang and Sabuncu, NeurIPS 2018 (arXiv 1805.07836), equation 6.
     """
     log_p = F.log_softmax(scores, dim=1)
     counted = labels != IGNORE

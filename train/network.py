@@ -50,7 +50,16 @@ class NetworkConfig:
 
 
 class PyramidHead(nn.Module):
-    """DeepLabV2's decoder: the sum of parallel dilated 3x3 convolutions, straight to class scores (section 3.2)."""
+    """DeepLabV2's decoder: the sum of parallel dilated 3x3 convolutions, straight to class scores.
+
+    Shape:
+        - Input: a list of feature maps, of which the last, (N, in_channels, h, w), is read.
+        - Output: (N, n_classes, h, w), unnormalised scores.
+
+    Reference:
+        Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution, and Fully
+        Connected CRFs", arXiv 1606.00915, section 3.2.
+    """
 
     def __init__(self, in_channels: int, n_classes: int, rates: tuple[int, ...]) -> None:
         super().__init__()
@@ -73,6 +82,9 @@ class Segmenter(nn.Module):
     Shape:
         - Input: (N, 3, H, W), float, RGB in 0..255; H and W multiples of `SIZE_MULTIPLE`.
         - Output: (N, classes with background, H, W), unnormalised scores.
+
+    Reference:
+        The decoders: DeepLabV2 arXiv 1606.00915, DeepLabV3 1706.05587, DeepLabV3+ 1802.02611.
     """
 
     mean: Tensor

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from data.classes import IGNORE
 from data.config import DataConfig, to_plain
+from data.console import warn_of_idle
 from data.errors import ConfigError, ImageError
 from data.files import write_atomically
 from data.images import read_image
@@ -67,6 +68,7 @@ def predict(
         on_error: an image that cannot be read: stop, or leave it out and name it at the end.
 
     """
+    warn_of_idle([f"inference.{name}" for name in inference.idle()])
     samples, source = _list_images(images, data)
     network, classes, _ = load_network(ckpt_path)
     network = network.to(choose_device(device))

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from data.classes import IGNORE
 from data.config import to_plain
+from data.console import warn_of_idle
 from data.errors import ConfigError, StoreError
 from data.images import read_image
 from data.store.records import image_record
@@ -58,6 +59,7 @@ def relabel(
         device: auto, cpu, cuda, cuda:1.
 
     """
+    warn_of_idle([f"inference.{name}" for name in inference.idle()])
     store, root = data.store, data.root
     source = MaskStore.open(store)
     if Path(output).resolve() == Path(store).resolve():

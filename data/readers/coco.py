@@ -1,19 +1,25 @@
-"""The MS COCO 2014 layout: annotations/instances_<split>2014.json beside <split>2014/ or images/<split>2014/.
+"""MS COCO, the 2014 splits and what is laid out like them.
 
-Category ids (1 to 90 with gaps) become class ids 1 to 80 in ascending order. The image-level labels of an image are the
-categories of all its annotations, crowd regions included. Images without annotations are left out and counted: 82,783
-train images less 702 are 82,081.
+Layout:
+    annotations/instances_<split>2014.json beside <split>2014/ or images/<split>2014/. The JSON is parsed once (2014's
+    train file: about a minute and 2.5 GB of memory); a compact index of it and the rendered masks are kept under
+    `data.cache`, by default ~/.cache/text2mask-wsss, and are read in a few seconds.
 
-Semantic ground truth is rendered from the annotations: crowd regions first, then objects from the largest area to the
-smallest, so that a small object shows on a large one. Crowd regions are 255, not scored, unless `data.crowd` says
-"class". COCO's own evaluation ignores them (Lin et al., arXiv 1405.0312, section 5; `iscrowd` in pycocotools'
-cocoeval.py), COCO-Stuff's cocoSegmentationToSegmentationMap leaves them out of the classes by default, and scripts that
-write VOC-like masks from COCO 2014 offer the same choice and advise to ignore them. Others draw a crowd as its class:
-figures made one way and the other differ a little, so say which. We differ from scripts that draw in file order.
+Labels:
+    The categories of all annotations of an image, crowd regions included; category ids (1 to 90 with gaps) become class
+    ids 1 to 80 in ascending order. Images without annotations are left out and counted: 82,783 train images less 702
+    are 82,081.
 
-The JSON is parsed once. A compact index of it and the rendered masks are kept under `data.cache`, by default
-~/.cache/text2mask-wsss; parsing the 2014 train file takes about a minute and 2.5 GB of memory that once, reading its
-index a few seconds.
+Truth:
+    Rendered from the annotations: crowd regions first, then objects from the largest area to the smallest, so that a
+    small object shows on a large one. Crowd regions are 255, not scored, unless `data.crowd` says "class". COCO's own
+    evaluation ignores them (`iscrowd` in pycocotools' cocoeval.py), COCO-Stuff's cocoSegmentationToSegmentationMap
+    leaves them out of the classes by default, and scripts that write VOC-like masks offer the same choice and advise to
+    ignore them. Others draw a crowd as its class: the figures differ a little, so say which. We differ from scripts
+    that draw in file order.
+
+Source:
+    Lin et al., "Microsoft COCO: Common Objects in Context", arXiv 1405.0312, section 5.
 """
 
 import hashlib

@@ -1,14 +1,23 @@
-"""A person's own folder: images with labels.csv, with labels.jsonl, or in one folder per class.
+"""A person's own folder of images.
 
-    photos/labels.csv               images anywhere below photos/ (or photos/images/)
-    photos/cat/1.jpg                one folder per class, no label file
-    photos/train/..., photos/val/...   either of these, once for each split
-    photos/classes.yaml             what `pseudolabel init` writes; read where it exists
-    photos/masks/1.png              ground truth, if there is any (palette PNG of class ids)
+Layout:
+    photos/labels.csv                   images anywhere below photos/ (or photos/images/)
+    photos/cat/1.jpg                    one folder per class, no label file
+    photos/train/..., photos/val/...    either of these, once for each split
+    photos/classes.yaml                 what `pseudolabel init` writes; read where it exists
 
-An image's id is its path below the folder without suffix, `/` as `__`: cat/1.jpg is cat__1. Names that cannot be ids,
-and images that differ in suffix alone, get eight hexadecimal digits of the path's hash, so that an id never depends on
-which other images there are beyond its namesakes.
+    An image's id is its path below the folder without suffix, `/` as `__`: cat/1.jpg is cat__1. Names that cannot be
+    ids, and images that differ in suffix alone, get eight hexadecimal digits of the path's hash, so that an id never
+    depends on which other images there are beyond its namesakes.
+
+Labels:
+    The label file (`data.readers.labels`) or the class folders.
+
+Truth:
+    photos/masks/1.png or photos/SegmentationClass/1.png, palette PNGs of class ids, where there are any.
+
+Source:
+    Our own layout, as users of other tools asked for it.
 """
 
 import hashlib

@@ -1,12 +1,20 @@
-"""The PASCAL VOC 2012 layout, which the demo world uses too.
+"""Pascal VOC 2012, and what is laid out like it: the demo world, for example.
 
-Image-level labels come from Annotations/<id>.xml, never from masks. Lists of ids come from
-ImageSets/Segmentation/<split>.txt, or, where that file is missing, from the lists shipped in data/splits/voc12
-(train 1,464, val 1,449, train_aug 10,582 ids, test 1,456). train_aug is VOC's train with the extra images of Hariharan
-et al., "Semantic Contours from Inverse Detectors", ICCV 2011, without the images of val.
+Layout:
+    JPEGImages/<id>.jpg; lists of ids in ImageSets/Segmentation/<split>.txt, or, where that file is missing, the lists
+    shipped in data/splits/voc12 (train 1,464, val 1,449, train_aug 10,582 ids, test 1,456). train_aug is VOC's train
+    with the extra images of Hariharan et al., without the images of val.
 
-Ground truth is SegmentationClass; for train_aug it is SegmentationClassAug where that folder exists, because the extra
-images have masks there alone. Figures on train_aug and on train are different figures: published ones are on train.
+Labels:
+    The objects in Annotations/<id>.xml, never the masks; or a label file.
+
+Truth:
+    SegmentationClass; for train_aug SegmentationClassAug where that folder exists, because the extra images have masks
+    there alone. Figures on train_aug and on train are different figures: published ones are on train.
+
+Source:
+    Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010; Hariharan et al., "Semantic
+    Contours from Inverse Detectors", ICCV 2011.
 """
 
 import os

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from data.console import warn_of_idle
 from data.errors import UserError
-from pseudolabel.config import GenerateConfig, warn_of_idle
+from pseudolabel.config import GenerateConfig
 
 
 def generate(store: Path, **settings: Any) -> None:

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from pseudolabel.config import MaskConfig, mask_settings, warn_of_idle
+from data.console import warn_of_idle
+from pseudolabel.config import MaskConfig, mask_settings
 
 
 def refine(

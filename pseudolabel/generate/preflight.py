@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from data.console import idle_lines
 from data.errors import ImageError, ModelError, UserError
-from pseudolabel.config import GenerateConfig, idle_lines
+from pseudolabel.config import GenerateConfig
 
 if TYPE_CHECKING:
     import numpy as np

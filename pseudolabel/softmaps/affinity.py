@@ -2,8 +2,8 @@
 
 Source: arXiv 2309.04109, section 3.3 (class-aware affinity), with the refinements of later papers beside it.
 S is the mean over heads of softmax(Q K^T / sqrt(d)): row-stochastic, rows are queries; neither transposed nor
-symmetrised. Nothing but `sharpened` and `balanced` needs S as a matrix: S V for a few columns V is scaled-dot-product
-attention with V as values, O(N K) memory for N cells and K columns.
+symmetrised. Nothing but `sharpened` and `balanced` needs S as a matrix: S V for a few maps V is scaled-dot-product
+attention with V as values, O(N K) memory for N cells and K maps.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from pseudolabel.config import AffinityConfig
 from pseudolabel.softmaps.grids import min_max, resize_maps
 
 # Up to this many cells S is built once and multiplied; above, attention is applied twice. On two cores of an AMD EPYC,
-# two applications to 3 columns, 8 heads of 80, the matrix takes 0.59 of the other's time at 576 cells and 1.35 at 1,024
+# two applications to 3 maps, 8 heads of 80, the matrix takes 0.59 of the other's time at 576 cells and 1.35 at 1,024
 # (benchmarks/stage_one.md); on a single core it stayed ahead to 1,728 cells.
 DENSE_CELLS = 800
 ISEG_ROUNDS = 10
@@ -49,40 +49,40 @@ class SelfAttention:
             total += torch.softmax(scores * dim**-0.5, dim=-1)
         return total / heads
 
-    def apply(self, columns: Float[Tensor, "batch cells columns"]) -> Float[Tensor, "batch cells columns"]:
-        """Return S times the columns without building S, in float32.
+    def apply(self, values: Float[Tensor, "batch cells maps"]) -> Float[Tensor, "batch cells maps"]:
+        """Return S times the maps without building S, in float32.
 
-        The values are padded to the width of the queries, for which fused kernels ask; more columns go in several
+        The values are padded to the width of the queries, for which fused kernels ask; more maps go in several
         passes.
         """
         heads, dim = self.queries.shape[1], self.queries.shape[3]
         queries, keys = self.queries.float(), self.keys.float()
         parts = []
-        for part in columns.float().split(dim, dim=-1):
-            values = functional.pad(part, (0, dim - part.shape[-1]))[:, None].expand(-1, heads, -1, -1)
-            applied = functional.scaled_dot_product_attention(queries, keys, values)
+        for part in values.float().split(dim, dim=-1):
+            padded = functional.pad(part, (0, dim - part.shape[-1]))[:, None].expand(-1, heads, -1, -1)
+            applied = functional.scaled_dot_product_attention(queries, keys, padded)
             parts.append(applied.mean(dim=1)[..., : part.shape[-1]])
         return torch.cat(parts, dim=-1)
 
-    def power(self, columns: Float[Tensor, "batch cells columns"], times: int) -> Float[Tensor, "batch cells columns"]:
+    def power(self, values: Float[Tensor, "batch cells maps"], times: int) -> Float[Tensor, "batch cells maps"]:
         """Return S applied `times` times, the quicker way for this number of cells."""
         if self.queries.shape[2] <= DENSE_CELLS:
             matrix = self.matrix()
             for _ in range(times):
-                columns = matrix @ columns.float()
-            return columns
+                values = matrix @ values.float()
+            return values
         for _ in range(times):
-            columns = self.apply(columns)
-        return columns
+            values = self.apply(values)
+        return values
 
 
 def spread(
-    maps: Float[Tensor, "batch columns height width"],
+    maps: Float[Tensor, "batch classes height width"],
     layers: Sequence[SelfAttention],
-    masks: Float[Tensor, "batch columns height width"] | None,
+    masks: Float[Tensor, "batch classes height width"] | None,
     valid: Bool[Tensor, "batch 1 height width"],
     config: AffinityConfig,
-) -> Float[Tensor, "batch columns height width"]:
+) -> Float[Tensor, "batch classes height width"]:
     """Spread each map by self-attention and scale it to 0..1 again.
 
     Args:
@@ -112,27 +112,27 @@ def _mean_over_layers(
     """Apply the affinity of each layer at its own grid and average."""
     total = torch.zeros_like(source)
     for layer in layers:
-        columns = resize_maps(source, layer.grid_hw).flatten(2).transpose(1, 2)
-        applied = _apply_kind(layer, columns, config)
+        values = resize_maps(source, layer.grid_hw).flatten(2).transpose(1, 2)
+        applied = _apply_kind(layer, values, config)
         total += resize_maps(applied.transpose(1, 2).unflatten(-1, layer.grid_hw), grid_hw)
     return total / len(layers)
 
 
 def _apply_kind(
-    layer: SelfAttention, columns: Float[Tensor, "batch cells columns"], config: AffinityConfig
-) -> Float[Tensor, "batch cells columns"]:
-    """Apply one layer's affinity to columns."""
+    layer: SelfAttention, values: Float[Tensor, "batch cells maps"], config: AffinityConfig
+) -> Float[Tensor, "batch cells maps"]:
+    """Apply one layer's affinity to maps."""
     match config.kind:
         case "caa":
-            return layer.power(columns, 2)
+            return layer.power(values, 2)
         case "iterated":
-            return layer.power(columns, 1)
+            return layer.power(values, 1)
         case "iseg":
-            return iterate_normalised(sharpened(layer.matrix(), config.sharpening), columns)
+            return iterate_normalised(sharpened(layer.matrix(), config.sharpening), values)
         case "clipes":
-            return balanced(layer.matrix()) @ columns
+            return balanced(layer.matrix()) @ values
         case "none":
-            return columns
+            return values
 
 
 def sharpened(matrix: Float[Tensor, "batch cells cells"], weight: float) -> Float[Tensor, "batch cells cells"]:
@@ -147,14 +147,14 @@ def sharpened(matrix: Float[Tensor, "batch cells cells"], weight: float) -> Floa
 
 
 def iterate_normalised(
-    matrix: Float[Tensor, "batch cells cells"], columns: Float[Tensor, "batch cells columns"]
-) -> Float[Tensor, "batch cells columns"]:
+    matrix: Float[Tensor, "batch cells cells"], values: Float[Tensor, "batch cells maps"]
+) -> Float[Tensor, "batch cells maps"]:
     """Apply a matrix ten times; each time subtract the smallest value and divide by the sum. Source: as `sharpened`."""
     for _ in range(ISEG_ROUNDS):
-        columns = matrix @ columns
-        columns = columns - columns.amin(dim=1, keepdim=True)
-        columns = columns / columns.sum(dim=1, keepdim=True).clamp_min(1e-12)
-    return columns
+        values = matrix @ values
+        values = values - values.amin(dim=1, keepdim=True)
+        values = values / values.sum(dim=1, keepdim=True).clamp_min(1e-12)
+    return values
 
 
 def balanced(matrix: Float[Tensor, "batch cells cells"]) -> Float[Tensor, "batch cells cells"]:

@@ -47,14 +47,14 @@ def box_mask(boxes: Sequence[Box], grid_hw: tuple[int, int]) -> Float[np.ndarray
 
 
 def batch_boxes(
-    maps: Float[Tensor, "batch columns height width"], valid_hw: Sequence[tuple[int, int]], config: AffinityConfig
+    maps: Float[Tensor, "batch classes height width"], valid_hw: Sequence[tuple[int, int]], config: AffinityConfig
 ) -> list[list[tuple[Box, ...]]]:
     """Return the boxes of every map, found in its valid top-left part alone."""
     maps_u8 = (maps * 255).to(torch.uint8).cpu().numpy()
     return [
         [
-            find_boxes(np.ascontiguousarray(column[:rows, :columns]), config.theta, config.clamp_box_edge)
-            for column in element
+            find_boxes(np.ascontiguousarray(class_map[:rows, :columns]), config.theta, config.clamp_box_edge)
+            for class_map in element
         ]
         for element, (rows, columns) in zip(maps_u8, valid_hw, strict=True)
     ]

@@ -12,8 +12,8 @@ from pseudolabel.softmaps.attention import Layer
 
 
 def min_max(
-    maps: Float[Tensor, "batch columns height width"], valid: Bool[Tensor, "batch #columns height width"] | None = None
-) -> Float[Tensor, "batch columns height width"]:
+    maps: Float[Tensor, "batch classes height width"], valid: Bool[Tensor, "batch #classes height width"] | None = None
+) -> Float[Tensor, "batch classes height width"]:
     """Scale each map to 0..1 by its smallest and largest value in the valid region; a constant map becomes zero.
 
     Outside the valid region values are clipped to 0..1.
@@ -28,7 +28,7 @@ def min_max(
     return scaled.clamp(0, 1)
 
 
-def resize_maps(maps: Float[Tensor, "batch columns height width"], grid_hw: tuple[int, int]) -> Tensor:
+def resize_maps(maps: Float[Tensor, "batch classes height width"], grid_hw: tuple[int, int]) -> Tensor:
     """Resize maps to another grid, bilinear, half-pixel centres."""
     if tuple(maps.shape[-2:]) == grid_hw:
         return maps
@@ -58,8 +58,8 @@ def valid_mask(
 
 
 def regrid(
-    maps: Float[Tensor, "columns height width"], source: Frame, mirrored: bool, target: Frame, grid_hw: tuple[int, int]
-) -> Float[Tensor, "columns grid_h grid_w"]:
+    maps: Float[Tensor, "classes height width"], source: Frame, mirrored: bool, target: Frame, grid_hw: tuple[int, int]
+) -> Float[Tensor, "classes grid_h grid_w"]:
     """Resample maps of one frame onto another frame's grid so that the same part of the image stays at the same place.
 
     Args:

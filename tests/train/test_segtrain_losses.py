@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.classes import IGNORE
+from train.inference import CrfConfig, InferenceConfig
 from train.losses import (
     LossConfig,
     balanced_cross_entropy,
@@ -89,3 +90,21 @@ def test_limits_of_the_noise_losses_are_cross_entropy():
     assert float(bootstrapped_cross_entropy(scores, labels, beta=1.0)) == pytest.approx(plain, rel=1e-5)
     assert float(generalised_cross_entropy(scores, labels, q=0.0)) == pytest.approx(plain, rel=1e-5)
     assert float(generalised_cross_entropy(scores, labels, q=1e-4)) == pytest.approx(plain, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("config", "idle"),
+    [
+        (LossConfig(), ()),
+        (LossConfig(bootstrap_beta=0.5), ("bootstrap_beta",)),
+        (LossConfig(kind="bootstrapped", bootstrap_beta=0.5, label_smoothing=0.1), ("label_smoothing",)),
+        (LossConfig(max_over_scales=True), ("max_over_scales",)),
+        (LossConfig(max_over_scales=True, scales=(1.0, 0.5)), ()),
+        (InferenceConfig(overlap=0.5, merge="max"), ("overlap", "merge")),
+        (InferenceConfig(overlap=0.5, window=64, merge="max", flip=True), ()),
+        (InferenceConfig(crf=CrfConfig(iterations=3)), ("crf.iterations",)),
+        (InferenceConfig(crf=CrfConfig(enabled=True, iterations=3)), ()),
+    ],
+)
+def test_settings_without_effect_are_named(config, idle):
+    assert config.idle() == idle
