@@ -68,7 +68,7 @@ def _device_of(config: CrfConfig, device: str) -> str:
         return "cpu"
     from pseudolabel.softmaps.diffusion.parts import pick_device
 
-    return str(pick_device(device))
+    return str(pick_device(device, "device"))
 
 
 def refined_header(source: MaskStore, config: MaskConfig, root: Path | None) -> dict[str, Any]:

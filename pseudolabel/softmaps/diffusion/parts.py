@@ -103,8 +103,12 @@ def scaled_linear_schedule(steps: int = 1000, first: float = 0.00085, last: floa
     return torch.cumprod(1 - betas, dim=0)
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, flag: str = "run.device") -> torch.device:
     """Return the device of that name; auto is the first GPU there is, else the CPU.
+
+    Args:
+        name: what the setting says.
+        flag: the setting's name, for the error message.
 
     Raises:
         ConfigError: the machine has no such device.
@@ -115,10 +119,10 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"--run.device is {name!r}: it must be auto, cpu, cuda, cuda:1 or mps") from None
+        raise ConfigError(f"--{flag} is {name!r}: it must be auto, cpu, cuda, cuda:1 or mps") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise ConfigError(f"--run.device is {name!r}, but this machine has {count} CUDA devices; use --run.device=auto")
+        raise ConfigError(f"--{flag} is {name!r}, but this machine has {count} CUDA devices; use --{flag}=auto")
     return device
 
 

@@ -98,7 +98,7 @@ def test_predictions_of_a_network(world, tmp_path):
 
 def test_pamr_takes_a_device_and_the_dense_crf_none(made_store, tmp_path, capsys, store_bytes):
     assert refine(made_store, tmp_path / "wrong", "--crf.kind=pamr", "--device=cuda:7") == 2
-    assert "--run.device is 'cuda:7'" in capsys.readouterr().err
+    assert "error: --device is 'cuda:7'" in capsys.readouterr().err
     assert not (tmp_path / "wrong").exists()
     assert refine(made_store, tmp_path / "dense", "--device=cuda:7") == 0
     assert refine(made_store, tmp_path / "pamr", "--crf.kind=pamr", "--device=cpu") == 0
