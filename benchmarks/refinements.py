@@ -1,4 +1,4 @@
-"""What each refinement gains on the demo world: mIoU on `val` before and after the CRF, and seconds an image.
+"""What each refinement gains on the demo world: mIoU on `val` before and after the CRF, and seconds per image.
 
     python -m benchmarks.refinements                     # 200 scenes; writes refinements.md and .json
     python -m benchmarks.refinements --scenes 20         # a quick look
@@ -167,7 +167,7 @@ class Bench:
         self._kept: dict[str, tuple[list[SoftMaps], float]] = {}
 
     def soft_maps(self, config: GenerateConfig, split: str) -> tuple[list[SoftMaps], float]:
-        """Return the soft maps of a split and the seconds an image; equal settings are computed once."""
+        """Return the soft maps of a split and the seconds per image; equal settings are computed once."""
         stored = stored_settings(config)
         key = split + json.dumps({k: v for k, v in stored.items() if k not in ("fuse", "crf", "ignore_below")})
         if key not in self._kept:

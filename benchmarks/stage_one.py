@@ -60,7 +60,7 @@ SIZES = {
     "demo": ((128, 128), (160, 160)),
 }
 BATCH = {"sd15": 1, "narrow": 1, "demo": 16}
-CELL_PX = {"sd15": 8, "narrow": 8, "demo": 4}  # pixels a side of one latent cell
+CELL_PX = {"sd15": 8, "narrow": 8, "demo": 4}  # pixels per side of one latent cell
 CROSSOVER_CELLS = (256, 576, 1024, 1728, 2304, 4096)
 GUIDANCE = 7.5
 TOKENS = (4, 6, 8)  # positions of three classes
@@ -219,7 +219,7 @@ def _naive(models: Parts, config: GenerateConfig, latents: Tensor, text: Tensor,
 
 
 def run_case(case: dict[str, Any]) -> dict[str, Any]:
-    """Measure one case in this process: seconds a pass (median), and peak memory while it runs."""
+    """Measure one case in this process: seconds per pass (median), and peak memory while it runs."""
     device = torch.device(case["device"])
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     if case["method"] == "crossover":
@@ -364,7 +364,7 @@ def _linearity(rows: list[dict[str, Any]]) -> list[str]:
             beyond = row["peak_mib"] - row["loaded_mib"]
             size = f"{row['model']} {row['size_hw'][1]} x {row['size_hw'][0]}"
             cells.append((size, f"{row['peak_mib']:.0f}", f"{row['loaded_mib']:.0f}", f"{beyond * MIB / pixels:.0f}"))
-    return [*lines, table(("case", "peak MiB", "loaded MiB", "bytes a pixel beyond"), cells), ""]
+    return [*lines, table(("case", "peak MiB", "loaded MiB", "bytes per pixel beyond"), cells), ""]
 
 
 def _crossover_section(rows: list[dict[str, float]]) -> list[str]:

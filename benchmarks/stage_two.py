@@ -2,7 +2,7 @@
 
     python benchmarks/stage_two.py --store S [--config configs/train/demo.yaml] [--workers 0 1 2] [--steps 30]
 
-Prints one JSON line a worker count, and appends it with hardware and commit to benchmarks/stage_two.jsonl.
+Prints one JSON line per worker count, and appends it with hardware and commit to benchmarks/stage_two.jsonl.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def measure(store: Path, settings: dict, workers: int, steps: int) -> dict:
-    """Return images a second; the cache of decoded images is off, so that the loader does all its work."""
+    """Return images per second; the cache of decoded images is off, so that the loader does all its work."""
     data = SegmentationData(
         store=store,
         augment=AugmentConfig(**settings["data"].get("augment", {})),
@@ -105,7 +105,7 @@ def batches(data: SegmentationData, count: int):
 
 
 def per_batch(source, work) -> float:
-    """Return seconds a batch; the first one warms up and does not count."""
+    """Return seconds per batch; the first one warms up and does not count."""
     work(next(source))
     start, count = time.perf_counter(), 0
     for batch in source:

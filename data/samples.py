@@ -7,7 +7,7 @@ from pathlib import Path
 from data.classes import ClassSet
 from data.errors import LabelError
 
-MAX_ID_BYTES = 200  # file systems allow 255 bytes a name; suffixes and temporary names need some
+MAX_ID_BYTES = 200  # file systems allow 255 bytes per name; suffixes and temporary names need some
 
 
 @dataclass(frozen=True)

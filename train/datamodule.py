@@ -28,7 +28,7 @@ class SegmentationData(pl.LightningDataModule):
         augment: crops, scales, flips and colours.
         val: data set with ground truth that is measured on (fit may go without, test may not).
         val_limit: largest number of images to measure on.
-        batch_size: images a step and process.
+        batch_size: images per step and process.
         workers: loader processes; 0 loads in the training process; one for each core but one, at most 4, if not given.
         cache: keep decoded images in memory; for small data sets.
 

@@ -37,7 +37,7 @@ class TrainingSample:
 
 
 def list_training(store: MaskStore, masks: Masks, truth: Path | None, root: Path | None) -> list[TrainingSample]:
-    """Return the samples of a store, sorted by id, after a look that every file is there.
+    """Return the samples of a store, sorted by id, after checking that every file is there.
 
     Args:
         store: the store.

@@ -110,7 +110,7 @@ def voc_test_folder(output: Path) -> Path:
 
 
 def table(scores: Scores, boundary: Boundary | None, classes: ClassSet) -> str:
-    """Return a text table with one row per class: IoU, boundary IoU, precision, recall, in per cent."""
+    """Return a text table with one row per class: IoU, boundary IoU, precision, recall, in percent."""
     lines = [f"{'class':<18}{'IoU':>8}{'boundary IoU':>14}{'precision':>11}{'recall':>8}"]
     for index in range(len(scores.iou)):
         cells = [scores.iou[index], math.nan if boundary is None else boundary[index]]
@@ -159,7 +159,7 @@ def draw_bars(scores: Scores, classes: ClassSet, path: Path) -> None:
     order = [index for index in np.argsort(np.nan_to_num(scores.iou, nan=-1)) if not math.isnan(scores.iou[index])]
     axes.barh([classes.name(index) for index in order], 100 * scores.iou[order], color="#4878a8")
     axes.axvline(100 * scores.miou, color="#c04040", linewidth=1, label=f"mean {100 * scores.miou:.1f}")
-    axes.set(xlabel="IoU in per cent", xlim=(0, 100))
+    axes.set(xlabel="IoU in percent", xlim=(0, 100))
     axes.legend(loc="lower right", frameon=False)
     figure.savefig(path, dpi=120)
 

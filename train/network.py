@@ -113,7 +113,7 @@ def build_network(config: NetworkConfig, n_classes: int, pretrained: bool = True
         pretrained: False leaves the encoder's weights random, because others are going to be loaded.
 
     Raises:
-        ModelError: no such encoder, one without dilation, or weights that cannot be had; the message says which.
+        ModelError: no such encoder, one without dilation, or weights that cannot be loaded; the message says which.
 
     """
     weights = config.weights if pretrained else None

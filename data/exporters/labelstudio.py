@@ -15,7 +15,7 @@ from data.store.store import MaskStore
 
 
 def write_labelstudio(store: MaskStore, output: Path, options: ExportOptions) -> Exported:
-    """Write tasks.json (one task an image, a brush mask a class, as predictions) and label_config.xml."""
+    """Write tasks.json (one task per image, one brush mask per class, as predictions) and label_config.xml."""
     version = str(store.header["model"].get("id", "text2mask-wsss"))
     path = output / "tasks.json"
     partial = output / f".tasks.json.{os.getpid()}.tmp"

@@ -241,7 +241,7 @@ def _size_figures(sizes: Sequence[tuple[int, int]]) -> dict[str, list[float]]:
 
 
 def _disk_mb(sizes: Sequence[tuple[int, int]], labelled: int, names: Sequence[tuple[str, ...]]) -> float:
-    """Estimate a store's size: two PNGs of about 0.012 byte a pixel, and float16 maps on about 48 x 36 cells."""
+    """Estimate a store's size: two PNGs of about 0.012 byte per pixel, and float16 maps on about 48 x 36 cells."""
     if not sizes:
         return 0.0
     pixels = float(np.mean([height * width for height, width in sizes]))

@@ -124,7 +124,7 @@ def _read_ids(path: Path, images: Path) -> list[str]:
     known = image_suffixes(images) if spaced else {}
     ids = [check_id(line if line in known else line.split()[0]) for line in lines]
     if not ids:
-        raise ConfigError(f"The list {path} is empty; write one image id a line, or choose another --data.split.")
+        raise ConfigError(f"The list {path} is empty; write one image id per line, or choose another --data.split.")
     return list(dict.fromkeys(ids))
 
 
