@@ -1,0 +1,132 @@
+"""Damage to files: bytes cut, flipped and repeated, other encodings, values of JSON and YAML trees swapped."""
+
+import json
+import math
+import random
+from typing import Any
+
+import yaml
+
+ODD_VALUES: tuple[Any, ...] = (
+    *(
+        None,
+        True,
+        False,
+        -1,
+        0,
+        3,
+        2**70,
+        0.5,
+        1e300,
+        math.inf,
+        math.nan,
+        "",
+        "x",
+        "3",
+        "nan",
+        "../x",
+        "\x00",
+        "\u202e",
+    ),
+    *([], {}, [[]], [1, "a"], {"a": 1}, [None]),
+)
+
+
+def mutate(content: bytes, suffix: str, rng: random.Random) -> tuple[bytes, str, bool]:
+    """Return damaged content, what was done, and whether a value got another type."""
+    if suffix in {".json", ".jsonl", ".yaml"} and rng.random() < 0.8:
+        return mutate_tree(content, suffix, rng)
+    if suffix in {".json", ".jsonl", ".yaml", ".csv", ".xml", ".txt"} and rng.random() < 0.3:
+        return mutate_text(content, rng)
+    return mutate_bytes(content, rng)
+
+
+def mutate_bytes(content: bytes, rng: random.Random) -> tuple[bytes, str, bool]:
+    size = len(content)
+    place, length = rng.randrange(size), rng.randint(1, max(1, size // 4))
+    match rng.choice(("cut", "flip", "flip", "flip", "zero", "repeat", "remove", "empty", "noise")):
+        case "cut":
+            return content[:place], f"cut at {place}", False
+        case "flip":
+            changed = bytearray(content)
+            for _ in range(rng.choice((1, 2, 8))):
+                changed[rng.randrange(size)] ^= 1 << rng.randrange(8)
+            return bytes(changed), "bits flipped", False
+        case "zero":
+            return content[:place] + bytes(length) + content[place + length :], f"zeros at {place}", False
+        case "repeat":
+            return content[:place] + content[max(0, place - length) :], f"{length} bytes twice", False
+        case "remove":
+            return content[:place] + content[place + length :], f"{length} bytes gone", False
+        case "noise":
+            return rng.randbytes(length), "noise", False
+        case _:
+            return b"", "empty", False
+
+
+def mutate_text(content: bytes, rng: random.Random) -> tuple[bytes, str, bool]:
+    text = content.decode(errors="replace")
+    match rng.choice(("utf-16", "latin-1", "nul", "bom", "lines", "long")):
+        case "utf-16":
+            return text.encode("utf-16"), "UTF-16", False
+        case "latin-1":
+            return (text + "\u00e9\u00fc").encode("latin-1", errors="replace"), "Latin-1", False
+        case "nul":
+            place = rng.randrange(len(text) + 1)
+            return (text[:place] + "\0" + text[place:]).encode(), "a NUL", False
+        case "bom":
+            return b"\xef\xbb\xbf" + content, "a byte order mark", False
+        case "lines":
+            return text.replace("\n", "\r\n").encode(), "CRLF", False
+        case _:
+            return (text + "x" * 200_000 + "\n").encode(), "a very long line", False
+
+
+def mutate_tree(content: bytes, suffix: str, rng: random.Random) -> tuple[bytes, str, bool]:
+    """Swap, remove or nest one value of a JSON, JSON lines or YAML file."""
+    match suffix:
+        case ".json":
+            tree = json.loads(content)
+        case ".jsonl":
+            tree = [json.loads(line) for line in content.splitlines()]
+        case _:
+            tree = yaml.safe_load(content)
+    whole = {"root": tree}
+    holder: Any = whole
+    key: Any = "root"
+    for _ in range(rng.randint(0, 6)):
+        inner = holder[key]
+        if not isinstance(inner, dict | list) or not inner:
+            break
+        holder, key = inner, rng.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
+    old, odd, change, other = holder[key], rng.choice(ODD_VALUES), rng.random(), False
+    depth = rng.choice((50, 100_000))
+    if change < 0.1 and holder is not whole:
+        del holder[key]
+        what = f"{key} removed"
+    elif change < 0.15:
+        holder[key] = "@deep@"
+        what = f"{key} nested {depth} deep"
+    else:
+        holder[key] = odd
+        what = f"{key}: {str(old)[:30]!r} became {str(odd)[:30]!r}"
+        other = kind_of(old) != kind_of(odd)
+    text = dump(whole["root"], suffix)
+    deep = "[" * depth + "]" * depth
+    return text.replace('"@deep@"', deep).replace("'@deep@'", deep).encode(errors="surrogatepass"), what, other
+
+
+def kind_of(value: Any) -> str:
+    """Return the JSON type of a value; whole and other numbers are one."""
+    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
+
+
+def dump(tree: Any, suffix: str) -> str:
+    match suffix:
+        case ".json":
+            return json.dumps(tree, ensure_ascii=False)
+        case ".jsonl":
+            rows = tree if isinstance(tree, list) else [tree]
+            return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        case _:
+            return yaml.safe_dump(tree, allow_unicode=True, sort_keys=False)
