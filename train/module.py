@@ -81,14 +81,11 @@ class SegmentationModule(pl.LightningModule):
         self.boundary = False
         self._counts: dict[str, np.ndarray] = {}
 
-    def setup(self, stage: str) -> None:
-        """Learn from the data what the classes are, unless a checkpoint said so."""
-        if self.classes is None:
-            self.classes = self.trainer.datamodule.classes  # type: ignore[attr-defined]
-
     def configure_model(self) -> None:
-        """Build the network, once its number of classes is known."""
+        """Build the network; what the classes are the data say, unless a checkpoint did."""
         if self.network is None:
+            if self.classes is None:
+                self.classes = self.trainer.datamodule.classes  # type: ignore[attr-defined]
             assert self.classes is not None
             self.network = build_network(self.network_config, len(self.classes) + 1, self.pretrained)
             if self.channels_last:
