@@ -81,6 +81,14 @@ class SegmentationModule(pl.LightningModule):
         self.boundary = False
         self._counts: dict[str, np.ndarray] = {}
 
+    def keep_to(self, classes: ClassSet) -> None:
+        """Take the classes of a checkpoint; the weights come from there too, so none are fetched for the encoder."""
+        self.classes, self.pretrained = classes, False
+
+    def measure_with(self, inference: InferenceConfig, *, boundary: bool) -> None:
+        """Choose how images are predicted when measuring, and whether boundaries are counted."""
+        self.inference, self.boundary = inference, boundary
+
     def configure_model(self) -> None:
         """Build the network; what the classes are the data say, unless a checkpoint did."""
         if self.network is None:
