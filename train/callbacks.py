@@ -1,12 +1,15 @@
 """Averaged weights, and warnings in the first minutes of a run that goes wrong."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from data.classes import IGNORE
 from data.errors import ConfigError
@@ -16,84 +19,68 @@ logger = logging.getLogger(__name__)
 RAW_WEIGHTS = "raw_state_dict"
 
 
-class AveragedWeights(pl.Callback):
+class AveragedWeights(WeightAveraging):
     """Keep an exponential moving average of the weights; measure it, and put it into the checkpoint.
 
-    In the checkpoint `state_dict` holds the average, which is what gets deployed, and `raw_state_dict` the weights that
-    training goes on with. The decay begins small, min(decay, (1 + n) / (10 + n)) after n steps, so that the first
-    weights are soon forgotten (the rule of TensorFlow's ExponentialMovingAverage).
+    Lightning's callback, with our file format. In the checkpoint `state_dict` holds the average, which is what gets
+    deployed, and `raw_state_dict` the weights that training goes on with. The decay begins small,
+    min(decay, (1 + n) / (10 + n)) at step n, so that the first weights are soon forgotten (the rule of TensorFlow's
+    ExponentialMovingAverage). Batch norm's statistics are averaged like weights; its counters are copied.
 
     Args:
-        decay: share of the average that stays at each step; 0 switches the average off.
+        decay: share of the average that stays at each step.
 
     """
 
     def __init__(self, decay: float) -> None:
         if not 0 <= decay < 1:
             raise ConfigError(f"--ema_decay is {decay}; it takes 0 (off) to below 1, such as 0.999.")
-        self.decay = decay
-        self.average: dict[str, Tensor] | None = None
-        self._aside: dict[str, Tensor] | None = None
-        self._steps = 0
+        super().__init__(multi_avg_fn=partial(_move, decay))
+        self._measuring = False
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin with the weights as they are, unless a checkpoint brought an average."""
-        if self.average is None:
-            self.average = _copy(pl_module.state_dict())
-        self.average = {key: value.to(pl_module.device) for key, value in self.average.items()}
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Begin with the weights as they are; the network is built for that, with the run's kind of numbers."""
+        with trainer.precision_plugin.module_init_context():
+            super().setup(trainer, pl_module, stage)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Move the average towards the weights after each optimizer step."""
-        if trainer.global_step == self._steps:
-            return
-        self._steps = trainer.global_step
-        assert self.average is not None
-        decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
-        with torch.no_grad():
-            for key, value in pl_module.state_dict().items():
-                if value.is_floating_point():
-                    self.average[key].lerp_(value, 1 - decay)
-                else:
-                    self.average[key].copy_(value)
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the weights as they are: Lightning puts the average in their place, and a longer run starts there."""
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measure the average."""
-        if self.average is not None and trainer.state.fn == "fit":
-            self._aside = _copy(pl_module.state_dict())
-            pl_module.load_state_dict(self.average)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the weights back."""
-        if self._aside is not None:
-            pl_module.load_state_dict(self._aside)
-            self._aside = None
+    def _swap_models(self, pl_module: pl.LightningModule) -> None:
+        super()._swap_models(pl_module)
+        self._measuring = not self._measuring
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Put the weights back if the measuring broke off."""
-        self.on_validation_end(trainer, pl_module)
+        if self._measuring:
+            self._swap_models(pl_module)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Write both: the average, and the weights to go on with."""
-        if self.average is not None:
-            checkpoint[RAW_WEIGHTS] = _copy(self._aside or pl_module.state_dict())
-            checkpoint["state_dict"] = _copy(self.average)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        checkpoint[RAW_WEIGHTS] = checkpoint.pop("current_model_state")
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on with the weights, not with their average."""
-        if RAW_WEIGHTS in checkpoint and trainer.state.fn == "fit":
-            self.average = _copy(checkpoint["state_dict"])
-            pl_module.load_state_dict(checkpoint[RAW_WEIGHTS])
-            self._steps = checkpoint["global_step"]
+        """Go on with the weights, not with their average; a checkpoint without one begins it."""
+        added = {
+            "current_model_state": checkpoint.get(RAW_WEIGHTS, checkpoint["state_dict"]),
+            "averaging_state": {"n_averaged": torch.tensor(checkpoint["global_step"])},  # older ones do not keep it
+        }
+        super().on_load_checkpoint(trainer, pl_module, added | checkpoint)
+        self._latest_update_step = checkpoint["global_step"]
 
 
-def _copy(state: dict[str, Any]) -> dict[str, Tensor]:
-    return {key: value.detach().clone() for key, value in state.items()}
+def _move(decay: float, average: list[Tensor], weights: list[Tensor], updates: Tensor) -> None:
+    if average[0].is_floating_point():
+        step = int(updates) + 1
+        get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(average, weights, updates)
+    else:
+        for mine, theirs in zip(average, weights, strict=True):
+            mine.copy_(theirs)
 
 
 class EarlyWarnings(pl.Callback):

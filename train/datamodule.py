@@ -31,9 +31,8 @@ class SegmentationData(pl.LightningDataModule):
         batch_size: images per step and process.
         workers: loader processes; 0 loads in the training process; one for each core but one, at most 4, if not given.
         cache: keep decoded images in memory; for small data sets.
-
-    Attributes:
-        seed: of order and augmentation; the command line sets it to --seed_everything.
+        seed: of order and augmentation; on the command line --seed_everything.
+        need_truth: refuse images to test on that have no ground truth; on the command line, if not for the VOC server.
 
     """
 
@@ -50,24 +49,29 @@ class SegmentationData(pl.LightningDataModule):
         batch_size: int = 10,
         workers: int | None = None,
         cache: bool = False,
+        seed: int = 0,
+        need_truth: bool = True,
     ) -> None:
         super().__init__()
         self.store_path, self.root, self.masks, self.truth, self.weights = store, root, masks, truth, weights
         self.augment, self.val, self.val_limit = augment, val, val_limit
         self.batch_size, self.cache = batch_size, cache
         self.workers = min(4, available_cpus() - 1) if workers is None else workers
-        self.seed = 0
-        self.need_truth = True
+        self.seed, self.need_truth = seed, need_truth
         self.classes: ClassSet | None = None
         self.training: TrainingSet | None = None
         self.measured: TruthSet | Subset[Any] | None = None
+
+    def keep_to(self, classes: ClassSet) -> None:
+        """Take the classes of a checkpoint; data with others is refused."""
+        self.classes = classes
 
     def setup(self, stage: str) -> None:
         """Open the store and the validation data, and check that they fit together."""
         if stage == "fit" and self.training is None:
             self.training = self._open_training()
         if self.val is not None and self.measured is None:
-            samples, classes = list_truth(self.val, self.classes, self.need_truth)
+            samples, classes = list_truth(self.val, self.classes, self.need_truth or stage == "fit")
             self.classes = self.classes or classes
             measured = TruthSet(samples)
             count = min(len(measured), self.val_limit or len(measured))

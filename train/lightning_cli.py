@@ -2,11 +2,14 @@
 
 import logging
 import os
+from argparse import SUPPRESS
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse._link_arguments import skip_apply_links
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -23,11 +26,28 @@ from train.inference import InferenceConfig
 from train.module import SegmentationModule
 
 
+def data_seed(seed: bool | int) -> int:
+    """Return the seed of order and augmentation for --seed_everything; true is what Lightning then falls back on."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is True else int(seed)
+
+
+# Arguments of the data that follow from another option: name -> that option, and how.
+LINKED: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "data.seed": ("seed_everything", data_seed),
+    "data.need_truth": ("save_voc_test", lambda folder: folder is None),
+}
+
+
 class RunParser(LightningArgumentParser):
     """Lightning's parser without abbreviations, and with one-line errors."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def link_arguments(self, source: Any, target: str, *args: Any, **kwargs: Any) -> None:
+        """Link, without a line about it in the help: there is nothing to choose."""
+        super().link_arguments(source, target, *args, **kwargs)
+        next(action for action in self._actions if action.dest == target).help = SUPPRESS
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message as one line and exit."""
@@ -69,6 +89,12 @@ class SegtrainCLI(LightningCLI):
         )
         parser.add_argument("--inference", type=InferenceConfig, default=InferenceConfig())
         parser.add_argument("--report", type=ReportConfig, default=ReportConfig())
+        # What follows from other arguments. What follows from the command (whether boundaries are counted, whether
+        # --inference applies) or lies in the checkpoint (classes) is no argument that a link could start from, and a
+        # group of options such as --inference is none that it can end in: those go through the methods named
+        # `keep_to` and `measure_with`.
+        for target, (source, compute) in LINKED.items():
+            parser.link_arguments(source, target, compute_fn=compute)
 
     def _parse_ckpt_path(self) -> None:
         """Take the model's settings from the checkpoint; a setting given here that differs stops the run.
@@ -95,16 +121,24 @@ class SegtrainCLI(LightningCLI):
     card: dict[str, Any] | None = None
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse twice: with defaults, and without to know what was given."""
+        """Parse twice: with defaults, and without to know what was given.
+
+        Without defaults the links have no sources, and with them a linked setting in a config file is overwritten in
+        silence; so the second parse leaves the links out, and shows such a setting.
+        """
         super().parse_arguments(parser, args)
-        self._given = parser.parse_args(args, defaults=False).get(self._command(), Namespace())
+        with skip_apply_links():
+            self._given = parser.parse_args(args, defaults=False).get(self._command(), Namespace())
+        for target, (source, _) in LINKED.items():
+            if target in self._given:
+                raise ConfigError(f"--{target} cannot be set, it follows from --{source}; leave it out of the config.")
 
     def after_instantiate_classes(self) -> None:
-        """Hand on the seed, and the checkpoint's classes."""
-        self.datamodule.seed = int(self._own("seed_everything"))
+        """Hand on the checkpoint's classes."""
         if self.card is not None:
-            self.model.pretrained = False
-            self.model.classes = self.datamodule.classes = ClassSet.from_json(self.card["classes"])
+            classes = ClassSet.from_json(self.card["classes"])
+            self.model.keep_to(classes)
+            self.datamodule.keep_to(classes)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the trainer with the run's loggers, checkpoints and callbacks."""
@@ -186,8 +220,7 @@ class SegtrainCLI(LightningCLI):
         warn_of_idle([f"inference.{name}" for name in inference.idle()])
         voc = self._own("save_voc_test")
         evaluator = Evaluator(inference, report, path, quick=quick, save_voc_test=voc)
-        self.model.inference, self.model.boundary = inference, not quick
-        self.datamodule.need_truth = voc is None
+        self.model.measure_with(inference, boundary=not quick)
         self.trainer.callbacks.append(evaluator)  # type: ignore[attr-defined]
         kwargs.pop("verbose", None)
         self.trainer.test(self.model, self.datamodule, ckpt_path=str(path), verbose=False, weights_only=True)

@@ -81,14 +81,19 @@ class SegmentationModule(pl.LightningModule):
         self.boundary = False
         self._counts: dict[str, np.ndarray] = {}
 
-    def setup(self, stage: str) -> None:
-        """Learn from the data what the classes are, unless a checkpoint said so."""
-        if self.classes is None:
-            self.classes = self.trainer.datamodule.classes  # type: ignore[attr-defined]
+    def keep_to(self, classes: ClassSet) -> None:
+        """Take the classes of a checkpoint; the weights come from there too, so none are fetched for the encoder."""
+        self.classes, self.pretrained = classes, False
+
+    def measure_with(self, inference: InferenceConfig, *, boundary: bool) -> None:
+        """Choose how images are predicted when measuring, and whether boundaries are counted."""
+        self.inference, self.boundary = inference, boundary
 
     def configure_model(self) -> None:
-        """Build the network, once its number of classes is known."""
+        """Build the network; what the classes are the data say, unless a checkpoint did."""
         if self.network is None:
+            if self.classes is None:
+                self.classes = self.trainer.datamodule.classes  # type: ignore[attr-defined]
             assert self.classes is not None
             self.network = build_network(self.network_config, len(self.classes) + 1, self.pretrained)
             if self.channels_last:
