@@ -17,8 +17,9 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 FLOORS = {
     "data": (
         ("data.errors",),
+        ("data.console",),
         ("data.files", "data.classes", "data.config"),
-        ("data.console", "data.images", "data.samples", "data.scoring", "data.densecrf"),
+        ("data.images", "data.samples", "data.scoring", "data.densecrf"),
         ("data.masks",),
         ("data.readers", "data.store.softmaps", "data.store.records"),
         ("data.store",),

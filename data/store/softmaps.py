@@ -88,9 +88,11 @@ def decode_soft(content: bytes) -> SoftMaps:
 def resize_scores(
     scores: Float[np.ndarray, "rows height width"], size_hw: tuple[int, int]
 ) -> Float[np.ndarray, "rows new_height new_width"]:
-    """Resize score maps, bilinear, half-pixel centres."""
+    """Resize score maps, bilinear, half-pixel centres; no rows give no rows."""
     import cv2
 
+    if not len(scores):
+        return np.empty((0, *size_hw), scores.dtype)
     return np.stack([cv2.resize(row, size_hw[::-1], interpolation=cv2.INTER_LINEAR) for row in scores])
 
 
