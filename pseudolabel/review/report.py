@@ -232,18 +232,20 @@ def image_strip(
 ) -> tuple[blocks.Picture, ...]:
     """Return an image's pictures: itself, attention of each class, mask and truth over it, as far as they exist."""
     labels = () if soft is None else soft.labels
-    laid_over = [(mask, "mask"), (truth, "ground truth")]
-    number = 1 + len(labels) + sum(layer is not None for layer, _ in laid_over)
-    size = blocks.thumbnail_size((rgb_u8.shape[0], rgb_u8.shape[1]), number)
+    undecided = "" if mask is None else f", {100 * float(np.mean(mask == IGNORE)):.0f} % undecided"
+    laid_over = [
+        (layer, caption)
+        for layer, caption in ((mask, f"mask{undecided}"), (truth, "ground truth"))
+        if layer is not None
+    ]
+    size = blocks.thumbnail_size((rgb_u8.shape[0], rgb_u8.shape[1]), 1 + len(labels) + len(laid_over))
     small = blocks.shrink(rgb_u8, size)
     pictures = [blocks.picture(small, "image")]
     if soft is not None:
         for label, heat in zip(labels, blocks.heat_maps(soft, size), strict=True):
             pictures.append(blocks.picture(blocks.heat_overlay(small, heat), classes.name(label)))
     for layer, caption in laid_over:
-        if layer is not None:
-            undecided = f", {100 * float(np.mean(layer == IGNORE)):.0f} % undecided" if layer is mask else ""
-            pictures.append(blocks.picture(overlay(small, blocks.shrink_mask(layer, size)), caption + undecided))
+        pictures.append(blocks.picture(overlay(small, blocks.shrink_mask(layer, size)), caption))
     return tuple(pictures)
 
 
