@@ -1,7 +1,6 @@
 """What both command lines share: which machine this is, how they exit, and how counts, names and errors are said."""
 
 import contextlib
-import io
 import logging
 import os
 import platform
@@ -63,7 +62,7 @@ def written_by(program: str) -> str:
         return f"{program} of an unknown version"
 
 
-def plural(number: int, one: str, many: str | None = None) -> str:
+def plural(number: float, one: str, many: str | None = None) -> str:
     """Return the word, or the words, that go with a number.
 
     Args:
@@ -121,9 +120,6 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
         interrupted: what to say after Ctrl-C.
 
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack letters of a name
     try:
         try:
             run(sys.argv[1:] if args is None else list(args))

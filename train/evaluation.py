@@ -1,5 +1,6 @@
 """What `segtrain test` writes: a table, scores.json, two plots, and the folder the VOC server takes."""
 
+import io
 import json
 import math
 from dataclasses import dataclass
@@ -167,7 +168,7 @@ def draw_bars(scores: Scores, classes: ClassSet, path: Path) -> None:
     axes.axvline(100 * scores.miou, color="#c04040", linewidth=1, label=f"mean {100 * scores.miou:.1f}")
     axes.set(xlabel="IoU in per cent", xlim=(0, 100))
     axes.legend(loc="lower right", frameon=False)
-    figure.savefig(path, dpi=DOTS_PER_INCH)
+    _save(figure, path)
 
 
 def draw_confusion(matrix: Int64[np.ndarray, "classes classes"], classes: ClassSet, path: Path) -> None:
@@ -190,13 +191,19 @@ def draw_confusion(matrix: Int64[np.ndarray, "classes classes"], classes: ClassS
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8, aspect=30, pad=0.02)
-    figure.savefig(path, dpi=DOTS_PER_INCH)
+    _save(figure, path)
 
 
 def _drawn_name(classes: ClassSet, class_id: int) -> str:
     """Return a name as it stands beside a plot, which a long one would leave no room."""
     name = printable(classes.name(class_id))
     return name if len(name) <= NAME_LETTERS else name[: NAME_LETTERS - 1] + "…"
+
+
+def _save(figure: Any, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    write_atomically(path, buffer.getvalue())
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ from typing import overload
 
 from data.classes import COCO, DEFAULT_BACKGROUND, VOC, ClassSet, class_key
 from data.config import DataConfig
+from data.console import count, printable
 from data.errors import LabelError
 from data.samples import Sample, SampleSet
 
@@ -93,10 +94,11 @@ def to_samples(listing: Listing, config: DataConfig, need_labels: bool, need_tru
     missing = len(labels) - len(keep)
     if missing:
         first = next(listing.ids[position] for position, found in enumerate(labels) if not found)
-        note = f"{missing} of {len(labels)} images have no labels in {listing.source} (the first is {first})"
+        of_all = f"{missing} of {count(len(labels), 'image')}"
+        note = f"{of_all} without labels in {listing.source} (the first is {printable(first)})"
         if config.unlabelled == "stop" or not keep:
             raise LabelError(f"{note}; add labels, or leave such images out with --data.unlabelled=skip.")
-        notes.append(f"{note}; they were left out.")
+        notes.append(f"{note}: left out.")
     samples = ListedSamples(
         listing.base,
         [listing.ids[position] for position in keep],
@@ -126,13 +128,13 @@ def _label_notes(listing: Listing) -> list[str]:
     if listing.orphans:
         first = listing.orphans[0]
         notes.append(
-            f"{len(listing.orphans)} rows of {listing.source} have no image (the first is {first!r}"
-            f"{nearest_file(first, listing.images)}); they were left out."
+            f"{count(len(listing.orphans), 'row')} of {listing.source} without an image (the first is {first!r}"
+            f"{nearest_file(first, listing.images)}): left out."
         )
     if listing.unsupported:
         notes.append(
-            f"{len(listing.unsupported)} files are of an unread kind (the first is {listing.unsupported[0]!r}); "
-            "convert them to JPEG or PNG."
+            f"{count(len(listing.unsupported), 'file is', 'files are')} of an unread kind (the first is "
+            f"{listing.unsupported[0]!r}); convert to JPEG or PNG."
         )
     return notes
 

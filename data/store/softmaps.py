@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float16
 
+from data.console import count
 from data.errors import StoreError
 
 SOFT_VERSION = 1  # of the npz files
@@ -58,7 +59,8 @@ class SoftMaps:
     def __post_init__(self) -> None:
         if len(self.maps) != len(self.labels) + self.background:
             raise StoreError(
-                f"{len(self.maps)} soft maps for {len(self.labels)} labels (background={self.background}): one each."
+                f"{count(len(self.maps), 'soft map')} for {count(len(self.labels), 'label')} "
+                f"(background={self.background}): one each."
             )
 
 

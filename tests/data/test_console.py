@@ -1,10 +1,8 @@
-import io
 import logging
-import sys
 
 import pytest
 
-from data.console import PrintableFormatter, count, one_line, plural, printable, run_program
+from data.console import PrintableFormatter, count, one_line, plural, printable
 from data.errors import UserError
 
 
@@ -42,10 +40,3 @@ def test_errors_and_log_lines_are_printable():
     assert one_line(UserError("no image x\u202egnp.\x1b[2J\n here")) == "no image x\\u202egnp.\\x1b[2J here"
     record = logging.LogRecord("a", logging.WARNING, "f", 1, "left out %s\nsecond", ("\u202e",), None)
     assert PrintableFormatter("%(message)s").format(record) == "left out \\u202e\nsecond"
-
-
-def test_an_output_that_lacks_a_letter_gets_its_escape(monkeypatch):
-    written = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", written)
-    assert run_program(lambda _: print("caf\xe9"), [], "") == 0
-    assert written.buffer.getvalue() == b"caf\\xe9\n"
