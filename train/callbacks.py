@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data.classes import IGNORE
-from data.console import count
+from data.console import count, plural
 from data.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -169,8 +169,8 @@ def mask_warnings(histogram: np.ndarray, names: tuple[str, ...], looked_at: int,
     unseen = [name for i, name in enumerate(names, start=1) if histogram[i] == 0]
     if unseen:
         warnings.append(
-            f"None of the {count(looked_at, 'mask')} looked at, of {there}, shows {len(unseen)} of "
-            f"{count(len(names), 'class')}, and a class that no mask shows cannot be learnt: "
+            f"{len(unseen)} of {count(len(names), 'class')} {plural(len(unseen), 'is', 'are')} in none of the "
+            f"{count(looked_at, 'mask')} looked at, of {there}, and a class that no mask shows cannot be learnt: "
             f"{', '.join(unseen[:8])}{', ...' if len(unseen) > 8 else ''}."
         )
     if total and ignored / total > 0.5:

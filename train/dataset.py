@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from data.classes import IGNORE, ClassSet
 from data.config import DataConfig
-from data.console import count
+from data.console import count, plural
 from data.errors import ImageError, StoreError
 from data.images import read_image
 from data.masks import read_mask, read_truth
@@ -86,7 +86,10 @@ def _true_masks(
 def _check_files(paths: list[Path], what: str, remedy: str) -> None:
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise StoreError(f"{len(missing)} of {count(len(paths), what)} missing, the first {missing[0]}; {remedy}.")
+        are = plural(len(missing), "is", "are")
+        raise StoreError(
+            f"{len(missing)} of {count(len(paths), what)} {are} missing, the first {missing[0]}; {remedy}."
+        )
 
 
 class TrainingSet(Dataset[dict[str, Any]]):

@@ -9,7 +9,7 @@ from typing import overload
 
 from data.classes import COCO, DEFAULT_BACKGROUND, VOC, ClassSet, class_key
 from data.config import DataConfig
-from data.console import count, printable
+from data.console import count, plural, printable
 from data.errors import LabelError
 from data.samples import Sample, SampleSet
 
@@ -94,11 +94,11 @@ def to_samples(listing: Listing, config: DataConfig, need_labels: bool, need_tru
     missing = len(labels) - len(keep)
     if missing:
         first = next(listing.ids[position] for position, found in enumerate(labels) if not found)
-        of_all = f"{missing} of {count(len(labels), 'image')}"
-        note = f"{of_all} without labels in {listing.source} (the first is {printable(first)})"
+        some = f"{missing} of {count(len(labels), 'image')} {plural(missing, 'has', 'have')}"
+        note = f"{some} no labels in {listing.source} (the first is {printable(first)})"
         if config.unlabelled == "stop" or not keep:
             raise LabelError(f"{note}; add labels, or leave such images out with --data.unlabelled=skip.")
-        notes.append(f"{note}: left out.")
+        notes.append(f"{note}; {plural(missing, 'it was', 'they were')} left out.")
     samples = ListedSamples(
         listing.base,
         [listing.ids[position] for position in keep],
@@ -126,10 +126,14 @@ def _label_ids(listing: Listing, classes: ClassSet) -> list[tuple[int, ...]]:
 def _label_notes(listing: Listing) -> list[str]:
     notes = []
     if listing.orphans:
-        first = listing.orphans[0]
+        first, some = listing.orphans[0], count(len(listing.orphans), "row")
+        has, they_were = (
+            plural(len(listing.orphans), "has", "have"),
+            plural(len(listing.orphans), "it was", "they were"),
+        )
         notes.append(
-            f"{count(len(listing.orphans), 'row')} of {listing.source} without an image (the first is {first!r}"
-            f"{nearest_file(first, listing.images)}): left out."
+            f"{some} of {listing.source} {has} no image (the first is {first!r}"
+            f"{nearest_file(first, listing.images)}); {they_were} left out."
         )
     if listing.unsupported:
         notes.append(
