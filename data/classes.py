@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from data.console import count
 from data.errors import ConfigError, LabelError
 
 IGNORE = 255
@@ -53,11 +54,13 @@ class ClassSet:
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.phrases) == len(self.background_words):
             raise ConfigError(
-                f"{len(self.names)} class names, {len(self.phrases)} phrases and {len(self.background_words)} lists of "
-                "background words: each class needs one of each."
+                f"{count(len(self.names), 'class name')}, {count(len(self.phrases), 'phrase')} and "
+                f"{count(len(self.background_words), 'list')} of background words: each class needs one of each."
             )
         if not 1 <= len(self.names) <= MAX_CLASSES:
-            raise ConfigError(f"{len(self.names)} classes: a mask holds 1 to {MAX_CLASSES}; shorten the class file.")
+            raise ConfigError(
+                f"{count(len(self.names), 'class')}: a mask holds 1 to {MAX_CLASSES}; shorten the class file."
+            )
         keys = [class_key(name) for name in self.names]
         repeated = [name for name, key in zip(self.names, keys, strict=True) if not key or keys.count(key) > 1]
         if repeated:

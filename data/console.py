@@ -1,4 +1,4 @@
-"""What both command lines share: which machine this is, how they exit, and what they say of an error."""
+"""What both command lines share: which machine this is, how they exit, and how counts, names and errors are said."""
 
 import contextlib
 import logging
@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +23,9 @@ EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# Unicode's general categories that are not drawn but change what stands beside them: control characters, format
+# characters (of no width, or turning the direction of writing), halves of surrogate pairs, line and paragraph ends.
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 def describe_machine(device: str) -> str:
@@ -58,6 +62,55 @@ def written_by(program: str) -> str:
         return f"{program} of an unknown version"
 
 
+def plural(number: float, one: str, many: str | None = None) -> str:
+    """Return the word, or the words, that go with a number.
+
+    Args:
+        number: how many there are.
+        one: what to say of one: "image", "image has".
+        many: what to say of any other number; the regular plural of `one` if not given.
+
+    >>> plural(1, "image"), plural(0, "class"), plural(2, "category"), plural(3, "image has", "images have")
+    ('image', 'classes', 'categories', 'images have')
+
+    """
+    if number == 1:
+        return one
+    if many is not None:
+        return many
+    if one.endswith("y") and one[-2:-1] not in "aeiou":
+        return f"{one[:-1]}ies"
+    return one + ("es" if one.endswith(("s", "x", "ch", "sh")) else "s")
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """Return a number with the word, or the words, that go with it; arguments as in `plural`.
+
+    >>> count(1, "image"), count(1200, "image"), count(1, "problem stops a run", "problems stop a run")
+    ('1 image', '1200 images', '1 problem stops a run')
+
+    """
+    return f"{number} {plural(number, one, many)}"
+
+
+def printable(text: str) -> str:
+    r"""Return a text, such as a name out of a file, in which every character that cannot be seen is written out.
+
+    A name must not change the terminal or the page around it, nor look like another one: control characters, those of
+    no width and those that turn the direction of writing are shown as their escapes. Letters of any script stay.
+
+    >>> print(printable("cat\u202egnp.\x1b[2J"), printable("naïve été 猫"))
+    cat\u202egnp.\x1b[2J naïve été 猫
+
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode() if unicodedata.category(character) in _UNSEEN else character
+        for character in text
+    )
+
+
 def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None, interrupted: str) -> int:
     """Run a command line and return its exit status: 0, 2 for a wrong input, 130 interrupted, 141 cut short.
 
@@ -89,11 +142,11 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
 
 
 def one_line(error: Exception) -> str:
-    """Return the message of an error as one line; out of a loader process it comes wrapped in a traceback."""
+    """Return the message of an error as one printable line; out of a loader process it comes wrapped in a traceback."""
     text = str(error).strip()
     if "Caught" in text and "Traceback" in text:
         text = text.splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def exit_with_line(parser: Any, message: str, error: Exception | None, commands: Sequence[str] = ()) -> NoReturn:
@@ -107,15 +160,31 @@ def exit_with_line(parser: Any, message: str, error: Exception | None, commands:
 
     """
     program = (getattr(error, "subcommand_parser", None) or parser).prog.replace(" [options]", "")
-    line = " ".join(str(message).split())
+    line = printable(" ".join(str(message).split()))
     if commands:
         line = re.sub(rf"\b({'|'.join(commands)})\.(?=[a-z])", "--", line)
     parser.exit(EXIT_USER_ERROR, f"error: {line} (see {program} --help)\n")
     raise SystemExit(EXIT_USER_ERROR)
 
 
-def log_to_stderr(handler: logging.Handler, packages: Sequence[str]) -> None:
-    """Send the project's log lines to stderr; those of libraries only from warnings on."""
+class PrintableFormatter(logging.Formatter):
+    """Writes out what cannot be seen in a log line; see `printable`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines of a record; those of a traceback stay apart."""
+        return "\n".join(printable(line) for line in super().format(record).split("\n"))
+
+
+def log_to_stderr(handler: logging.Handler, packages: Sequence[str], line: str) -> None:
+    """Send the project's log lines to stderr; those of libraries only from warnings on.
+
+    Args:
+        handler: writes them.
+        packages: whose lines of information are shown too.
+        line: what a line looks like, as `logging.Formatter` takes it.
+
+    """
+    handler.setFormatter(PrintableFormatter(line))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for package in packages:
         logging.getLogger(package).setLevel(logging.INFO)

@@ -115,9 +115,7 @@ def run(args: Sequence[str]) -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status; see `data.console.run_program`."""
-    handler = _ProgressFriendlyHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    log_to_stderr(handler, ("data", "pseudolabel"))
+    log_to_stderr(_ProgressFriendlyHandler(), ("data", "pseudolabel"), "%(levelname)s %(name)s: %(message)s")
     return run_program(run, args, "interrupted; the same command goes on from here, finished images are kept")
 
 

@@ -17,8 +17,9 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 FLOORS = {
     "data": (
         ("data.errors",),
+        ("data.console",),
         ("data.files", "data.classes", "data.config"),
-        ("data.console", "data.images", "data.samples", "data.scoring", "data.densecrf"),
+        ("data.images", "data.samples", "data.scoring", "data.densecrf"),
         ("data.masks",),
         ("data.readers", "data.store.softmaps", "data.store.records"),
         ("data.store",),
@@ -151,6 +152,38 @@ def test_help_imports_neither_numpy_nor_torch(program: str):
         "sys.exit(any(name in sys.modules for name in ('numpy', 'torch', 'cv2', 'PIL')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# Nouns that are counted in messages; of pixels, bytes and per cent there is never one.
+COUNTED = re.compile(
+    r"^ (\w+ )?(images|masks|classes|labels|files|rows|problems|scenes|sizes|passes|maps|names|lines|phrases|tensors)\b"
+)
+NUMBER = re.compile(r"len\(.*|count.*|[\w.]*(n_|number|count|total)\w*")
+
+
+def bare_counts(path: Path) -> list[str]:
+    """Return the f-strings of a file that put a plural behind a number they do not know."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.JoinedStr):
+            continue
+        for value, text in zip(node.values, node.values[1:], strict=False):
+            if isinstance(value, ast.FormattedValue) and isinstance(text, ast.Constant) and COUNTED.match(text.value):
+                number = ast.unparse(value.value)
+                if NUMBER.fullmatch(number):
+                    found.append(f"{path.name}:{node.lineno} {number}{text.value[:19]}")
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_counts_are_said_in_one_way(module: str):
+    """`data.console.count` says "1 image"; a plural written behind a number says "1 images"."""
+    assert bare_counts(MODULES[module]) == []
+
+
+def test_a_bare_count_would_be_found(tmp_path):
+    (tmp_path / "a.py").write_text('f"{len(found)} images are missing: {name} images"')
+    assert bare_counts(tmp_path / "a.py") == ["a.py:1 len(found) images are missing"]
 
 
 def test_no_package_below_tests_shadows_a_real_one():

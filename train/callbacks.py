@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from data.classes import IGNORE
+from data.console import count, plural
 from data.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -155,8 +156,9 @@ def mask_warnings(histogram: np.ndarray, names: tuple[str, ...], looked_at: int,
     unseen = [name for i, name in enumerate(names, start=1) if histogram[i] == 0]
     if unseen:
         warnings.append(
-            f"{len(unseen)} of {len(names)} classes are in none of the {looked_at} masks looked at, of {there}, and a "
-            f"class that no mask shows cannot be learnt: {', '.join(unseen[:8])}{', ...' if len(unseen) > 8 else ''}."
+            f"{len(unseen)} of {count(len(names), 'class')} {plural(len(unseen), 'is', 'are')} in none of the "
+            f"{count(looked_at, 'mask')} looked at, of {there}, and a class that no mask shows cannot be learnt: "
+            f"{', '.join(unseen[:8])}{', ...' if len(unseen) > 8 else ''}."
         )
     if total and ignored / total > 0.5:
         warnings.append(

@@ -92,9 +92,7 @@ def configure() -> None:
     """Send log lines to stderr, and keep libraries quiet about what is not for the user."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls by an old name
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    log_to_stderr(handler, ("data", "train"))
+    log_to_stderr(logging.StreamHandler(), ("data", "train"), "%(levelname)s %(message)s")
     for message in _NOISE:
         warnings.filterwarnings("ignore", message)
 

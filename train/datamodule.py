@@ -8,7 +8,7 @@ from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from data.classes import ClassSet
 from data.config import DataConfig
-from data.console import available_cpus
+from data.console import available_cpus, count
 from data.errors import ConfigError, StoreError
 from data.store.store import MaskStore
 from train.dataset import TrainingSet, TruthSet, list_training, list_truth
@@ -106,7 +106,7 @@ class SegmentationData(pl.LightningDataModule):
         order = EpochOrder(len(self.training), self.seed, rank, world_size)
         if len(order) < self.batch_size:
             raise ConfigError(
-                f"{len(self.training)} images for {world_size} process(es) do not fill one batch of "
+                f"{count(len(self.training), 'image')} for {count(world_size, 'process')} cannot fill one batch of "
                 f"{self.batch_size}; the last, smaller batch is always dropped: lower --data.batch_size."
             )
         return BatchSampler(cast(Any, order), self.batch_size, drop_last=True)

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from data.classes import IGNORE, ClassSet
 from data.config import DataConfig
+from data.console import count, plural
 from data.errors import ImageError, StoreError
 from data.images import read_image
 from data.masks import read_mask, read_truth
@@ -62,9 +63,9 @@ def list_training(store: MaskStore, masks: Masks, truth: Path | None, root: Path
         )
         for record in records
     ]
-    _check_files([sample.image_path for sample in samples], "images", "--data.root names the folder they are under")
+    _check_files([sample.image_path for sample in samples], "image", "--data.root names the folder they are under")
     remedy = "--data.truth names their folder" if masks == "truth" else "generate them again"
-    _check_files([sample.mask_path for sample in samples], "masks", remedy)
+    _check_files([sample.mask_path for sample in samples], "mask", remedy)
     return samples
 
 
@@ -76,8 +77,8 @@ def _true_masks(
     unknown = [record["id"] for record in records if record["id"] not in found]
     if unknown:
         raise StoreError(
-            f"--data.masks truth: the data set has no true mask of {len(unknown)} of {len(records)} images, the first "
-            f"{unknown[0]}; --data.truth names the folder of their masks."
+            f"--data.masks truth: the data set has no true mask of {len(unknown)} of {count(len(records), 'image')}, "
+            f"the first {unknown[0]}; --data.truth names the folder of their masks."
         )
     return found
 
@@ -85,7 +86,10 @@ def _true_masks(
 def _check_files(paths: list[Path], what: str, remedy: str) -> None:
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise StoreError(f"{len(missing)} of {len(paths)} {what} are missing, the first {missing[0]}; {remedy}.")
+        are = plural(len(missing), "is", "are")
+        raise StoreError(
+            f"{len(missing)} of {count(len(paths), what)} {are} missing, the first {missing[0]}; {remedy}."
+        )
 
 
 class TrainingSet(Dataset[dict[str, Any]]):
@@ -211,7 +215,7 @@ def list_truth(config: DataConfig, classes: ClassSet | None, need_truth: bool) -
         )
     if classes is not None and classes.names != found.classes.names:
         raise StoreError(
-            f"The network knows {len(classes)} classes ({', '.join(classes.names[:3])}, ...), the data in "
+            f"The network knows {count(len(classes), 'class')} ({', '.join(classes.names[:3])}, ...), the data in "
             f"{config.root} {len(found.classes)} ({', '.join(found.classes.names[:3])}, ...): they must be the same; "
             "see --data.val.classes."
         )

@@ -1,5 +1,6 @@
 """What `segtrain test` writes: a table, scores.json, two plots, and the folder the VOC server takes."""
 
+import io
 import json
 import math
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pytorch_lightning as pl
 from jaxtyping import Float64, Int64
 
 from data.classes import ClassSet
+from data.console import count, printable
 from data.files import write_atomically
 from data.masks import write_mask
 from data.scoring import Scores, boundary_iou, score
@@ -18,6 +20,8 @@ from train.inference import InferenceConfig
 
 SCORES_FORMAT = "segtrain-scores"
 SCORES_VERSION = 1
+DOTS_PER_INCH = 120
+NAME_LETTERS = 28  # of a class's name beside a plot
 Boundary = Float64[np.ndarray, " classes"]  # Boundary IoU of each class, nan for one that never occurs
 # Folder and file names of submissions: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc, "results file format"
 VOC_TEST_FOLDER = Path("results/VOC2012/Segmentation/comp5_test_cls")
@@ -72,7 +76,7 @@ class Evaluator(pl.Callback):
         if not trainer.is_global_zero:
             return
         if self.voc_folder is not None:
-            print(f"For the VOC server: {self.voc_folder} ({images} images)")
+            print(f"For the VOC server: {self.voc_folder} ({count(images, 'image')})")
         if not counts["matrix"].sum():
             return
         scores = score(counts["matrix"])
@@ -111,13 +115,15 @@ def voc_test_folder(output: Path) -> Path:
 
 def table(scores: Scores, boundary: Boundary | None, classes: ClassSet) -> str:
     """Return a text table with one row per class: IoU, boundary IoU, precision, recall, in percent."""
-    lines = [f"{'class':<18}{'IoU':>8}{'boundary IoU':>14}{'precision':>11}{'recall':>8}"]
+    names = [printable(classes.name(index)) for index in range(len(scores.iou))]
+    width = max(18, *(len(name) + 1 for name in names))
+    lines = [f"{'class':<{width}}{'IoU':>8}{'boundary IoU':>14}{'precision':>11}{'recall':>8}"]
     for index in range(len(scores.iou)):
         cells = [scores.iou[index], math.nan if boundary is None else boundary[index]]
         cells += [scores.precision[index], scores.recall[index]]
         texts = [_percent(cell) for cell in cells]
-        lines.append(f"{classes.name(index):<18}{texts[0]:>8}{texts[1]:>14}{texts[2]:>11}{texts[3]:>8}")
-    lines.append(f"{'mean':<18}{_percent(scores.miou):>8}{_percent(_mean(boundary)):>14}")
+        lines.append(f"{names[index]:<{width}}{texts[0]:>8}{texts[1]:>14}{texts[2]:>11}{texts[3]:>8}")
+    lines.append(f"{'mean':<{width}}{_percent(scores.miou):>8}{_percent(_mean(boundary)):>14}")
     return "\n".join(lines)
 
 
@@ -157,24 +163,47 @@ def draw_bars(scores: Scores, classes: ClassSet, path: Path) -> None:
     """Draw the IoU of each class as a bar, best first."""
     figure, axes = _figure(6, 1 + 0.25 * len(scores.iou))
     order = [index for index in np.argsort(np.nan_to_num(scores.iou, nan=-1)) if not math.isnan(scores.iou[index])]
-    axes.barh([classes.name(index) for index in order], 100 * scores.iou[order], color="#4878a8")
+    axes.barh(range(len(order)), 100 * scores.iou[order], color="#4878a8")
+    axes.set_yticks(range(len(order)), [_drawn_name(classes, index) for index in order], parse_math=False)
     axes.axvline(100 * scores.miou, color="#c04040", linewidth=1, label=f"mean {100 * scores.miou:.1f}")
     axes.set(xlabel="IoU in percent", xlim=(0, 100))
     axes.legend(loc="lower right", frameon=False)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def draw_confusion(matrix: Int64[np.ndarray, "classes classes"], classes: ClassSet, path: Path) -> None:
-    """Draw the confusion matrix, each row (true class) divided by its sum."""
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    side = 2.5 + 0.25 * len(matrix)
-    figure, axes = _figure(side, side)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    names = [classes.name(index) for index in range(len(matrix))]
-    axes.set_xticks(range(len(names)), names, rotation=90)
-    axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="predicted", ylabel="true", title="share of the true class")
-    figure.savefig(path, dpi=120)
+    """Draw the confusion matrix in percent of each true class (row), with a colour bar.
+
+    Each cell shows its figure in whole percent; those below a half are left empty, so that errors can be found among
+    many classes.
+    """
+    percent = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    cell = float(np.clip(9 / len(matrix), 0.27, 0.6))  # inches: two digits stay readable at any number of classes
+    names = [_drawn_name(classes, index) for index in range(len(matrix))]
+    side = cell * len(matrix) + 1 + 0.09 * max(map(len, names))
+    figure, axes = _figure(side + 0.8, side)
+    image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    for row, column in np.argwhere(percent >= 0.5):
+        value = percent[row, column]
+        colour = "white" if value > 55 else "black"
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=min(10, cell * 26))
+    axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set(xlabel="predicted", ylabel="true")
+    figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8, aspect=30, pad=0.02)
+    _save(figure, path)
+
+
+def _drawn_name(classes: ClassSet, class_id: int) -> str:
+    """Return a name as it stands beside a plot, which a long one would leave no room."""
+    name = printable(classes.name(class_id))
+    return name if len(name) <= NAME_LETTERS else name[: NAME_LETTERS - 1] + "…"
+
+
+def _save(figure: Any, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    write_atomically(path, buffer.getvalue())
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data.console import count
 from data.errors import ConfigError, ModelError
 from data.files import write_atomically
 from train.checkpoint import file_digest, load_network
@@ -66,7 +67,7 @@ def export(
     write_atomically(output / "model.json", (json.dumps(content, indent=1) + "\n").encode())
     size_mb = sum(file.stat().st_size for file in output.glob(f"{path.name}*")) / 1e6
     print(f"Written: {path} ({size_mb:.1f} MB) and model.json.")
-    print(f"Largest difference from the checkpoint over {len(differences)} sizes: {worst:.2e} (class scores).")
+    print(f"Largest difference from the checkpoint over {count(len(differences), 'size')}: {worst:.2e} (class scores).")
     largest_score = max(float(_run_torch(network, _noise(size)).abs().max()) for size in sizes)
     if not worst <= tolerance * max(1.0, largest_score):
         raise ModelError(

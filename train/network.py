@@ -18,6 +18,7 @@ from jaxtyping import Float
 from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 from torch import Tensor, nn
 
+from data.console import count, plural
 from data.errors import ConfigError, ModelError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]; every timm and torchvision recipe uses these
@@ -248,8 +249,9 @@ def load_encoder_weights(encoder: nn.Module, path: Path) -> None:
     optional = {key for key in wanted if key.endswith("num_batches_tracked")}
     bad = [key for key in wanted if key not in optional and getattr(state.get(key), "shape", None) != wanted[key].shape]
     if bad:
+        some = f"{len(bad)} of {count(len(wanted), 'tensor')} {plural(len(bad), 'is', 'are')}"
         raise ModelError(
-            f"{path} does not hold the weights of this encoder: {len(bad)} of {len(wanted)} tensors are missing or of "
+            f"{path} does not hold the weights of this encoder: {some} missing or of "
             f"another shape, first {bad[0]!r}; check --model.network.encoder and --model.network.weights."
         )
     encoder.load_state_dict({key: state.get(key, wanted[key]) for key in wanted})

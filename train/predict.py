@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data.classes import IGNORE
 from data.config import DataConfig, to_plain
-from data.console import warn_of_idle
+from data.console import count, warn_of_idle
 from data.errors import ConfigError, ImageError
 from data.files import write_atomically
 from data.images import read_image
@@ -198,7 +198,7 @@ def _npz(values: np.ndarray) -> bytes:
 def _say_what_is_there(output: Path, total: int, skipped: int, failed: list[str]) -> None:
     for line in failed:
         logger.warning("left out %s", line)
-    there = f" ({skipped} were there already)" if skipped else ""
+    there = f" ({skipped} there already)" if skipped else ""
     missing = f", {len(failed)} left out" if failed else ""
-    print(f"Written: masks of {total - len(failed)} images in {output}{there}{missing}.")
+    print(f"Written: masks of {count(total - len(failed), 'image')} in {output}{there}{missing}.")
     print(f"Next: pseudolabel report --store {output}")

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data.classes import IGNORE
 from data.config import to_plain
-from data.console import warn_of_idle
+from data.console import count, warn_of_idle
 from data.errors import ConfigError, StoreError
 from data.images import read_image
 from data.store.records import image_record
@@ -81,7 +81,7 @@ def relabel(
     records = [record for record in source.records() if record["id"] not in done]
     for record in tqdm(records, initial=len(done), total=len(done) + len(records), unit="image", desc="relabel"):
         _relabel_one(network, source, target, record, root, rule, inference)
-    print(f"Written: {len(done) + len(records)} masks in {output}.")
+    print(f"Written: {count(len(done) + len(records), 'mask')} in {output}.")
     print(f"Next: segtrain fit --data.store {output} --output R, with the settings of {ckpt_path}")
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from data.console import count, printable
 from data.exporters.items import Exported, ExportOptions, classes_in, place_image, read_items, split_of, suffix_of
 from data.exporters.polygons import outlines, yolo_rows
 from data.files import write_atomically
@@ -14,7 +15,7 @@ def write_yolo(store: MaskStore, output: Path, options: ExportOptions) -> Export
     split = split_of(store)
     labels = output / "labels" / split
     labels.mkdir(parents=True)
-    count, passed_over = 0, []
+    written, passed_over = 0, []
     for item in read_items(store, options):
         rows = [
             yolo_rows(outline, class_id - 1, item.mask.shape)
@@ -26,7 +27,7 @@ def write_yolo(store: MaskStore, output: Path, options: ExportOptions) -> Export
         place_image(item, output / "images" / split / f"{sample_id}{suffix_of(item.image)}", options.images)
         if min(item.mask.shape) < 10 or suffix_of(item.image) == ".gif":
             passed_over.append(sample_id)
-        count += 1
+        written += 1
     names = "".join(
         f"  {number}: {json.dumps(name, ensure_ascii=False)}\n" for number, name in enumerate(store.classes.names)
     )
@@ -35,6 +36,6 @@ def write_yolo(store: MaskStore, output: Path, options: ExportOptions) -> Export
     note = "data.yaml names the same images for train and val, as Ultralytics wants both; point val to your own."
     notes = [note]
     if passed_over:
-        count_text = f"{len(passed_over)} images, first {passed_over[0]}"
-        notes.append(f"Ultralytics passes over GIF and sides under 10 pixels: {count_text}.")
-    return Exported(count, output / "data.yaml", tuple(notes))
+        there = f"{count(len(passed_over), 'image')}, first {printable(passed_over[0])}"
+        notes.append(f"Ultralytics passes over GIF and sides under 10 pixels: {there}.")
+    return Exported(written, output / "data.yaml", tuple(notes))

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from data.classes import ClassSet, class_key, nearest
 from data.config import DataConfig
+from data.console import count, printable
 from data.errors import ImageError, UserError
 from data.images import DECODE_ERRORS, MAX_PIXELS, check_size, read_orientation, to_rgb
 from data.readers.layout import detect_format, list_data
@@ -113,12 +114,12 @@ def _check_labels(report: DataReport, listing: Listing, classes: ClassSet, confi
     spelt = Counter(name for names in listing.names for name in names)
     by_key = {class_key(name): name for name in classes.names}
     report.classes = dict.fromkeys(classes.names, 0)
-    for name, count in spelt.items():
+    for name, number in spelt.items():
         known = by_key.get(class_key(name))
         if known is None:
             report.unknown_classes[name] = nearest(name, classes.names)
         else:
-            report.classes[known] += count
+            report.classes[known] += number
     report.with_truth = sum(1 for at in range(report.images) if listing.drawn_truth or listing.truth(at) is not None)
     for name, hint in report.unknown_classes.items():
         report.problems.append(f"Unknown class {name!r}{hint} in {listing.source}; correct it, or add it to --classes.")
@@ -127,15 +128,17 @@ def _check_labels(report: DataReport, listing: Listing, classes: ClassSet, confi
             f"No image has a label in {listing.source}; add labels.csv or name one with --data.labels."
         )
     elif report.unlabelled:
-        rule = "stop the run (data.unlabelled=stop)" if config.unlabelled == "stop" else "will be left out"
-        text = f"{len(report.unlabelled)} images have no labels ({_some(report.unlabelled)}); they {rule}."
+        rule = "the run would stop (data.unlabelled=stop)" if config.unlabelled == "stop" else "left out"
+        there = count(len(report.unlabelled), "image has", "images have")
+        text = f"{there} no labels ({_some(report.unlabelled)}): {rule}."
         (report.problems if config.unlabelled == "stop" else report.warnings).append(text)
     if report.rows_without_image:
         shown = _some([f"{row!r}{near}" for row, near in report.rows_without_image.items()])
-        report.warnings.append(f"{len(report.rows_without_image)} label rows have no image: {shown}.")
+        report.warnings.append(f"{count(len(report.rows_without_image), 'label row')} without an image: {shown}.")
     if report.files_not_read:
         shown = _some(report.files_not_read)
-        report.warnings.append(f"{len(report.files_not_read)} files are of an unread kind: {shown}; convert them.")
+        there = count(len(report.files_not_read), "file is", "files are")
+        report.warnings.append(f"{there} of an unread kind: {shown}; convert to JPEG or PNG.")
 
 
 def _check_images(
@@ -171,13 +174,14 @@ def _check_images(
 def _note_images(report: DataReport, skip_unreadable: bool) -> None:
     if report.unreadable:
         shown = _some([f"{one}: {reason}" for one, reason in report.unreadable.items()])
-        remedy = "they will be skipped" if skip_unreadable else "replace them, or leave them out with --on_error skip"
-        text = f"{len(report.unreadable)} images cannot be read ({shown}); {remedy}."
+        remedy = "skipped" if skip_unreadable else "replace what is named, or leave it out with --on_error skip"
+        text = f"{count(len(report.unreadable), 'image')} cannot be read ({shown}); {remedy}."
         none_left = report.examined == len(report.unreadable)
         (report.warnings if skip_unreadable and not none_left else report.problems).append(text)
     if report.duplicates:
         shown = _some([" = ".join(ids[:3]) for ids in report.duplicates])
-        report.warnings.append(f"{len(report.duplicates)} images occur more than once: {shown}.")
+        there = count(len(report.duplicates), "image occurs", "images occur")
+        report.warnings.append(f"{there} more than once: {shown}.")
 
 
 def image_facts(path: Path) -> ImageFacts:
@@ -264,14 +268,15 @@ def report_lines(report: DataReport) -> list[str]:
     ]
     counted = sorted(report.classes.items(), key=lambda pair: -pair[1])
     if counted:
-        lines.append("Classes   " + ", ".join(f"{name} {count}" for name, count in counted if count))
-        unused = [name for name, count in counted if not count]
+        lines.append("Classes   " + ", ".join(f"{name} {number}" for name, number in counted if number))
+        unused = [name for name, number in counted if not number]
         if unused:
             lines.append(f"          without images: {_some(unused)}")
     for name, (low, middle, high) in report.sizes.items():
         lines.append(f"{name.replace('_', ' '):<20}{low:g} to {high:g}, median {middle:g}")
-    lines += [f"{count} image{'s' * (count != 1)}: {kind} ({HOW_READ[kind]})" for kind, count in report.kinds.items()]
+    lines += [f"{count(number, 'image')}: {kind} ({HOW_READ[kind]})" for kind, number in report.kinds.items()]
     if report.disk_mb:
         lines.append(f"Disk      about {report.disk_mb:g} MB for the store")
     lines += [f"warning: {text}" for text in report.warnings]
-    return lines + [f"problem: {text}" for text in report.problems]
+    lines += [f"problem: {text}" for text in report.problems]
+    return [printable(line) for line in lines]

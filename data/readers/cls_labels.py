@@ -15,6 +15,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from data.classes import COCO, VOC, ClassSet
+from data.console import count
 from data.errors import LabelError
 
 
@@ -121,9 +122,9 @@ def read_cls_label_names(path: Path, classes: ClassSet | None = None) -> dict[st
     for sample_id, vector in read_cls_labels(path).items():
         known = classes or {len(VOC): VOC, len(COCO): COCO}.get(len(vector))
         if known is None or len(vector) != len(known):
-            expected = f"{len(known)} classes" if known else "classes it cannot know (VOC has 20, COCO 80)"
+            expected = count(len(known), "class") if known else "classes it cannot know (VOC has 20, COCO 80)"
             raise LabelError(
-                f"{path}: {sample_id} has {len(vector)} labels for {expected}; name them in --data.classes."
+                f"{path}: {sample_id} has {count(len(vector), 'label')} for {expected}; name them in --data.classes."
             )
         found[sample_id] = tuple(known.names[position] for position in np.flatnonzero(vector))
     return found

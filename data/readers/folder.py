@@ -29,6 +29,7 @@ from pathlib import Path, PurePosixPath
 
 from data.classes import ClassSet, load_classes
 from data.config import DataConfig
+from data.console import count
 from data.errors import ConfigError, ImageError, LabelError
 from data.images import IMAGE_SUFFIXES
 from data.readers.labels import read_label_table
@@ -63,7 +64,8 @@ def list_folder(config: DataConfig, own_classes: bool = True) -> Listing:
     truth = (config.truth,) if config.truth else TRUTH_FOLDERS
     images, unsupported = scan_images(base, truth)
     if not images:
-        more = f" ({len(unsupported)} files such as {unsupported[0]} are not read: convert them)" if unsupported else ""
+        unread = count(len(unsupported), "file")
+        more = f" ({unread} of an unread kind, such as {unsupported[0]}: convert)" if unsupported else ""
         raise ConfigError(f"{base} holds no images{more}; --root must name a folder of JPEG, PNG, WebP or TIFF files.")
     classes = find_classes(config) if own_classes else None
     table = label_file(config, base)

@@ -9,6 +9,7 @@ from typing import overload
 
 from data.classes import COCO, DEFAULT_BACKGROUND, VOC, ClassSet, class_key
 from data.config import DataConfig
+from data.console import count, plural, printable
 from data.errors import LabelError
 from data.samples import Sample, SampleSet
 
@@ -93,10 +94,11 @@ def to_samples(listing: Listing, config: DataConfig, need_labels: bool, need_tru
     missing = len(labels) - len(keep)
     if missing:
         first = next(listing.ids[position] for position, found in enumerate(labels) if not found)
-        note = f"{missing} of {len(labels)} images have no labels in {listing.source} (the first is {first})"
+        some = f"{missing} of {count(len(labels), 'image')} {plural(missing, 'has', 'have')}"
+        note = f"{some} no labels in {listing.source} (the first is {printable(first)})"
         if config.unlabelled == "stop" or not keep:
             raise LabelError(f"{note}; add labels, or leave such images out with --data.unlabelled=skip.")
-        notes.append(f"{note}; they were left out.")
+        notes.append(f"{note}; {plural(missing, 'it was', 'they were')} left out.")
     samples = ListedSamples(
         listing.base,
         [listing.ids[position] for position in keep],
@@ -124,15 +126,19 @@ def _label_ids(listing: Listing, classes: ClassSet) -> list[tuple[int, ...]]:
 def _label_notes(listing: Listing) -> list[str]:
     notes = []
     if listing.orphans:
-        first = listing.orphans[0]
+        first, some = listing.orphans[0], count(len(listing.orphans), "row")
+        has, they_were = (
+            plural(len(listing.orphans), "has", "have"),
+            plural(len(listing.orphans), "it was", "they were"),
+        )
         notes.append(
-            f"{len(listing.orphans)} rows of {listing.source} have no image (the first is {first!r}"
-            f"{nearest_file(first, listing.images)}); they were left out."
+            f"{some} of {listing.source} {has} no image (the first is {first!r}"
+            f"{nearest_file(first, listing.images)}); {they_were} left out."
         )
     if listing.unsupported:
         notes.append(
-            f"{len(listing.unsupported)} files are of an unread kind (the first is {listing.unsupported[0]!r}); "
-            "convert them to JPEG or PNG."
+            f"{count(len(listing.unsupported), 'file is', 'files are')} of an unread kind (the first is "
+            f"{listing.unsupported[0]!r}); convert to JPEG or PNG."
         )
     return notes
 

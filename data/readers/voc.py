@@ -24,6 +24,7 @@ from pathlib import Path
 
 from data.classes import VOC, load_classes
 from data.config import DataConfig
+from data.console import count
 from data.errors import ConfigError, LabelError
 from data.images import IMAGE_SUFFIXES
 from data.readers.listing import Listing, interned, to_samples
@@ -50,8 +51,8 @@ def list_voc(config: DataConfig, need_labels: bool = True) -> Listing:
     suffixes = image_suffixes(root / "JPEGImages")
     if not any(sample_id in suffixes for sample_id in ids):
         raise ConfigError(
-            f"{root / 'JPEGImages'} holds none of the {len(ids)} images of the split {config.split!r}; choose another "
-            f"--data.split: {_known_splits(root)}."
+            f"{root / 'JPEGImages'} holds none of the {count(len(ids), 'image')} of the split {config.split!r}; choose "
+            f"another --data.split: {_known_splits(root)}."
         )
     table = _label_table(root, config)
     classes = load_classes(config.classes) if config.classes else VOC

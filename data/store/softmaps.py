@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float16
 
+from data.console import count
 from data.errors import StoreError
 
 SOFT_VERSION = 1  # of the npz files
@@ -58,7 +59,8 @@ class SoftMaps:
     def __post_init__(self) -> None:
         if len(self.maps) != len(self.labels) + self.background:
             raise StoreError(
-                f"{len(self.maps)} soft maps for {len(self.labels)} labels (background={self.background}): one each."
+                f"{count(len(self.maps), 'soft map')} for {count(len(self.labels), 'label')} "
+                f"(background={self.background}): one each."
             )
 
 
@@ -88,9 +90,11 @@ def decode_soft(content: bytes) -> SoftMaps:
 def resize_scores(
     scores: Float[np.ndarray, "rows height width"], size_hw: tuple[int, int]
 ) -> Float[np.ndarray, "rows new_height new_width"]:
-    """Resize score maps, bilinear, half-pixel centres."""
+    """Resize score maps, bilinear, half-pixel centres; no rows give no rows."""
     import cv2
 
+    if not len(scores):
+        return np.empty((0, *size_hw), scores.dtype)
     return np.stack([cv2.resize(row, size_hw[::-1], interpolation=cv2.INTER_LINEAR) for row in scores])
 
 

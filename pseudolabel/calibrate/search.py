@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 from data.classes import ClassSet
-from data.console import available_cpus
+from data.console import available_cpus, count
 from data.errors import ConfigError
 from data.samples import Sample, SampleSet
 from pseudolabel.calibrate.candidates import (
@@ -313,8 +313,8 @@ def otsu(search: Search) -> float:
     return threshold
 
 
-def evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """Return up to `count` samples, spread evenly over all of them.
+def evenly(samples: Sequence[Sample], number: int) -> list[Sample]:
+    """Return up to `number` samples, spread evenly over all of them.
 
     Raises:
         ConfigError: there are none.
@@ -322,14 +322,14 @@ def evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
     """
     if not len(samples):
         raise ConfigError("There are no labelled images to calibrate on; check --data.root and --data.split.")
-    count = min(count, len(samples))
-    return [samples[position * len(samples) // count] for position in range(count)]
+    number = min(number, len(samples))
+    return [samples[position * len(samples) // number] for position in range(number)]
 
 
 def report_of(search: Search, split: str, before: Measured | None, after: Measured | None) -> str:
     """Return the header comment of the config: what was measured on what."""
-    count, model = len(search.pictures), search.parts.identity()
-    lines = [f"Chosen by `pseudolabel calibrate` on {count} images, split {split!r}; only differences from"]
+    images, model = count(len(search.pictures), "image"), search.parts.identity()
+    lines = [f"Chosen by `pseudolabel calibrate` on {images}, split {split!r}; only differences from"]
     lines += ["the defaults are stated.", f"Model {model['id']}, fingerprint {model['fingerprint']}."]
     if before is not None and after is not None:
         lines.append("mIoU on these images, before / after the CRF:")

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from data.console import count, plural, printable
 from data.errors import ConfigError
 from pseudolabel.config import GenerateConfig
 
@@ -34,7 +35,7 @@ def check(json: bool = False, examine: int | None = None, measure: bool = False,
     _print_report(data, model, json)
     problems = [*data.problems, *model.problems]
     if problems:
-        raise ConfigError(f"{len(problems)} problems would stop a run, the first: {problems[0]}")
+        raise ConfigError(f"{count(len(problems), 'problem')} would stop a run, the first: {problems[0]}")
 
 
 def _progress(positions: Iterable[int]) -> Iterable[int]:
@@ -52,13 +53,14 @@ def _print_report(data: "DataReport", model: "ModelReport", as_json: bool) -> No
     if as_json:
         ready = not data.problems and not model.problems
         content = {"format": "pseudolabel-check", "format_version": 1, "ready": ready, "minutes": minutes}
-        print(dumps({**content, "data": data.to_json(), "model": asdict(model)}, ensure_ascii=False))
+        print(dumps({**content, "data": data.to_json(), "model": asdict(model)}))
         return
-    lines = [*report_lines(data), f"Model     {model.id}"]
+    lines = [*report_lines(data), f"Model     {printable(model.id)}"]
     if minutes is not None:
-        lines.append(f"Time      about {minutes:g} minutes")
+        lines.append(f"Time      about {minutes:g} {plural(minutes, 'minute')}")
     if model.memory_gb is not None:
         lines.append(f"Memory    about {model.memory_gb:g} GB")
-    lines += [f"warning: {text}" for text in model.warnings] + [f"problem: {text}" for text in model.problems]
+    found = [f"warning: {text}" for text in model.warnings] + [f"problem: {text}" for text in model.problems]
+    lines += [printable(line) for line in found]
     ready = not data.problems and not model.problems
     print("\n".join([*lines, "Ready: pseudolabel generate would run." if ready else "Not ready."]))

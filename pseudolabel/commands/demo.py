@@ -23,7 +23,7 @@ def demo(
         true_masks: Also train the same network on the true masks, for comparison.
 
     """
-    from data.console import describe_machine
+    from data.console import count, describe_machine
     from data.demo.world import write_world
     from pseudolabel.demo.run import make_masks, require_files, train_network, write_results
 
@@ -35,7 +35,8 @@ def demo(
     drawn = write_world(world, train=size.train, val=size.val)
     seconds = time.perf_counter() - start
     print(
-        f"{'Drew' if drawn else 'Found'} {size.train} scenes to label and {size.val} to test on in {world}", flush=True
+        f"{'Drew' if drawn else 'Found'} {count(size.train, 'scene')} to label and {size.val} to test on in {world}",
+        flush=True,
     )
     if draw_only:
         print(f"Next: pseudolabel demo --output {output}")

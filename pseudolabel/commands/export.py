@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from data.console import count
+
 
 def export(
     store: Path,
@@ -39,6 +41,6 @@ def export(
     target = output or opened.path.with_name(f"{opened.path.resolve().name}_{format}")
     options = ExportOptions(source, images, orientation, components, min_area_px, root, url_prefix)
     exported = export_store(opened, format, target, options)
-    print(f"Wrote the masks of {exported.n_images} images to {target}; open {exported.opens}.")
+    print(f"Wrote the masks of {count(exported.n_images, 'image')} to {target}; open {exported.opens}.")
     for note in exported.notes:
         print(note)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from data.console import warn_of_idle
+from data.console import count, warn_of_idle
 from data.errors import UserError
 from pseudolabel.config import GenerateConfig
 
@@ -29,4 +29,4 @@ def generate(store: Path, **settings: Any) -> None:
     tally = generate_masks(Path(store), samples, config)
     print_summary(Path(store), samples, tally)
     if tally.skipped and not tally.written:
-        raise UserError(f"not one of {len(tally.skipped)} images could be processed; the reasons are above")
+        raise UserError(f"none of {count(len(tally.skipped), 'image')} could be processed; the reasons are above")

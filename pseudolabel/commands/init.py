@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.console import count, printable
+
 if TYPE_CHECKING:
     from data.config import DataConfig, DataFormat
 
@@ -39,9 +41,10 @@ def init(root: Path, output: Path | None = None, overwrite: bool = False) -> Non
     classes = listing.classes or suggest_classes(distinct_names(listing.names))
     save_classes(classes, path)
     unlabelled = sum(1 for names in listing.names if not names)
-    print(f"{len(listing.ids)} images ({config.format}), {unlabelled} without labels, {len(classes)} classes:")
+    images, kinds = count(len(listing.ids), "image"), count(len(classes), "class")
+    print(f"{images} ({config.format}), {unlabelled} without labels, {kinds}:")
     for name, phrase in zip(classes.names, classes.phrases, strict=True):
-        print(f"  {counts[class_key(name)]:7d}  {name}" + (f'  ("{phrase}")' if phrase != name else ""))
+        print(printable(f"  {counts[class_key(name)]:7d}  {name}" + (f'  ("{phrase}")' if phrase != name else "")))
     print(f"Wrote {path}; correct the phrases and background words in it, then: pseudolabel check --root {root}")
 
 

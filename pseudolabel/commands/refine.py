@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from data.console import warn_of_idle
+from data.console import count, warn_of_idle
 from pseudolabel.config import MaskConfig, mask_settings
 
 
@@ -40,7 +40,7 @@ def refine(
     config = MaskConfig(**settings)
     warn_of_idle(config.idle())
     tally = refine_masks(Path(store), Path(output), config, root, workers, on_error, device)
-    print(f"{tally.written} masks in {Path(output) / 'masks'} in {tally.seconds:.0f} s.")
+    print(f"{count(tally.written, 'mask')} in {Path(output) / 'masks'} in {tally.seconds:.0f} s.")
     print_skipped(Path(output), tally.skipped)
     print(f"Next: pseudolabel score --store {output}     mIoU, where there is ground truth")
     print(f"      pseudolabel report --store {output}    a page of overlays, coverage and warnings")

@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +10,15 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from data.classes import ClassSet
+from data.console import count
 from data.images import read_image
-from data.masks import colorize, overlay, read_truth
+from data.masks import overlay, read_truth
 from data.store.source import truth_paths
 from data.store.store import MaskStore
 from pseudolabel.review import blocks
 from pseudolabel.review.coverage import measure_coverage
-from pseudolabel.review.report import class_table, gallery, summary_tiles
+from pseudolabel.review.pages import render
+from pseudolabel.review.report import ImageCard, class_choices, class_table, image_card, summary_tiles
 
 if TYPE_CHECKING:
     from pseudolabel.demo.results import Result
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("image", "attention", "mask", "prediction", "ground truth")
 LABELLED = 12  # labelled scenes shown below the strip
+STRIP_PX = 168  # height of the pictures of an unseen scene
 SCENE_RGB = ((64, 132, 255), (255, 150, 20), (50, 190, 95))  # first, second, third class of a scene
 OTHER_RGB = (225, 60, 200)  # a class the scene does not have
 
@@ -38,15 +40,15 @@ class Strip:
     pictures: tuple[UInt8[np.ndarray, "height width 3"], ...]
 
 
-def strips(folder: Path, count: int) -> list[Strip]:
-    """Return the first `count` test scenes that stage one was run on, those with several classes first.
+def strips(folder: Path, number: int) -> list[Strip]:
+    """Return the first `number` test scenes that stage one was run on, those with several classes first.
 
     Image-level labels were given to stage one alone; the network saw the image and nothing else.
     """
     masks, predictions = MaskStore.open(folder / "masks_val"), MaskStore.open(folder / "predictions")
     truths = truth_paths(masks)
     records = sorted(masks.records(), key=lambda record: (len(record["labels"]) < 2, record["id"]))
-    return [_strip(masks, predictions, record, truths[record["id"]]) for record in records[:count]]
+    return [_strip(masks, predictions, record, truths[record["id"]]) for record in records[:number]]
 
 
 def _strip(masks: MaskStore, predictions: MaskStore, record: dict[str, Any], truth: Path) -> Strip:
@@ -60,7 +62,7 @@ def _strip(masks: MaskStore, predictions: MaskStore, record: dict[str, Any], tru
         tinted_attention(rgb_u8, blocks.heat_maps(soft, size), palette[list(soft.labels)]),
         overlay(rgb_u8, masks.read_mask(record["id"]), palette, alpha=0.7),
         overlay(rgb_u8, predictions.read_argmax(record["id"]), palette, alpha=0.7),
-        colorize(read_truth(truth, size), palette),
+        overlay(rgb_u8, read_truth(truth, size), palette, alpha=0.7),
     )
     return Strip(record["id"], tuple(record["labels"]), pictures)
 
@@ -92,6 +94,8 @@ def tinted_attention(
 
 def demo_page(result: "Result", folder: Path, shown: list[Strip]) -> str:
     """Return the demo's page as HTML."""
+    from data.demo.world import TRAIN_TRUTH_FOLDER
+
     store = MaskStore.open(folder / "masks")
     coverage = measure_coverage(store)
     headline = [
@@ -103,68 +107,50 @@ def demo_page(result: "Result", folder: Path, shown: list[Strip]) -> str:
         headline.append((_percent(result.network_true_masks), "trained on true masks (mIoU)"))
     headline.append((f"{result.seconds / 60:.1f} min", "everything"))
     records = sorted(store.records(), key=lambda record: record["id"])[:LABELLED]
-    from data.demo.world import TRAIN_TRUTH_FOLDER
-
     truths = truth_paths(store, truth=TRAIN_TRUTH_FOLDER)
-    return blocks.page(
-        "From labels to masks to a network",
-        f"{coverage.images} drawn scenes with image-level labels became masks, the masks trained a network, and the "
-        "network was tested on scenes nobody labelled. No mask was given to either stage.",
-        [
-            blocks.tiles(headline),
-            blocks.section("Unseen scenes", _strip_note(), *(strip_card(store.classes, strip) for strip in shown)),
-            blocks.section("IoU of each class", iou_table(store.classes, result)),
-            blocks.section("Coverage of the masks", blocks.tiles(summary_tiles(coverage, None))),
-            class_table(store.classes, coverage, None),
-            blocks.section("Labelled scenes and their masks", gallery(store, records, None, truths)),
-            blocks.section("What was run", steps_table(result), f'<p class="soft">{escape(result.machine)}</p>'),
-        ],
+    return render(
+        "demo.html.j2",
+        scenes=count(coverage.images, "drawn scene"),
+        headline=headline,
+        strips=[strip_card(store.classes, strip) for strip in shown],
+        iou=iou_table(store.classes, result),
+        coverage=summary_tiles(coverage, None),
+        classes=class_table(store.classes, coverage, None),
+        images=(image_card(store, record, None, truths.get(record["id"])) for record in records),
+        choices=class_choices(store.classes, records),
+        result=result,
     )
 
 
-def _strip_note() -> str:
-    return (
-        "<p>Attention and mask know the image's labels; the prediction is the trained network's, which sees the image "
-        "alone. Each class of a scene has one colour in all pictures; magenta is a class the scene does not have, "
-        "white is undecided and takes no part in training.</p>"
-    )
-
-
-def strip_card(classes: ClassSet, strip: Strip) -> str:
+def strip_card(classes: ClassSet, strip: Strip) -> ImageCard:
     """Return a scene's five pictures as a card."""
     palette = scene_palette(strip.labels)
-    names = "".join(f"<span>{blocks.chip(classes, label, palette)}</span>" for label in strip.labels)
-    pictures = "".join(
-        blocks.picture(blocks.shrink(picture, blocks.thumbnail_size((picture.shape[0], picture.shape[1]), 168)), column)
-        for picture, column in zip(strip.pictures, COLUMNS, strict=True)
+    pictures = tuple(
+        blocks.picture(
+            blocks.shrink(rgb_u8, blocks.thumbnail_size((rgb_u8.shape[0], rgb_u8.shape[1]), len(COLUMNS), STRIP_PX)),
+            column,
+        )
+        for rgb_u8, column in zip(strip.pictures, COLUMNS, strict=True)
     )
-    return (
-        f'<div class="card" data-labels="" data-warned=""><header><b>{escape(strip.id)}</b>{names}</header>'
-        f'<div class="strip">{pictures}</div></div>'
-    )
+    chips = tuple(blocks.chip(classes, label, palette) for label in strip.labels)
+    return ImageCard(strip.id, strip.labels, chips, (), pictures)
 
 
-def iou_table(classes: ClassSet, result: "Result") -> str:
+def iou_table(classes: ClassSet, result: "Result") -> dict[str, Any]:
     """Return IoU by class: masks before and after the CRF, and the networks."""
     columns = [("masks before CRF", result.masks["before_crf"]), ("masks after CRF", result.masks["after_crf"])]
     columns.append(("network, unseen scenes", result.network))
-    if result.network_true_masks is not None:
-        columns.append(("network trained on true masks", result.network_true_masks))
+    columns.append(("network trained on true masks", result.network_true_masks))
     kept = [(name, scores) for name, scores in columns if scores is not None]
-    rows = []
-    for class_id in range(len(classes) + 1):
-        cells = [blocks.bar(scores["iou"][classes.name(class_id)], second="before" in name) for name, scores in kept]
-        rows.append([blocks.chip(classes, class_id), *cells])
-    total = ["mean (mIoU)", *(blocks.bar(scores["miou"], second="before" in name) for name, scores in kept)]
-    return blocks.table(["class", *(name for name, _ in kept)], rows, total)
-
-
-def steps_table(result: "Result") -> str:
-    """Return the commands with their times."""
     rows = [
-        [escape(step.title), f"{step.seconds:.0f} s", f"<code>{escape(step.command)}</code>"] for step in result.steps
+        {
+            "chip": blocks.chip(classes, class_id),
+            "shares": [blocks.share_or_none(scores["iou"][classes.name(class_id)]) for _, scores in kept],
+        }
+        for class_id in range(len(classes) + 1)
     ]
-    return blocks.table(["step", "time", "command"], rows, ["all", f"{result.seconds:.0f} s", ""])
+    mean = [blocks.share_or_none(scores["miou"]) for _, scores in kept]
+    return {"columns": [name for name, _ in kept], "rows": rows, "mean": mean}
 
 
 def _percent(scores: dict[str, Any] | None) -> str:

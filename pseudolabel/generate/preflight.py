@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from data.console import idle_lines
+from data.console import count, idle_lines
 from data.errors import ImageError, ModelError, UserError
 from pseudolabel.config import GenerateConfig
 
@@ -112,4 +112,4 @@ def middle_image(
         except ImageError:
             if not skip_unreadable:
                 raise
-    raise ImageError(f"None of the {len(samples)} images can be read; replace them.")
+    raise ImageError(f"None of the {count(len(samples), 'image')} can be read; replace them.")

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data.console import count, printable
 from data.errors import UserError
 from data.samples import SampleSet
 from data.store.store import MaskStore
@@ -70,9 +71,9 @@ def print_skipped(store_path: Path, skipped: list[tuple[str, str]]) -> None:
     listing = store_path / SKIPPED
     if not skipped:
         return
-    print(f"{len(skipped)} IMAGES WERE SKIPPED:")
+    print(f"{count(len(skipped), 'IMAGE WAS', 'IMAGES WERE')} SKIPPED:")
     for sample_id, reason in sorted(skipped)[:SHOWN]:
-        print(f"  {sample_id}: {reason}")
+        print(f"  {printable(sample_id)}: {printable(reason)}")
     if store_path.is_dir():
         listing.write_text("".join(f"{sample_id}\t{reason}\n" for sample_id, reason in sorted(skipped)))
         print(f"  All of them: {listing}")
@@ -82,15 +83,16 @@ def print_summary(store_path: Path, samples: SampleSet, tally: Tally) -> None:
     """Print what was written where, what was left out and why, and what to run next."""
     there = len(MaskStore.open(store_path).finished()) if (store_path / "store.json").exists() else 0
     rate = f", {tally.written / tally.seconds:.1f} images/s" if tally.written else ""
-    print(f"{there} masks in {store_path / 'masks'}: {tally.written} made now in {tally.seconds:.0f} s{rate}.")
+    print(f"{count(there, 'mask')} in {store_path / 'masks'}: {tally.written} made now in {tally.seconds:.0f} s{rate}.")
     if tally.warned:
-        print(f"{tally.warned} of them have warnings (nothing found for a class, for example); the report lists them.")
+        print(f"Warnings (nothing found for a class, for example) for {tally.warned} of them; the report lists them.")
     print_skipped(store_path, tally.skipped)
     if tally.dropped_words:
-        words = ", ".join(f"{word} ({count})" for word, count in tally.dropped_words.most_common())
-        print(f"Note: the sentences of {tally.without_words} images had no room for all background words: {words}.")
+        words = printable(", ".join(f"{word} ({number})" for word, number in tally.dropped_words.most_common()))
+        images = count(tally.without_words, "image")
+        print(f"Note: the sentences of {images} had no room for all background words: {words}.")
     for note in samples.notes:
-        print(f"Note: {note}")
+        print(f"Note: {printable(note)}")
     if there:
         print(f"Next: pseudolabel report --store {store_path}    a page of overlays, coverage and warnings")
         print(f"      pseudolabel score --store {store_path}     mIoU, where there is ground truth")

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from data.classes import ClassSet
-from data.console import available_cpus
+from data.console import available_cpus, count, printable
 from data.errors import UserError
 from data.masks import read_truth
 from data.scoring import Scores, confusion_matrix
@@ -82,8 +82,8 @@ def score_store(
     """
     truths = truth_paths(store, root, truth) if truths is None else truths
     config = mask_settings(store.header["config"])
-    count = len(store.classes) + 1
-    before, after = np.zeros((count, count), np.int64), np.zeros((count, count), np.int64)
+    n_classes = len(store.classes) + 1
+    before, after = (np.zeros((n_classes, n_classes), np.int64) for _ in range(2))
     missing: list[str] = []
     images, ignored, all_soft = 0, 0.0, True
     with ThreadPoolExecutor(available_cpus()) as pool:
@@ -99,8 +99,8 @@ def score_store(
                 images, ignored = images + 1, ignored + share
     if not images:
         raise UserError(
-            f"none of the {len(missing)} images of {store.path} has ground truth; name the data set's folder with "
-            "--root or the folder of masks with --truth (pseudolabel report needs no ground truth)"
+            f"none of the {count(len(missing), 'image')} of {store.path} has ground truth; name the data set's folder "
+            "with --root or the folder of masks with --truth (pseudolabel report needs no ground truth)"
         )
     return StoreScores(
         store.classes,
@@ -118,11 +118,11 @@ def _compare(
     """Return an image's confusion matrix before the CRF (None without soft maps), after it, and its share of ignore."""
     from pseudolabel.masks.fuse import before_crf
 
-    sample_id, count = record["id"], len(store.classes) + 1
+    sample_id, n_classes = record["id"], len(store.classes) + 1
     truth = read_truth(truths[sample_id], (record["height"], record["width"]), store.image_path(record, root))
     soft = store.read_soft(sample_id)
-    before = None if soft is None else confusion_matrix(truth, before_crf(soft, config.fuse), count)
-    after = confusion_matrix(truth, store.read_argmax(sample_id), count)
+    before = None if soft is None else confusion_matrix(truth, before_crf(soft, config.fuse), n_classes)
+    after = confusion_matrix(truth, store.read_argmax(sample_id), n_classes)
     return before, after, float(record.get("ignore_share", 0.0))
 
 
@@ -138,20 +138,24 @@ def _chunks(items: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[st
 
 def table(result: StoreScores) -> str:
     """Return the figures as a table for a terminal, in percent."""
-    width = max(len(name) for name in (*result.classes.names, "background"))
+    names = [printable(result.classes.name(i)) for i in range(len(result.classes) + 1)]
+    width = max(map(len, names))
     lines = [f"{'class':<{width}}  before CRF  after CRF  precision  recall"]
     after = result.after_crf
     before = None if result.before_crf is None else result.before_crf.iou
     for i in range(len(result.classes) + 1):
         first = float("nan") if before is None else float(before[i])
         cells = f"{_percent(first):>10}  {_percent(after.iou[i]):>9}  {_percent(after.precision[i]):>9}"
-        lines.append(f"{result.classes.name(i):<{width}}  {cells}  {_percent(after.recall[i]):>6}")
+        lines.append(f"{names[i]:<{width}}  {cells}  {_percent(after.recall[i]):>6}")
     first = float("nan") if result.before_crf is None else result.before_crf.miou
     lines.append(f"{'mean (mIoU)':<{width}}  {_percent(first):>10}  {_percent(after.miou):>9}")
-    lines.append(f"{result.images} images; {_percent(result.ignore_share)} % of their pixels are left undecided (255).")
+    lines.append(
+        f"{count(result.images, 'image')}; {_percent(result.ignore_share)} % of their pixels are left undecided (255)."
+    )
     if result.missing_truth:
+        there = count(len(result.missing_truth), "IMAGE HAS", "IMAGES HAVE")
         shown = ", ".join(result.missing_truth[:SHOWN]) + (", ..." if len(result.missing_truth) > SHOWN else "")
-        lines.append(f"{len(result.missing_truth)} IMAGES HAVE NO GROUND TRUTH and were not scored: {shown}")
+        lines.append(f"{there} NO GROUND TRUTH, not scored: {printable(shown)}")
     return "\n".join(lines)
 
 

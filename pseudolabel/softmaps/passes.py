@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from data.classes import ClassSet
+from data.console import count
 from data.errors import ConfigError
 from data.store.softmaps import Frame
 from pseudolabel.config import DiffusionConfig, PromptConfig, ResizeConfig, RunConfig
@@ -237,12 +238,12 @@ class Reader:
         """Use smaller batches from now on, or say that it cannot be done."""
         if self.run.batch_size != "auto" or tried == 1:
             raise ConfigError(
-                f"The GPU's memory does not hold {tried} passes at once; use --run.batch_size=auto or a lower number, "
-                "or a smaller --resize.long_side_px"
+                f"The GPU's memory does not hold {count(tried, 'pass')} at once; use --run.batch_size=auto or a lower "
+                "number, or a smaller --resize.long_side_px"
             ) from error
         self._batch_pixels //= 2
         torch.cuda.empty_cache()
-        logger.info("%d passes did not fit into GPU memory; trying half as many", tried)
+        logger.info("%s did not fit into GPU memory; trying half as many", count(tried, "pass"))
 
 
 def stack_texts(texts: Sequence[TextEmbedding]) -> TextEmbedding:

@@ -38,7 +38,7 @@ def warnings_of(store: Path, output: Path, capsys, *more: str) -> list[str]:
 @pytest.mark.parametrize(
     ("shares", "expected"),
     [
-        ({0: 0.6, 1: 0.4}, "1 of 2 classes are in none of the 8 masks looked at, of 8"),
+        ({0: 0.6, 1: 0.4}, "1 of 2 classes is in none of the 8 masks looked at, of 8"),
         ({0: 0.2, 1: 0.1, 2: 0.1, 255: 0.6}, "60 % of the mask pixels are ignored"),
         ({0: 0.98, 1: 0.01, 2: 0.01}, " % of the mask pixels are background: the network may learn nothing else"),
         ({0: 0.6, 1: 0.2, 2: 0.2}, None),

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from data.console import count
 from data.errors import ConfigError
 from pseudolabel.config import Dtype
 
@@ -121,8 +122,8 @@ def pick_device(name: str, flag: str = "run.device") -> torch.device:
     except RuntimeError:
         raise ConfigError(f"--{flag} is {name!r}: it must be auto, cpu, cuda, cuda:1 or mps") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise ConfigError(f"--{flag} is {name!r}, but this machine has {count} CUDA devices; use --{flag}=auto")
+        there = count(torch.cuda.device_count(), "CUDA device")
+        raise ConfigError(f"--{flag} is {name!r}, but this machine has {there}; use --{flag}=auto")
     return device
 
 

@@ -287,4 +287,4 @@ def test_yolo_copies_a_jpeg_that_readers_would_repair_in_place(tmp_path, save_im
 def test_yolo_names_what_its_reader_passes_over(tmp_path, save_image):
     save_image(tmp_path / "photos" / "line.png", np.zeros((4, 32, 3), np.uint8))
     done = export_store(own_store(tmp_path, ["line.png"], (4, 32)), "yolo", tmp_path / "y", ExportOptions())
-    assert "under 10 pixels: 1 images, first line" in done.notes[1]
+    assert "under 10 pixels: 1 image, first line" in done.notes[1]

@@ -47,7 +47,7 @@ def test_labels_are_contiguous_and_images_without_any_are_counted(config, make_c
     ]
     assert found.samples[0].image_path.is_file()
     [note] = found.notes
-    assert note.startswith("1 of 3 images have no labels in instances_train2014.json")
+    assert note.startswith("1 of 3 images has no labels in instances_train2014.json")
 
 
 def test_all_eighty_categories_are_cocos(config, make_coco):

@@ -32,9 +32,7 @@ def test_class_folders(tmp_path, save_image):
     found = open_samples(DataConfig(tmp_path))
     assert found.classes.names == ("cat", "garden gnome")
     assert [one.id for one in found.samples] == ["cat__1", "cat__2", "garden gnome__1"]
-    assert found.notes == (
-        "1 of 4 images have no labels in the class folders (the first is loose); they were left out.",
-    )
+    assert found.notes == ("1 of 4 images has no labels in the class folders (the first is loose); it was left out.",)
 
 
 def test_a_class_called_train_is_no_split(tmp_path, save_image):
@@ -123,9 +121,7 @@ def test_rows_without_image_and_unread_files_are_noted(tmp_path, save_image):
     (tmp_path / "photo_02.HEIC").touch()
     (tmp_path / "labels.csv").write_text("image,labels\nphoto_01.jpg,cat\nphoto_011.jpg,dog\n")
     found = open_samples(DataConfig(tmp_path))
-    assert (
-        "1 rows of labels.csv have no image (the first is 'photo_011.jpg', nearest: 'photo_01.jpg')" in found.notes[0]
-    )
+    assert "1 row of labels.csv has no image (the first is 'photo_011.jpg', nearest: 'photo_01.jpg')" in found.notes[0]
     assert "photo_02.HEIC" in found.notes[1]
 
 
@@ -143,7 +139,7 @@ def test_nothing_to_read(tmp_path):
     with pytest.raises(ConfigError, match="holds no images"):
         open_samples(DataConfig(tmp_path))
     (tmp_path / "a.heic").touch()
-    with pytest.raises(ConfigError, match=r"1 files such as a\.heic"):
+    with pytest.raises(ConfigError, match=r"1 file of an unread kind, such as a\.heic"):
         open_samples(DataConfig(tmp_path))
 
 

@@ -49,7 +49,7 @@ def test_difficult_objects(tmp_path, make_voc):
     assert labels(open_samples(DataConfig(tmp_path))) == {"a": ["cat", "sofa"], "b": ["dog"]}
     strict = open_samples(DataConfig(tmp_path, difficult=False))
     assert labels(strict) == {"a": ["cat"]}
-    assert strict.notes == ("1 of 2 images have no labels in Annotations (the first is b); they were left out.",)
+    assert strict.notes == ("1 of 2 images has no labels in Annotations (the first is b); it was left out.",)
 
 
 def test_unlabelled_images(tmp_path, make_voc):
@@ -62,7 +62,7 @@ def test_unlabelled_images(tmp_path, make_voc):
 
 def test_no_labels_at_all_is_an_error(tmp_path, make_voc):
     make_voc(tmp_path, {"a": []})
-    with pytest.raises(LabelError, match="1 of 1 images have no labels"):
+    with pytest.raises(LabelError, match="1 of 1 image has no labels"):
         open_samples(DataConfig(tmp_path))
 
 

@@ -110,7 +110,7 @@ def test_export(photos, tmp_path, capsys, format, opens):
     arguments = ["export", "--store", str(tmp_path / "store"), "--format", format]
     assert main(arguments) == 0
     assert (tmp_path / f"store_{format}" / opens).exists()
-    assert "masks of 1 images" in capsys.readouterr().out
+    assert "masks of 1 image to" in capsys.readouterr().out
     assert main(arguments) == 2
     assert "--output" in capsys.readouterr().err
 

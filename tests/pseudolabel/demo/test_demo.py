@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from data.classes import VOC
@@ -87,14 +88,30 @@ def test_results_page_and_figure(finished_demo, tmp_path):
     run.write_results(result_of(finished_demo), finished_demo, results.QUICK)
     html = (finished_demo / "demo.html").read_text()
     assert not re.search(r"https?://|@import|url\(", html)
-    assert all(f"<figcaption>{name}</figcaption>" in html for name in page.COLUMNS)
+    assert all(f"<figcaption><bdi>{name}</bdi></figcaption>" in html for name in page.COLUMNS)
     assert "segtrain fit &lt;x&gt;" in html
+    again = page.demo_page(result_of(finished_demo), finished_demo, page.strips(finished_demo, results.QUICK.shown))
+    assert again == html
     figure = (finished_demo / "figure.png").read_bytes()
     assert len(figure) < 300_000
     assert Image.open(io.BytesIO(figure)).width > 600
     content = json.loads((finished_demo / "results.json").read_text())
     assert content["format_version"] == 1
     assert content["masks"]["images"] == 6
+
+
+def test_no_name_changes_the_page(finished_demo):
+    result = result_of(finished_demo)
+    usual = page.demo_page(result, finished_demo, [])
+    hostile = "</p></code><script>alert(1)</script>\" onload='x' & \u202e"
+    result.machine, result.steps = hostile, [results.Step(hostile, hostile, 1.0)]
+    strip = page.Strip(hostile, (1,), (np.zeros((8, 8, 3), np.uint8),) * len(page.COLUMNS))
+    html = page.demo_page(result, finished_demo, [strip])
+    tags = re.compile(r"<script|<[a-z]+[^>]* on[a-z]+=")
+    assert len(tags.findall(html)) == len(tags.findall(usual)) == 1  # the page's own script
+    shown = escape(hostile).replace("\u202e", "\\u202e")
+    assert html.count(shown) == 4
+    assert "\u202e" not in html
 
 
 def test_the_table_names_every_figure_and_place(finished_demo):

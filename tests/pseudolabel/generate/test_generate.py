@@ -116,7 +116,7 @@ def test_unreadable_images_are_skipped_named_and_done_later(world, tiny_options,
     broken.write_bytes(good[:200])
     assert generate(root, tmp_path / "store", *tiny_options, "--on_error=skip") == 0
     said = capsys.readouterr().out
-    assert "1 IMAGES WERE SKIPPED" in said
+    assert "1 IMAGE WAS SKIPPED" in said
     assert "train_000003" in said
     assert (tmp_path / "store" / "skipped.txt").read_text().startswith("train_000003\t")
     broken.write_bytes(good)
@@ -131,7 +131,7 @@ def test_not_one_image_is_an_error_even_when_skipping(world, tiny_options, tmp_p
     assert generate(root, tmp_path / "store", *tiny_options, "--on_error=skip") == 2
     said = capsys.readouterr()
     assert "6 IMAGES WERE SKIPPED" in said.out
-    assert "not one of 6 images" in said.err
+    assert "none of 6 images" in said.err
     assert not (tmp_path / "store").exists()
 
 

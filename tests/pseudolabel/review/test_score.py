@@ -46,7 +46,7 @@ def test_missing_truth_is_counted_and_named(made_store, world, tmp_path, capsys)
     (truth / "train_000004.png").unlink()
     assert main(["score", f"--store={made_store}", f"--truth={truth}"]) == 0
     said = capsys.readouterr().out
-    assert "1 IMAGES HAVE NO GROUND TRUTH" in said
+    assert "1 IMAGE HAS NO GROUND TRUTH" in said
     assert "train_000004" in said
     assert "5 images" in said
 
