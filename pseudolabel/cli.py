@@ -6,10 +6,11 @@ The commands import what they need when they are called, so `pseudolabel --help`
 import logging
 import re
 import sys
+from argparse import ArgumentError
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
+from jsonargparse import ArgumentParser, auto_cli, capture_parser, set_parsing_settings
 
 from data.console import exit_with_line, log_to_stderr, run_program
 from pseudolabel.commands.calibrate import calibrate
@@ -82,11 +83,32 @@ class CommandParser(ArgumentParser):
         exit_with_line(self, message, ex, tuple(COMMANDS))
 
 
+class _QuietParser(CommandParser):
+    """A parser that says nothing of errors and raises."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the error."""
+        raise ArgumentError(None, message)
+
+
 def _defaults(args: Sequence[str]) -> dict[str, Any]:
-    """Return defaults that depend on the arguments: `refine` starts from the settings of the store it reads."""
-    if next((arg for arg in args if arg in COMMANDS), None) != "refine":
+    """Return defaults that depend on the arguments: `refine` starts from the settings of the store it reads.
+
+    Which store that is (flag, config file or both) the parser says itself: it reads the arguments once before, without
+    what ends in printing, and with stand-ins for what is required.
+    """
+    command = next((arg for arg in args if arg in COMMANDS), None)
+    if command != "refine" and not (command is None and any(arg.startswith("--config") for arg in args)):
         return {}
-    return {f"refine.{key}": value for key, value in stored_defaults(args).items()}
+    parser = capture_parser(auto_cli, COMMANDS, as_positional=False, parser_class=_QuietParser)
+    given = [arg for arg in args if arg not in {"-h", "--help"} and not arg.startswith("--print_config")]
+    if command is None:
+        given.append("refine")  # the config file may have a section of that name
+    try:
+        parsed = parser.parse_args(['--config={"refine": {"store": "", "output": ""}}', *given], defaults=False)
+    except ArgumentError:
+        return {}  # the real parse says what is wrong
+    return {f"refine.{key}": value for key, value in stored_defaults(parsed.refine.store).items()}
 
 
 class _ProgressFriendlyHandler(logging.Handler):

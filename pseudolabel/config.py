@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.config import DataConfig, changed, to_plain
-from data.errors import ConfigError, ModelError
+from data.errors import ConfigError, ModelError, StoreError
 
 SKIPPED_DATA_FIELDS = ("root", "split", "labels", "truth", "cache")  # they describe this machine or the small set
 
@@ -311,9 +311,16 @@ class MaskConfig:
     def __post_init__(self) -> None:
         _require("ignore_below", self.ignore_below, 0 <= self.ignore_below <= 1, "from 0 to 1")
 
-    def idle(self) -> tuple[str, ...]:
-        """Return the settings that were changed and have no effect under the chosen kind of refinement."""
-        return tuple(f"crf.{name}" for name in self.crf.idle())
+    def idle(self, background: bool = False) -> tuple[str, ...]:
+        """Return the settings that were changed and have no effect under the chosen kind of refinement.
+
+        Args:
+            background: the soft maps hold a background of their own (a network's predictions), so none is fused.
+
+        """
+        fuse = changed(self.fuse, ("threshold", "clamp")) if background else ()
+        groups = (("fuse", fuse), ("crf", self.crf.idle()))
+        return tuple(f"{group}.{name}" for group, names in groups for name in names)
 
 
 @dataclass(frozen=True)
@@ -373,12 +380,25 @@ def stored_settings(config: GenerateConfig) -> dict[str, Any]:
 
 
 def mask_settings(stored: dict[str, Any]) -> MaskConfig:
-    """Read the mask settings out of a store header's config (`stored_settings`); absent keys take their defaults."""
-    return MaskConfig(
-        fuse=FuseConfig(**stored.get("fuse", {})),
-        crf=CrfConfig(**stored.get("crf", {})),
-        ignore_below=stored.get("ignore_below", MaskConfig.ignore_below),
-    )
+    """Read the mask settings out of a store header's config (`stored_settings`); absent keys take their defaults.
+
+    Raises:
+        StoreError: they are not settings of this program.
+
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(MaskConfig, "masks")
+    given = {name: stored[name] for name in MASK_FIELDS if name in stored}
+    try:
+        config: MaskConfig = parser.instantiate(parser.parse_object({"masks": given})).masks
+    except (ArgumentError, ConfigError) as error:
+        raise StoreError(
+            f"The settings in the store cannot be read ({' '.join(str(error).split())}): restore its store.json, or "
+            "make the store again; --store names it."
+        ) from error
+    return config
 
 
 def differences(config: GenerateConfig) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """The command `refine`: other thresholds, another CRF, from the soft maps a store has kept."""
 
-import argparse
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +20,7 @@ def refine(
     """Make masks anew from a store's soft maps, without the diffusion model.
 
     Settings that are not given are those the store was made with. A store of network predictions works too; there the
-    background is the network's own, so the threshold has no effect.
+    background is the network's own, so the settings of fuse have no effect.
 
     Args:
         store: Store whose soft maps are read; it is left as it is.
@@ -34,11 +32,12 @@ def refine(
         **settings: The fields of MaskConfig.
 
     """
-    from pseudolabel.generate.refine import refine_masks
+    from data.store.store import MaskStore
+    from pseudolabel.generate.refine import holds_background, refine_masks
     from pseudolabel.generate.tally import print_skipped
 
     config = MaskConfig(**settings)
-    warn_of_idle(config.idle())
+    warn_of_idle(config.idle(background=holds_background(MaskStore.open(Path(store)))))
     tally = refine_masks(Path(store), Path(output), config, root, workers, on_error, device)
     print(f"{count(tally.written, 'mask')} in {Path(output) / 'masks'} in {tally.seconds:.0f} s.")
     print_skipped(Path(output), tally.skipped)
@@ -46,36 +45,18 @@ def refine(
     print(f"      pseudolabel report --store {output}    a page of overlays, coverage and warnings")
 
 
-def stored_defaults(args: Sequence[str]) -> dict[str, Any]:
-    """Return the mask settings of the store that `--store` names, as flat keys, to be the command's defaults.
+def stored_defaults(store: Path) -> dict[str, Any]:
+    """Return the mask settings of a store, as flat keys, to be the command's defaults; nothing where no store is.
 
-    Args:
-        args: the command line. A store named in a `--config` file is found too.
+    Raises:
+        StoreError: the store cannot be read.
 
     """
     from data.store.store import MaskStore
 
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--store")
-    parser.add_argument("--config", action="append", default=[])
-    try:
-        given, _ = parser.parse_known_args(list(args))
-    except argparse.ArgumentError:
-        return {}  # the real parser says what is wrong
-    store = given.store or next((found for name in given.config if (found := _store_in(Path(name)))), None)
-    if store is None or not (Path(store) / "store.json").exists():
-        return {}
-    return _flat(asdict(mask_settings(MaskStore.open(Path(store)).header["config"])))
-
-
-def _store_in(config: Path) -> str | None:
-    import yaml
-
-    try:
-        content = yaml.safe_load(config.read_text())
-    except (OSError, yaml.YAMLError):
-        return None
-    return content.get("store") if isinstance(content, dict) else None
+    if not (store / "store.json").exists():
+        return {}  # the command itself says so
+    return _flat(asdict(mask_settings(MaskStore.open(store).header["config"])))
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

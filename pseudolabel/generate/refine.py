@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from data.errors import StoreError
+from data.errors import StoreError, UserError
 from data.store.source import moved
 from data.store.store import MaskStore
 from pseudolabel.config import MASK_FIELDS, CrfConfig, MaskConfig
@@ -60,6 +60,15 @@ def refine_masks(
             count_outcome(outcome, tally, on_error)
             bar.update()
     return tally
+
+
+def holds_background(source: MaskStore) -> bool:
+    """Return whether the soft maps of a store hold a background, as a network's predictions do; the first one says."""
+    for sample_id in source.ids():
+        with contextlib.suppress(UserError):  # a damaged one is told of when it is refined
+            if (soft := source.read_soft(sample_id)) is not None:
+                return soft.background
+    return False
 
 
 def _device_of(config: CrfConfig, device: str) -> str:
