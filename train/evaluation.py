@@ -5,7 +5,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -17,6 +17,9 @@ from data.files import write_atomically
 from data.masks import write_mask
 from data.scoring import Scores, boundary_iou, score
 from train.inference import InferenceConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCORES_FORMAT = "segtrain-scores"
 SCORES_VERSION = 1
@@ -99,8 +102,8 @@ class Evaluator(pl.Callback):
         }
         write_atomically(self.output / "scores.json", (json.dumps(content, indent=1) + "\n").encode())
         if self.report.plots:
-            draw_bars(scores, classes, self.output / "per_class.png")
-            draw_confusion(scores.matrix, classes, self.output / "confusion.png")
+            _save(draw_bars(scores, classes), self.output / "per_class.png")
+            _save(draw_confusion(scores.matrix, classes), self.output / "confusion.png")
         print(f"Written: {self.output}")
 
 
@@ -159,7 +162,7 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else round(float(value), 6)
 
 
-def draw_bars(scores: Scores, classes: ClassSet, path: Path) -> None:
+def draw_bars(scores: Scores, classes: ClassSet) -> "Figure":
     """Draw the IoU of each class as a bar, best first."""
     figure, axes = _figure(6, 1 + 0.25 * len(scores.iou))
     order = [index for index in np.argsort(np.nan_to_num(scores.iou, nan=-1)) if not math.isnan(scores.iou[index])]
@@ -168,10 +171,10 @@ def draw_bars(scores: Scores, classes: ClassSet, path: Path) -> None:
     axes.axvline(100 * scores.miou, color="#c04040", linewidth=1, label=f"mean {100 * scores.miou:.1f}")
     axes.set(xlabel="IoU in percent", xlim=(0, 100))
     axes.legend(loc="lower right", frameon=False)
-    _save(figure, path)
+    return figure
 
 
-def draw_confusion(matrix: Int64[np.ndarray, "classes classes"], classes: ClassSet, path: Path) -> None:
+def draw_confusion(matrix: Int64[np.ndarray, "classes classes"], classes: ClassSet) -> "Figure":
     """Draw the confusion matrix in percent of each true class (row), with a colour bar.
 
     Each cell shows its figure in whole percent; those below a half are left empty, so that errors can be found among
@@ -191,7 +194,7 @@ def draw_confusion(matrix: Int64[np.ndarray, "classes classes"], classes: ClassS
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8, aspect=30, pad=0.02)
-    _save(figure, path)
+    return figure
 
 
 def _drawn_name(classes: ClassSet, class_id: int) -> str:
@@ -200,13 +203,13 @@ def _drawn_name(classes: ClassSet, class_id: int) -> str:
     return name if len(name) <= NAME_LETTERS else name[: NAME_LETTERS - 1] + "…"
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: "Figure", path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
     write_atomically(path, buffer.getvalue())
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def _figure(width: float, height: float) -> tuple["Figure", Any]:
     from matplotlib.figure import Figure  # without pyplot: no global state, no display
 
     figure = Figure(figsize=(width, height), layout="constrained")
