@@ -58,6 +58,12 @@ class ClassSet:
             )
         if not 1 <= len(self.names) <= MAX_CLASSES:
             raise ConfigError(f"{len(self.names)} classes: a mask holds 1 to {MAX_CLASSES}; shorten the class file.")
+        for name in self.names:
+            if not _is_text(name):
+                raise ConfigError(
+                    f"The class name {ascii(name)} holds bytes of no known encoding; rename its folder, or save the label "
+                    "file as UTF-8."
+                )
         keys = [class_key(name) for name in self.names]
         repeated = [name for name, key in zip(self.names, keys, strict=True) if not key or keys.count(key) > 1]
         if repeated:
@@ -121,6 +127,11 @@ def class_key(name: str) -> str:
     """Return the form under which two spellings of a class name are the same class."""
     folded = unicodedata.normalize("NFKC", name).casefold()
     return "".join(character for character in folded if character not in " _-\t\u00a0")
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a name can be written: a folder's name may be bytes of another encoding (lone surrogates)."""
+    return not any(0xD800 <= ord(character) < 0xE000 for character in name)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

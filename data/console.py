@@ -1,13 +1,14 @@
 """What both command lines share: which machine this is, how they exit, and what they say of an error."""
 
 import contextlib
+import io
 import logging
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,7 +30,11 @@ def describe_machine(device: str) -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        lines = (line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line)
+        lines = (
+            line.split(":", 1)[1].strip()
+            for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+            if "model name" in line
+        )
         name = next(lines, name)
     return f"{name}, {available_cpus()} cores, device {device}"
 
@@ -69,7 +74,8 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
     """
     try:
         try:
-            run(sys.argv[1:] if args is None else list(args))
+            with printable_output():
+                run(sys.argv[1:] if args is None else list(args))
         finally:
             with contextlib.suppress(ValueError):  # closed by a test's capture
                 sys.stdout.flush()  # so that a reader that has gone shows here
@@ -86,6 +92,22 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
         print(f"\n{interrupted}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+@contextlib.contextmanager
+def printable_output() -> Iterator[None]:
+    """Let stdout write as an escape what its encoding lacks: a file name of no encoding, an accent in ASCII."""
+    stream = sys.stdout
+    former = getattr(stream, "errors", None)
+    if not isinstance(stream, io.TextIOWrapper):  # a test's or a notebook's own
+        yield
+        return
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError, BrokenPipeError):  # closed, or nobody reads on: told by the last flush
+            stream.reconfigure(errors=former)
 
 
 def one_line(error: Exception) -> str:

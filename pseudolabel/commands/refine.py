@@ -72,7 +72,7 @@ def _store_in(config: Path) -> str | None:
     import yaml
 
     try:
-        content = yaml.safe_load(config.read_text())
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return None
     return content.get("store") if isinstance(content, dict) else None

@@ -74,7 +74,8 @@ def print_skipped(store_path: Path, skipped: list[tuple[str, str]]) -> None:
     for sample_id, reason in sorted(skipped)[:SHOWN]:
         print(f"  {sample_id}: {reason}")
     if store_path.is_dir():
-        listing.write_text("".join(f"{sample_id}\t{reason}\n" for sample_id, reason in sorted(skipped)))
+        lines = "".join(f"{sample_id}\t{reason}\n" for sample_id, reason in sorted(skipped))
+        listing.write_text(lines, encoding="utf-8", errors="backslashreplace")  # a path may be of no encoding
         print(f"  All of them: {listing}")
 
 

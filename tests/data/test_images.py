@@ -363,18 +363,19 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 @pytest.mark.parametrize("rounds", [20, pytest.param(1000, marks=pytest.mark.slow)])
 def test_mutated_files_are_read_or_refused_and_check_says_the_same(tmp_path, rounds, capfd):
-    rng, path, read = np.random.default_rng(7), tmp_path / "x.jpg", 0
+    rng, path, read, refused = np.random.default_rng(7), tmp_path / "x.jpg", 0, set[str]()
     for content in samples_of_every_kind():
         for _ in range(rounds):
             path.write_bytes(mutated(content, rng))
             try:
                 size_hw = read_image(path).shape[:2]
             except ImageError as error:
-                assert "\n" not in str(error)
+                refused.add(str(error))
                 assert image_facts(path).problem
                 continue
             read += 1
             facts = image_facts(path)
             assert (facts.problem, facts.size_hw, size_of(path)) == ("", size_hw, size_hw)
+    assert not any("\n" in line for line in refused)
     assert 0.2 < read / (rounds * 15) < 0.8
     capfd.readouterr()  # libtiff talks to stderr
