@@ -61,7 +61,7 @@ class ClassSet:
         for name in self.names:
             if not _is_text(name):
                 raise ConfigError(
-                    f"The class name {ascii(name)} holds bytes of no known encoding; rename its folder, or save the label "
+                    f"The class name {name!a} holds bytes of no known encoding; rename its folder, or save the label "
                     "file as UTF-8."
                 )
         keys = [class_key(name) for name in self.names]

@@ -49,7 +49,7 @@ def count_outcome(outcome: Outcome, tally: Tally, on_error: str) -> None:
     """Add an outcome to the tally; an error stops the run unless `on_error` is "skip"."""
     if outcome.error is not None:
         if on_error == "stop":
-            raise UserError(outcome.error)
+            raise UserError(outcome.error if outcome.id in outcome.error else f"{outcome.id}: {outcome.error}")
         tally.skipped.append((outcome.id, outcome.error))
     else:
         tally.written += 1
