@@ -23,7 +23,7 @@ DEMO_CONFIG = HERE.parent / "configs/pseudolabel/demo.yaml"
 
 def machine(device: str = "cpu") -> dict[str, str]:
     """Return what the figures were measured on and with."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
     hardware = f"{len(os.sched_getaffinity(0))} cores of {cpu}"
     if device == "cuda":
@@ -54,7 +54,7 @@ def write_text(path: Path, text: str) -> None:
 
 def load_config(path: Path | None, root: Path = Path()) -> GenerateConfig:
     """Read settings as `pseudolabel --config` does; without a file, the defaults."""
-    given = (yaml.safe_load(path.read_text()) or {}) if path is not None else {}
+    given = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path is not None else {}
     given["data"] = given.get("data", {}) | {"root": str(root)}
     return auto_cli(_as_given, args=["--settings", json.dumps(given)], as_positional=False)
 

@@ -286,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     resolve_layers(layers, default.attention.cross_layers, "attention.cross_layers")
     kept_path, done = options.output.with_suffix(".json"), {}
     if kept_path.is_file():
-        done = {row["key"]: row for row in json.loads(kept_path.read_text())["rows"]}
+        done = {row["key"]: row for row in json.loads(kept_path.read_text(encoding="utf-8"))["rows"]}
     rows = []
     wanted = [
         row

@@ -253,14 +253,14 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def peak_mib(device: torch.device) -> float:
     """Return the highest memory since `reset_peak`: of the process, or of the GPU's tensors."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / MIB
-    status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
+    status = Path("/proc/self/status").read_text(encoding="utf-8").split("VmHWM:")[1]
     return int(status.split()[0]) / 1024
 
 

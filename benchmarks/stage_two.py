@@ -34,11 +34,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=30)
     arguments = parser.parse_args()
-    settings = yaml.safe_load(arguments.config.read_text())
+    settings = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
     for workers in arguments.workers:
         row = measure(arguments.store, settings, workers, arguments.steps) | hardware()
         print(json.dumps(row))
-        with (HERE / "stage_two.jsonl").open("a") as file:
+        with (HERE / "stage_two.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
 

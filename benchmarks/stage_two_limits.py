@@ -84,7 +84,7 @@ def main() -> None:
     for name in given.only or runs:
         figures[name] = train(given, name, given.store, given.seed, runs[name])
         found = {"miou": figures, "share_of_pixels": shares, "seed": given.seed, "store": str(given.store)}
-        (HERE / "stage_two_limits.json").write_text(json.dumps(found | hardware(), indent=1) + "\n")
+        (HERE / "stage_two_limits.json").write_text(json.dumps(found | hardware(), indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
 
 

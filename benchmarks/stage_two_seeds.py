@@ -60,7 +60,7 @@ def train(given: argparse.Namespace, name: str, store: Path, seed: int, more: li
         segtrain("fit", *common, "--data.store", store, "--output", run, "--overwrite", "true", *more)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
         segtrain("test", "--ckpt_path", run / "checkpoints" / "best.ckpt", *val, "--report.output", run / "test")
-    return json.loads(measured.read_text())["miou"]
+    return json.loads(measured.read_text(encoding="utf-8"))["miou"]
 
 
 def segtrain(*arguments: object) -> None:
@@ -76,7 +76,7 @@ def write(given: argparse.Namespace, rows: dict[str, list[float]]) -> None:
     table |= {name: spread(values) for name, values in rows.items()}
     table |= {"seeds": given.seeds[: len(ratios)], "store": str(given.store), "config": given.config.name}
     table |= {"load": os.getloadavg()[0], **hardware()}
-    (HERE / "stage_two_seeds.json").write_text(json.dumps(table, indent=1) + "\n")
+    (HERE / "stage_two_seeds.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(table, indent=1))
 
 

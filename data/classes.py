@@ -61,6 +61,12 @@ class ClassSet:
             raise ConfigError(
                 f"{count(len(self.names), 'class')}: a mask holds 1 to {MAX_CLASSES}; shorten the class file."
             )
+        for name in self.names:
+            if not _is_text(name):
+                raise ConfigError(
+                    f"The class name {name!a} holds bytes of no known encoding; rename its folder, or save the label "
+                    "file as UTF-8."
+                )
         keys = [class_key(name) for name in self.names]
         repeated = [name for name, key in zip(self.names, keys, strict=True) if not key or keys.count(key) > 1]
         if repeated:
@@ -124,6 +130,11 @@ def class_key(name: str) -> str:
     """Return the form under which two spellings of a class name are the same class."""
     folded = unicodedata.normalize("NFKC", name).casefold()
     return "".join(character for character in folded if character not in " _-\t\u00a0")
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a name can be written: a folder's name may be bytes of another encoding (lone surrogates)."""
+    return not any(0xD800 <= ord(character) < 0xE000 for character in name)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """What both command lines share: which machine this is, how they exit, and how counts, names and errors are said."""
 
 import contextlib
+import io
 import logging
 import os
 import platform
@@ -8,7 +9,7 @@ import re
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,7 +34,11 @@ def describe_machine(device: str) -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        lines = (line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line)
+        lines = (
+            line.split(":", 1)[1].strip()
+            for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+            if "model name" in line
+        )
         name = next(lines, name)
     return f"{name}, {available_cpus()} cores, device {device}"
 
@@ -122,7 +127,8 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
     """
     try:
         try:
-            run(sys.argv[1:] if args is None else list(args))
+            with printable_output():
+                run(sys.argv[1:] if args is None else list(args))
         finally:
             with contextlib.suppress(ValueError):  # closed by a test's capture
                 sys.stdout.flush()  # so that a reader that has gone shows here
@@ -139,6 +145,22 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
         print(f"\n{interrupted}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+@contextlib.contextmanager
+def printable_output() -> Iterator[None]:
+    """Let stdout write as an escape what its encoding lacks: a file name of no encoding, an accent in ASCII."""
+    stream = sys.stdout
+    former = getattr(stream, "errors", None)
+    if not isinstance(stream, io.TextIOWrapper):  # a test's or a notebook's own
+        yield
+        return
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError, BrokenPipeError):  # closed, or nobody reads on: told by the last flush
+            stream.reconfigure(errors=former)
 
 
 def one_line(error: Exception) -> str:

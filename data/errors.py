@@ -18,7 +18,16 @@ class LabelError(UserError):
 
 
 class ImageError(UserError):
-    """An image or a mask that is missing, damaged, too large, or of the wrong size."""
+    """An image or a mask that is missing, damaged, too large, or of the wrong size.
+
+    Attributes:
+        reason: why, in a few words, for a list that names the image itself; else the message.
+
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 class StoreError(UserError):

@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,24 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
+        _replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Move a file over another; on Windows a reader or a virus scanner that has that one open is waited for."""
+    for seconds in (0.01, 0.1, 1.0):
+        try:
+            os.replace(temporary, path)
+        except PermissionError:
+            if os.name != "nt":
+                raise
+            time.sleep(seconds)
+        else:
+            return
+    os.replace(temporary, path)
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
@@ -30,7 +45,7 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
     The lock is the file `.<name>.lock` beside it, so that a copied or deleted file never carries a lock along.
     """
-    line = json.dumps(record, ensure_ascii=False, separators=(",", ":"), default=plain_json).encode() + b"\n"
+    line = json_bytes(record, separators=(",", ":")) + b"\n"
     with FileLock(path.with_name(f".{path.name}.lock")), path.open("a+b", buffering=0) as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
@@ -38,6 +53,18 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
         written = file.write(line)
         if written != len(line):
             raise OSError(f"Only {written} of {len(line)} bytes of a line were written to {path}; is the disk full?")
+
+
+def json_bytes(value: Any, **options: Any) -> bytes:
+    """Return a value as JSON in UTF-8.
+
+    A path whose bytes are no UTF-8 (Python holds them as lone surrogates) cannot be written so; it is written with
+    JSON's escapes, which give the same path back when they are read.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, default=plain_json, **options).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, ensure_ascii=True, default=plain_json, **options).encode()
 
 
 def plain_json(value: Any) -> Any:

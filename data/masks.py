@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from data.errors import ImageError
 from data.files import write_atomically
-from data.images import read_orientation, to_upright
+from data.images import open_image, read_orientation, to_upright
 
 
 def encode_mask(mask: UInt8[np.ndarray, "height width"], palette: UInt8[np.ndarray, "256 3"] | None = None) -> bytes:
@@ -37,17 +37,13 @@ def read_mask(path: Path) -> UInt8[np.ndarray, "height width"]:
         ImageError: missing, damaged, or a picture in colours (whose class ids would have to be guessed).
 
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in {"P", "L", "1"}:
-                raise ImageError(
-                    f"{path} holds colours (mode {image.mode}), not class ids; save the mask as an 8-bit palette or "
-                    "greyscale PNG whose pixel values are the class ids."
-                )
-            return np.array(image, dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
-        raise ImageError(f"Cannot read the mask {path}: {reason}.") from error
+    with open_image(path, "mask") as image:
+        if image.mode not in {"P", "L", "1"}:
+            raise ImageError(
+                f"{path} holds colours (mode {image.mode}), not class ids; save the mask as an 8-bit palette or "
+                "greyscale PNG whose pixel values are the class ids."
+            )
+        return np.array(image, dtype=np.uint8)
 
 
 def colorize(

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from data.classes import ClassSet
-from data.errors import ConfigError
+from data.errors import ConfigError, ModelError
 from data.store.softmaps import Frame, SoftMaps
 from pseudolabel.config import GenerateConfig, mask_config
 from pseudolabel.explain import Explanation, Readings, assemble, given_prompts, given_text
@@ -28,7 +28,7 @@ from pseudolabel.softmaps.diffusion.unet import cut_unet, list_layers
 from pseudolabel.softmaps.frame import frame_latent
 from pseudolabel.softmaps.grids import common_grid, regrid
 from pseudolabel.softmaps.passes import Pass, Reader
-from pseudolabel.softmaps.reading import Reading, read_batch
+from pseudolabel.softmaps.reading import Reading, number_fault, read_batch
 
 
 class Pipeline:
@@ -109,12 +109,29 @@ class Pipeline:
             labels: class ids of each image, ascending, at least one.
             ids: id of each image; its noise depends on it.
 
+        Raises:
+            ModelError: NaN or infinite values; the message names the image, the model and its number format.
+
         """
+        found = self.soft_maps_or_faults(images, labels, ids)
+        for each in found:
+            if isinstance(each, ModelError):
+                raise each
+        return [each for each in found if isinstance(each, SoftMaps)]
+
+    @torch.inference_mode()
+    def soft_maps_or_faults(
+        self, images: Sequence[np.ndarray], labels: Sequence[tuple[int, ...]], ids: Sequence[str]
+    ) -> list[SoftMaps | ModelError]:
+        """Return as `soft_maps`, but the error in the place of an image whose values are not finite."""
         subjects = enumerate(zip(images, labels, ids, strict=True))
         passes = [item for index, subject in subjects for item in self.reader.passes(index, *subject)]
         frames = [self.reader.frame((image.shape[0], image.shape[1])) for image in images]
         maps = self._mean_maps(passes, [len(row) for row in labels], frames)
-        return [to_soft_maps(each, row, frame) for each, row, frame in zip(maps, labels, frames, strict=True)]
+        return [
+            number_fault(self.parts, image_id, [each]) or to_soft_maps(each, row, frame)
+            for image_id, each, row, frame in zip(ids, maps, labels, frames, strict=True)
+        ]
 
     @torch.inference_mode()
     def explain(
@@ -144,6 +161,9 @@ class Pipeline:
             prompt_embeds: embedding of the sentence (1, tokens, dim), or one with SDXL's pooled part.
             spans: token positions of each label, position 0 being the start token.
 
+        Raises:
+            ModelError: NaN or infinite values.
+
         """
         reader, masks = self.reader, mask_config(self.config)
         # prompt
@@ -163,6 +183,9 @@ class Pipeline:
         # attention, affinity and fuse
         kept: Readings = []
         [maps] = self._mean_maps(passes, [len(labels)], [frame], kept)
+        fault = number_fault(self.parts, image_id, [maps])
+        if fault is not None:
+            raise fault
         result = assemble(prompts, kept, maps, to_soft_maps(maps, labels, frame), frame, masks.fuse)
         steps = tuple(item.timestep for item in passes if item.prompt is prompts[0])
         result = replace(result, latents=clean, noise=drawn, timesteps=steps)

@@ -17,7 +17,7 @@ class Predictor:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.card = json.loads((Path(folder) / "model.json").read_text())
+        self.card = json.loads((Path(folder) / "model.json").read_text(encoding="utf-8"))
         self.names = ["background", *self.card["classes"]["names"]]
         self._session = onnxruntime.InferenceSession(str(Path(folder) / self.card["file"]))
 

@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Int32, UInt8
-from PIL import Image
+
+from data.images import open_image
 
 GLYPHS_DIR = Path(__file__).parent / "glyphs"
 Drawings = Literal["train", "all", "held_out"]
@@ -41,7 +42,7 @@ class Glyph:
 def load_glyphs() -> tuple[Glyph, ...]:
     """All drawings of the shipped atlas, in its order (decoded once a process)."""
     entries = json.loads((GLYPHS_DIR / "atlas.json").read_text(encoding="utf-8"))["drawings"]
-    with Image.open(GLYPHS_DIR / "atlas.png") as image:
+    with open_image(GLYPHS_DIR / "atlas.png") as image:
         atlas = np.asarray(image.convert("RGBA")).astype(np.int32)
     glyphs = []
     for entry in entries:

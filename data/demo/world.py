@@ -197,7 +197,9 @@ def _write_folder(root: Path, counts: dict[Split, int], seed: int) -> None:
             if split == "personal":
                 (root / "PersonalMask").mkdir(exist_ok=True)
                 write_mask(root / "PersonalMask" / f"{scene_id}.png", drawing_mask(scene, PERSONAL_DRAWING))
-        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("".join(f"{name}\n" for name in ids))
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(
+            "".join(f"{name}\n" for name in ids), encoding="utf-8"
+        )
         if split == "personal":
             _write_personal(root / "personal.json", ids)
     (root / "README.txt").write_text(README, encoding="utf-8")

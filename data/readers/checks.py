@@ -1,7 +1,6 @@
 """The pre-flight look at a data set: everything that would stop or spoil a run, found before it; writes nothing."""
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from data.classes import ClassSet, class_key, nearest
 from data.config import DataConfig
 from data.console import count, printable
 from data.errors import ImageError, UserError
-from data.images import DECODE_ERRORS, MAX_PIXELS, check_size, read_orientation, to_rgb
+from data.images import FORMATS, holds_several, open_image, orientation_of, to_rgb, turned_upright, upright_size
 from data.readers.layout import detect_format, list_data
 from data.readers.listing import Listing, distinct_names, nearest_file, suggest_classes
 
@@ -175,7 +174,8 @@ def _note_images(report: DataReport, skip_unreadable: bool) -> None:
     if report.unreadable:
         shown = _some([f"{one}: {reason}" for one, reason in report.unreadable.items()])
         remedy = "skipped" if skip_unreadable else "replace what is named, or leave it out with --on_error skip"
-        text = f"{count(len(report.unreadable), 'image')} cannot be read ({shown}); {remedy}."
+        unreadable = count(len(report.unreadable), "image")
+        text = f"{unreadable} cannot be read ({shown}); {', '.join(FORMATS)} can; {remedy}."
         none_left = report.examined == len(report.unreadable)
         (report.warnings if skip_unreadable and not none_left else report.problems).append(text)
     if report.duplicates:
@@ -185,33 +185,26 @@ def _note_images(report: DataReport, skip_unreadable: bool) -> None:
 
 
 def image_facts(path: Path) -> ImageFacts:
-    """Open an image and say what it is; a JPEG is decoded at an eighth of its size, which finds a cut file as well."""
+    """Open an image as a run does and say what it is.
+
+    A JPEG is decoded at an eighth of its size, which finds a cut or damaged file as well.
+    """
     try:
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            check_size(image, path)
-            kinds = _kinds(image, read_orientation(path))
-            height, width = image.height, image.width
-            if "EXIF rotation" in kinds and read_orientation(path) >= 5 and image.format != "TIFF":
-                height, width = width, height
+        with open_image(path) as image:
+            kinds, size_hw = _kinds(image), upright_size(image)
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
-            image.load()
-            if image.mode.startswith("I") or image.mode == "F":
-                to_rgb(image, path)  # refuses values of unknown range
-    except FileNotFoundError:
-        return ImageFacts(problem="no such file")
+            to_rgb(turned_upright(image), path)  # refuses values of unknown range
+            kinds += ("several pictures",) if holds_several(image) else ()
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+    except OSError as error:
+        return ImageFacts(problem=" ".join(str(error).split()))
     except ImageError as error:
-        return ImageFacts(problem=str(error))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return ImageFacts(problem=f"more than {MAX_PIXELS:,} pixels")
-    except UnidentifiedImageError:
-        return ImageFacts(problem="no picture in it that can be read" if content else "an empty file")
-    except DECODE_ERRORS as error:
-        return ImageFacts(problem=" ".join(str(error).split()).replace(repr(path), "the file"))
-    return ImageFacts((height, width), kinds, "", hashlib.blake2b(content, digest_size=16).digest())
+        return ImageFacts(problem=error.reason)
+    return ImageFacts(size_hw, kinds, "", digest)
 
 
-def _kinds(image: Image.Image, orientation: int) -> tuple[str, ...]:
+def _kinds(image: Image.Image) -> tuple[str, ...]:
     mode = image.mode
     kinds = []
     if mode in {"1", "L", "LA", "La"} or mode.startswith("I"):
@@ -224,9 +217,7 @@ def _kinds(image: Image.Image, orientation: int) -> tuple[str, ...]:
         kinds.append("alpha")
     if mode == "CMYK":
         kinds.append("CMYK")
-    if getattr(image, "n_frames", 1) > 1:
-        kinds.append("several pictures")
-    if orientation != 1:
+    if orientation_of(image) != 1:
         kinds.append("EXIF rotation")
     return tuple(kinds)
 

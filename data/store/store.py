@@ -28,7 +28,7 @@ from jaxtyping import UInt8
 from data.classes import IGNORE, ClassSet
 from data.console import written_by
 from data.errors import StoreError
-from data.files import append_line, plain_json, write_atomically
+from data.files import append_line, json_bytes, plain_json, write_atomically
 from data.masks import read_mask, write_mask
 from data.samples import check_id
 from data.store.softmaps import SoftMaps, decode_soft, encode_soft
@@ -91,7 +91,7 @@ class MaskStore:
             raise StoreError(f"{path} is a file; name a new folder with --store.")
         header = _header(classes, config, model, data, program)
         path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / "store.json", (json.dumps(header, indent=1, ensure_ascii=False) + "\n").encode())
+        write_atomically(path / "store.json", json_bytes(header, indent=1) + b"\n")
         return cls._prepared(path, header)
 
     @classmethod

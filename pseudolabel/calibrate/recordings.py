@@ -25,6 +25,7 @@ from pseudolabel.softmaps.reading import (
     class_weights,
     content_tokens,
     every_token,
+    number_fault,
     refine_maps,
     rescaled_classes,
     run_passes,
@@ -120,6 +121,7 @@ def _record_group(
     for index, picture in enumerate(pictures):
         for timestep in reader.diffusion.timesteps:
             mine = [(item, tables) for item, tables in found if (item.image, item.timestep) == (index, timestep)]
+            _refuse_bad_numbers(reader, picture, [tables for _, tables in mine])
             prompts = dict.fromkeys(item.prompt for item, _ in mine)
             yield tuple(
                 _recorded(picture, [pair for pair in mine if pair[0].prompt is prompt], self_layers)
@@ -159,6 +161,14 @@ def _read_tables(
         for own, table in enumerate(tables):
             table.queries[layer.name], table.keys[layer.name] = queries[own], keys[own]
     return tables
+
+
+def _refuse_bad_numbers(reader: Reader, picture: Picture, tables: Sequence[_Tables]) -> None:
+    """Raise ModelError if the model gave NaN or infinite values for a picture."""
+    values = (value for each in tables for part in (each.plain, each.queries, each.keys) for value in part.values())
+    fault = number_fault(reader.parts, picture.id, values)
+    if fault is not None:
+        raise fault
 
 
 def _recorded(picture: Picture, mine: Sequence[tuple[Pass, _Tables]], self_layers: Sequence[Layer]) -> Recorded:

@@ -62,7 +62,7 @@ def train_network(result: Result, folder: Path, size: Size, device: Device, true
     run_step(
         result, "Test it" + suffix, "segtrain", "test", *test, "--report.output", str(run / "test"), *where, show=False
     )
-    scores = json.loads((run / "test" / "scores.json").read_text())
+    scores = json.loads((run / "test" / "scores.json").read_text(encoding="utf-8"))
     if true_masks:
         result.network_true_masks = scores
         return

@@ -87,10 +87,14 @@ def mask_jobs(
             yield from (Outcome(item.sample.id, None, item.error) for item in group)
             continue
         start = time.perf_counter()
-        maps = pipeline.soft_maps(images, [item.sample.labels for item in group], [item.sample.id for item in group])
+        labels, ids = [item.sample.labels for item in group], [item.sample.id for item in group]
+        maps = pipeline.soft_maps_or_faults(images, labels, ids)
         seconds = (time.perf_counter() - start) / len(group)
         for item, soft in zip(group, maps, strict=True):
             sample, path = item.sample, Path(item.sample.image_path).absolute()
+            if isinstance(soft, UserError):
+                yield Outcome(sample.id, None, str(soft))
+                continue
             dropped = reader.dropped_words(sample.labels)
             job = MaskJob(store_path, sample.id, stored_path(path, root), path, item.rgb_u8, soft)
             yield replace(job, seconds=seconds, dropped_words=dropped)

@@ -50,7 +50,7 @@ def count_outcome(outcome: Outcome, tally: Tally, on_error: str) -> None:
     """Add an outcome to the tally; an error stops the run unless `on_error` is "skip"."""
     if outcome.error is not None:
         if on_error == "stop":
-            raise UserError(outcome.error)
+            raise UserError(outcome.error if outcome.id in outcome.error else f"{outcome.id}: {outcome.error}")
         tally.skipped.append((outcome.id, outcome.error))
     else:
         tally.written += 1
@@ -75,7 +75,8 @@ def print_skipped(store_path: Path, skipped: list[tuple[str, str]]) -> None:
     for sample_id, reason in sorted(skipped)[:SHOWN]:
         print(f"  {printable(sample_id)}: {printable(reason)}")
     if store_path.is_dir():
-        listing.write_text("".join(f"{sample_id}\t{reason}\n" for sample_id, reason in sorted(skipped)))
+        lines = "".join(f"{sample_id}\t{reason}\n" for sample_id, reason in sorted(skipped))
+        listing.write_text(lines, encoding="utf-8", errors="backslashreplace")  # a path may be of no encoding
         print(f"  All of them: {listing}")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from data.classes import IGNORE
-from data.errors import ImageError
+from data.errors import ImageError, StoreError
 from data.store.softmaps import SoftMaps
 from pseudolabel.config import MaskConfig
 from pseudolabel.masks.crf import refine_scores
@@ -30,12 +30,17 @@ def label_map(
 
     Raises:
         ImageError: the image is not of the size the soft maps were made for.
+        StoreError: NaN or infinite values in the soft maps; an argmax over them would be background everywhere.
 
     """
     if rgb_u8.shape[:2] != soft.image_hw:
         raise ImageError(
             f"The image is {rgb_u8.shape[:2]} but its soft maps are for {soft.image_hw}: the file has changed; "
             "generate it again (--run.overwrite)"
+        )
+    if not np.isfinite(soft.maps).all():
+        raise StoreError(
+            "its soft maps hold NaN or infinite values; generate it again (--overwrite --run.dtype float32)"
         )
     marginals = refine_scores(rgb_u8, image_scores(soft, config.fuse), config.crf, device)
     return mask_from_marginals(marginals, soft.labels, config.ignore_below)

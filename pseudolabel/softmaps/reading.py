@@ -4,7 +4,7 @@ Joins diffusion, attention and affinity (arXiv 2309.04109, sections 3.2 and 3.3)
 image, noise draw, timestep, mirror image or sentence they belong to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from data.errors import ModelError
 from data.store.softmaps import Frame
 from pseudolabel.config import AffinityConfig
 from pseudolabel.softmaps.affinity import SelfAttention, spread
@@ -42,6 +43,27 @@ class Reading:
     layers: tuple[SelfAttention, ...]
     boxes: list[list[tuple[Box, ...]]]
     refined: Float[Tensor, "batch classes grid_h grid_w"]
+
+
+def number_fault(parts: Parts, image_id: str, values: Iterable[Tensor]) -> ModelError | None:
+    """Return the error of an image for which the model gave NaN or infinite values, or None.
+
+    NaN passes through means, min-max and affinity alike, so that it is enough to look at what comes out; an argmax over
+    NaN would be background everywhere, and sure of it.
+
+    Args:
+        parts: the model.
+        image_id: names the image.
+        values: its maps, or anything they are made of.
+
+    """
+    if all(bool(torch.isfinite(each).all()) for each in values):
+        return None
+    dtype = str(parts.dtype).removeprefix("torch.")
+    cause = "its weights or this image's latent are damaged: fetch or train the model again"
+    if parts.dtype != torch.float32:
+        cause = f"numbers too large for {dtype}: use --run.dtype float32"
+    return ModelError(f"The model {parts.id} in {dtype} gives NaN or infinite values for image {image_id!r}; {cause}.")
 
 
 def read_batch(

@@ -1,3 +1,6 @@
+import io
+import os
+import struct
 import tracemalloc
 from pathlib import Path
 
@@ -9,7 +12,18 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageOps
 
 from data.errors import ImageError
-from data.images import MAX_PIXELS, read_image, read_orientation, size_of, to_raw_layout, to_upright
+from data.images import (
+    FORMATS,
+    MAX_PIXELS,
+    open_image,
+    read_image,
+    read_orientation,
+    size_of,
+    to_raw_layout,
+    to_upright,
+)
+from data.masks import read_mask
+from data.readers.checks import image_facts
 
 
 def gradient(height: int = 6, width: int = 9) -> np.ndarray:
@@ -198,3 +212,170 @@ def test_nonsense_orientation_is_upright(tmp_path):
     save_turned(tmp_path / "x.png", gradient(), 77)
     assert read_orientation(tmp_path / "x.png") == 1
     np.testing.assert_array_equal(read_image(tmp_path / "x.png"), gradient())
+
+
+def odd_exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF as a careless program writes it: (tag, type, count, value), then orientation 6."""
+    entries = (*entries, (0x0112, 3, 1, struct.pack("<H", 6)))
+    head, tail = struct.pack("<H", len(entries)), b""
+    for tag, kind, count, value in entries:
+        where = struct.pack("<I", 8 + 2 + 12 * len(entries) + 4 + len(tail))
+        tail += value if len(value) > 4 else b""
+        head += struct.pack("<HHI", tag, kind, count) + (value.ljust(4, b"\0") if len(value) <= 4 else where)
+    return b"Exif\0\0II*\0" + struct.pack("<I", 8) + head + struct.pack("<I", 0) + tail
+
+
+ODD_EXIF = {
+    "a rational in a text tag": (0x010F, 5, 1, struct.pack("<II", 1, 2)),
+    "resolution -1/0": (0x011A, 10, 1, struct.pack("<ii", -1, 0)),
+    "resolution 0/0": (0x011A, 5, 1, struct.pack("<II", 0, 0)),
+    "text of no encoding": (0x010E, 2, 5, b"\xff\xfe\xe9a\0"),
+    "text beyond the end": (0x010E, 2, 50_000, b"aaaaaaa"),
+    "a directory beyond the end": (0x8769, 4, 1, struct.pack("<I", 99_999)),
+    "a directory in itself": (0x8769, 4, 1, struct.pack("<I", 8)),
+    "a directory of text": (0x8769, 2, 5, b"abcd\0"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("name", ODD_EXIF)
+def test_odd_exif_does_not_keep_an_image_from_being_read_or_turned(tmp_path, name, suffix):
+    path = tmp_path / f"x{suffix}"
+    Image.fromarray(gradient()).save(path, exif=odd_exif(ODD_EXIF[name]))
+    assert read_image(path).shape == (9, 6, 3)
+    assert size_of(path) == (9, 6)
+    assert "EXIF rotation" in image_facts(path).kinds
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "EPS", "BLP", "PPM", "TGA", "JPEG2000", "PDF"])
+def test_other_kinds_are_refused_whatever_they_are_called(tmp_path, kind, monkeypatch):
+    """None of their decoders is asked, least of all Ghostscript."""
+    image = Image.fromarray(gradient(40, 60))
+    try:
+        (image.convert("P") if kind == "BLP" else image).save(tmp_path / "x.jpg", format=kind)
+    except (KeyError, OSError, ValueError) as error:
+        pytest.skip(f"this Pillow does not write {kind}: {error}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    with pytest.raises(ImageError, match=", ".join(FORMATS)):
+        read_image(tmp_path / "x.jpg")
+    assert image_facts(tmp_path / "x.jpg").problem == "no picture in it that can be read"
+
+
+@pytest.mark.parametrize("where", [10**9, 13, "itself"])
+def test_a_broken_next_page_does_not_matter(tmp_path, where):
+    buffer = io.BytesIO()
+    image = Image.fromarray(gradient())
+    image.save(buffer, format="TIFF", save_all=True, append_images=[image])
+    content = bytearray(buffer.getvalue())
+    first = struct.unpack("<I", content[4:8])[0]
+    at = first + 2 + 12 * struct.unpack("<H", content[first : first + 2])[0]
+    content[at : at + 4] = struct.pack("<I", first if where == "itself" else where)
+    (tmp_path / "x.tif").write_bytes(content)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif"), gradient())
+    assert image_facts(tmp_path / "x.tif").problem == ""
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
+def test_a_damaged_second_picture_does_not_matter(tmp_path, suffix):
+    image = Image.fromarray(gradient(40, 60))
+    image.save(tmp_path / f"x{suffix}", save_all=True, append_images=[image.rotate(90)])
+    content = (tmp_path / f"x{suffix}").read_bytes()
+    (tmp_path / f"x{suffix}").write_bytes(content[: len(content) - 40] if suffix == ".gif" else content)
+    assert read_image(tmp_path / f"x{suffix}").shape == (40, 60, 3)
+    assert "several pictures" in image_facts(tmp_path / f"x{suffix}").kinds
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("kind", ["a named pipe", "a device", "a folder"])
+def test_what_is_no_file_is_refused_without_opening_it(tmp_path, kind):
+    path = tmp_path / "a.png"
+    match kind:
+        case "a named pipe":
+            os.mkfifo(path)
+        case "a device":
+            path.symlink_to("/dev/zero")
+        case "a folder":
+            path.mkdir()
+    for read in (read_image, size_of, read_mask):
+        with pytest.raises(ImageError, match=f"{kind}, not a file"):
+            read(path)
+    assert read_orientation(path) == 1
+    assert kind in image_facts(path).problem
+
+
+def test_masks_are_opened_by_the_same_rules(tmp_path):
+    Image.fromarray(gradient(40, 60)).save(tmp_path / "m.png", format="PPM")
+    with pytest.raises(ImageError, match="Cannot read the mask"):
+        read_mask(tmp_path / "m.png")
+    side = int(MAX_PIXELS**0.5) + 2
+    Image.new("1", (side, side)).save(tmp_path / "large.png")
+    with pytest.raises(ImageError, match="too large"):
+        read_mask(tmp_path / "large.png")
+
+
+def test_a_fault_of_our_own_is_no_image_error(tmp_path):
+    Image.fromarray(gradient()).save(tmp_path / "x.png")
+    with pytest.raises(KeyboardInterrupt), open_image(tmp_path / "x.png"):
+        raise KeyboardInterrupt
+
+
+def samples_of_every_kind() -> list[bytes]:
+    """Small files of each format, in its variants."""
+    rgb = np.random.default_rng(1).integers(0, 255, (17, 23, 3), np.uint8)
+    image = Image.fromarray(rgb)
+    exif, turned = odd_exif((0x010F, 2, 6, b"maker\0")), [image.rotate(90)]
+    several = {"save_all": True, "append_images": turned}
+    variants = [
+        ("JPEG", image, {"exif": exif}), ("JPEG", image, {"progressive": True}), ("PNG", image, {"exif": exif}),
+        ("PNG", image.convert("P"), {"transparency": 3}), ("PNG", image, several), ("TIFF", image, {}),
+        ("TIFF", image, {"compression": "tiff_lzw"}), ("TIFF", image, {"compression": "jpeg", **several}),
+        ("TIFF", image.convert("1"), {"compression": "group4"}), ("GIF", image, several), ("BMP", image, {}),
+        ("BMP", image.convert("P"), {}), ("WEBP", image, {"exif": exif}), ("WEBP", image, {"lossless": True}),
+        ("WEBP", image, several),
+    ]  # fmt: skip
+    contents = []
+    for kind, picture, options in variants:
+        buffer = io.BytesIO()
+        picture.save(buffer, format=kind, **options)
+        contents.append(buffer.getvalue())
+    return contents
+
+
+def mutated(content: bytes, rng: np.random.Generator) -> bytes:
+    """Flip, set or cut out bytes at one to four places, most of them in the header."""
+    changed = bytearray(content)
+    for _ in range(rng.integers(1, 5)):
+        at = int(rng.integers(0, len(changed) if rng.random() < 0.4 else min(len(changed), 300)))
+        match int(rng.integers(0, 5)):
+            case 0:
+                changed[at] ^= 1 << int(rng.integers(0, 8))
+            case 1:
+                changed[at] = int(rng.integers(0, 256))
+            case 2:
+                changed[at : at + 4] = b"\xff\xff\xff\xff"
+            case 3:
+                del changed[at : at + int(rng.integers(1, 9))]
+            case _ if rng.random() < 0.3:
+                del changed[max(at, 1) :]
+        changed = changed or bytearray(b"x")
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("rounds", [20, pytest.param(1000, marks=pytest.mark.slow)])
+def test_mutated_files_are_read_or_refused_and_check_says_the_same(tmp_path, rounds, capfd):
+    rng, path, read, refused = np.random.default_rng(7), tmp_path / "x.jpg", 0, set[str]()
+    for content in samples_of_every_kind():
+        for _ in range(rounds):
+            path.write_bytes(mutated(content, rng))
+            try:
+                size_hw = read_image(path).shape[:2]
+            except ImageError as error:
+                refused.add(str(error))
+                assert image_facts(path).problem
+                continue
+            read += 1
+            facts = image_facts(path)
+            assert (facts.problem, facts.size_hw, size_of(path)) == ("", size_hw, size_hw)
+    assert not any("\n" in line for line in refused)
+    assert 0.2 < read / (rounds * 15) < 0.8
+    capfd.readouterr()  # libtiff talks to stderr

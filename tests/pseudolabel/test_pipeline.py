@@ -1,14 +1,18 @@
 """The whole of stage one on tiny real models, through `Pipeline`."""
 
 import itertools
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from data.classes import VOC, ClassSet
-from data.errors import ConfigError, ModelError
+from data.errors import ConfigError, ModelError, StoreError
+from pseudolabel.cli import main
 from pseudolabel.config import DiffusionConfig
 from pseudolabel.masks.fuse import before_crf
 from pseudolabel.masks.labelmap import label_map
@@ -260,3 +264,65 @@ def test_a_compiled_unet_gives_the_same_maps(tiny_config, with_settings):
     compiled = Pipeline.load(with_settings(config, "run", compile=True), VOC)
     [soft] = compiled.soft_maps(IMAGES[:1], LABELS[:1], IDS[:1])
     np.testing.assert_allclose(soft.maps, plain.maps, atol=5e-3)
+
+
+@pytest.fixture(scope="session")
+def overflowing_folder(sd_folder, tmp_path_factory) -> Path:
+    """A model whose numbers are too large for half precision, as some of the hub's image encoders are."""
+    folder = tmp_path_factory.mktemp("models") / "overflowing"
+    shutil.copytree(sd_folder, folder)
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    with torch.no_grad():
+        unet.conv_in.weight.fill_(6e4)
+    unet.save_pretrained(folder / "unet")
+    return folder
+
+
+def test_numbers_that_overflow_are_an_error_and_no_background(overflowing_folder, tiny_config, with_settings):
+    config = with_settings(tiny_config, "model", id=str(overflowing_folder))
+    pipeline = Pipeline.load(with_settings(config, "run", dtype="float16"), VOC)
+    for run in (
+        lambda: pipeline.soft_maps(IMAGES[:1], LABELS[:1], IDS[:1]),
+        lambda: pipeline.explain(IMAGES[0], LABELS[0], image_id="a"),
+    ):
+        with pytest.raises(ModelError, match=r"overflowing in float16 .* image 'a'.*--run\.dtype float32"):
+            run()
+    [soft] = Pipeline.load(config, VOC).soft_maps(IMAGES[:1], LABELS[:1], IDS[:1])
+    assert np.isfinite(soft.maps).all()
+
+
+def test_one_image_of_bad_numbers_does_not_spoil_its_batch(tiny_config, monkeypatch):
+    """The latent of one image of three is damaged; the others are what they are without it."""
+    pipeline = Pipeline.load(tiny_config, VOC)
+    latent = pipeline.reader.latent
+
+    def damaged(image, frame, image_id, mirrored=False):
+        return latent(image, frame, image_id, mirrored) * (torch.nan if image_id == "c" else 1)
+
+    expected = pipeline.soft_maps(IMAGES[:2], LABELS[:2], IDS[:2])
+    monkeypatch.setattr(pipeline.reader, "latent", damaged)
+    *found, fault = pipeline.soft_maps_or_faults(IMAGES[:3], LABELS[:3], IDS[:3])
+    assert "damaged" in str(fault)
+    for soft, same in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(soft.maps, same.maps)
+
+
+def test_soft_maps_of_bad_numbers_make_no_mask(pipeline):
+    [soft] = pipeline.soft_maps(IMAGES[:1], LABELS[:1], IDS[:1])
+    maps = soft.maps.copy()
+    maps[0, 0, 0] = np.nan
+    with pytest.raises(StoreError, match="NaN"):
+        label_map(IMAGES[0], replace(soft, maps=maps), pipeline.config)
+
+
+def test_check_generate_and_skip_of_a_model_that_overflows(overflowing_folder, world, tiny_options, tmp_path, capsys):
+    options = ["--root", str(world), *tiny_options, f"--model.id={overflowing_folder}", "--run.dtype=float16"]
+    assert main(["check", *options]) == 2
+    assert "use --run.dtype float32" in capsys.readouterr().err
+    assert main(["generate", *options, "--store", str(tmp_path / "a")]) == 2
+    assert "use --run.dtype float32" in capsys.readouterr().err
+    assert main(["generate", *options, "--store", str(tmp_path / "b"), "--on_error=skip"]) == 2
+    captured = capsys.readouterr()
+    assert "6 IMAGES WERE SKIPPED" in captured.out
+    assert "not one of 6 images" in captured.err
+    assert not (tmp_path / "b").exists()

@@ -152,6 +152,6 @@ def cached_latents(
             labels += present
             grounds += ground
         np.save(array_file, np.concatenate(encoded))
-        words_file.write_text(json.dumps({"labels": labels, "grounds": grounds}))
-    words = json.loads(words_file.read_text())
+        words_file.write_text(json.dumps({"labels": labels, "grounds": grounds}), encoding="utf-8")
+    words = json.loads(words_file.read_text(encoding="utf-8"))
     return np.load(array_file, mmap_mode="r"), words["labels"], words["grounds"]

@@ -175,7 +175,7 @@ def read_config(config_file: Path, model: Path, root: Path) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(GenerateConfig, "settings")
-    text = yaml.safe_load(config_file.read_text()) or {}
+    text = yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}
     text["data"] = text.get("data", {}) | {"root": str(root), "split": "val", "classes": str(CLASSES)}
     text["model"] = text.get("model", {}) | {"id": str(model)}
     return parser.instantiate(parser.parse_object({"settings": text})).settings

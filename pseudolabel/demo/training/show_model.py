@@ -46,9 +46,9 @@ def main(model: Path = MODEL_DIR, count: bool = False, images: int = 100, classi
 
     """
     if count:
-        record = json.loads((model / "training.json").read_text())
+        record = json.loads((model / "training.json").read_text(encoding="utf-8"))
         record["recognised"] = count_recognised(model, images, classifier_steps)
-        (model / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+        (model / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print(json.dumps(record["recognised"]))
         return
     scenes = np.concatenate(list(generate(model, list(PROMPTS))), axis=1)
@@ -106,7 +106,7 @@ def draw_curve(log: Path, output: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [row for row in csv.DictReader(log.open()) if row["phase"] == "diffusion"]
+    rows = [row for row in csv.DictReader(log.open(encoding="utf-8")) if row["phase"] == "diffusion"]
     samples = np.array([int(row["samples"]) for row in rows])
     loss = np.array([float(row["loss"]) for row in rows])
     window = min(20, len(loss))

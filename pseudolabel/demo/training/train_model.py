@@ -69,9 +69,9 @@ def main(
 
     """
     if evaluate:
-        record = json.loads((output / "training.json").read_text())
+        record = json.loads((output / "training.json").read_text(encoding="utf-8"))
         record["figures"] = evaluate_model(output, CONFIG)
-        (output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+        (output / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print(json.dumps(record["figures"], indent=1))
         return
     chosen = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
@@ -120,8 +120,10 @@ def record_training(output: Path, recipe: Recipe, session: Session, trained: Tra
         "commit": commit.strip(),
         "megabytes": round(sum(f.stat().st_size for f in output.rglob("*.safetensors")) / 1e6, 2),
     }
-    (output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    (output / "training_log.csv").write_text((session.work_dir / "training_log.csv").read_text())
+    (output / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (output / "training_log.csv").write_text(
+        (session.work_dir / "training_log.csv").read_text(encoding="utf-8"), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

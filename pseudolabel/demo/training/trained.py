@@ -42,7 +42,9 @@ class Trained:
 
     def save(self, work_dir: Path) -> None:
         """Write a checkpoint."""
-        (work_dir / "progress.json").write_text(json.dumps({"seconds": self.seconds, "steps": self.steps}))
+        (work_dir / "progress.json").write_text(
+            json.dumps({"seconds": self.seconds, "steps": self.steps}), encoding="utf-8"
+        )
         save_state(work_dir / "diffusion_state.pt", self.step, **self.parts())
 
     def restore(self, work_dir: Path) -> None:
@@ -50,7 +52,7 @@ class Trained:
         device = next(self.unet.parameters()).device
         self.step = restore(work_dir / "diffusion_state.pt", device, **self.parts())
         if self.step:
-            saved = json.loads((work_dir / "progress.json").read_text())
+            saved = json.loads((work_dir / "progress.json").read_text(encoding="utf-8"))
             self.seconds, self.steps = saved["seconds"], saved["steps"]
 
     def averaged(self) -> tuple[UNet2DConditionModel, CLIPTextModel]:
