@@ -5,7 +5,11 @@ the key `segtrain` lies a dictionary of plain values: format version, classes, p
 """
 
 import hashlib
+import struct
+import zipfile
+import zlib
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,16 @@ from train.network import IMAGENET_MEAN, IMAGENET_STD, SIZE_MULTIPLE, NetworkCon
 CARD_KEY = "segtrain"
 CARD_FORMAT = "segtrain-checkpoint"
 CARD_VERSION = 1
+# What zipfile raises for an archive with wrong bytes in its data, its headers or its list of files.
+_ARCHIVE_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ValueError,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 def make_card(classes: ClassSet, settings: dict[str, Any]) -> dict[str, Any]:
@@ -59,6 +73,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"There is no checkpoint {path}; --ckpt_path takes a file that `segtrain fit` wrote.")
+    verify_archive(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for a damaged or foreign file
@@ -75,6 +90,35 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"install a text2mask-wsss that reads it (written by {card.get('written_by')})."
         )
     return checkpoint
+
+
+def verify_archive(path: Path) -> None:
+    """Check every byte of a file that torch.save wrote against the checksums in it; once for a file and process.
+
+    torch.load looks at none of them, so that a flipped bit silently becomes another weight.
+
+    Raises:
+        ModelError: no such archive, cut short, or changed since it was written.
+
+    """
+    there = path.stat()
+    damage = _damage(path.resolve(), there.st_size, there.st_mtime_ns)
+    if damage is not None:
+        raise ModelError(
+            f"{path} is damaged ({damage}): copy it again from where it was whole, or use another of the run's "
+            "checkpoints."
+        )
+
+
+@lru_cache(maxsize=64)
+def _damage(path: Path, size: int, changed_ns: int) -> str | None:
+    """Return what is wrong with an archive, or None; size and time of change stand for its content."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except _ARCHIVE_ERRORS as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return None if bad is None else f"wrong checksum of its part {bad}"
 
 
 def read_card(path: Path) -> dict[str, Any]:

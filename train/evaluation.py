@@ -1,5 +1,6 @@
 """What `segtrain test` writes: a table, scores.json, two plots, and the folder the VOC server takes."""
 
+import io
 import json
 import math
 from dataclasses import dataclass
@@ -161,7 +162,7 @@ def draw_bars(scores: Scores, classes: ClassSet, path: Path) -> None:
     axes.axvline(100 * scores.miou, color="#c04040", linewidth=1, label=f"mean {100 * scores.miou:.1f}")
     axes.set(xlabel="IoU in per cent", xlim=(0, 100))
     axes.legend(loc="lower right", frameon=False)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def draw_confusion(matrix: Int64[np.ndarray, "classes classes"], classes: ClassSet, path: Path) -> None:
@@ -174,7 +175,13 @@ def draw_confusion(matrix: Int64[np.ndarray, "classes classes"], classes: ClassS
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="true", title="share of the true class")
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_atomically(path, buffer.getvalue())
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
