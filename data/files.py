@@ -1,8 +1,10 @@
 """Files that appear whole or not at all, and lines that are appended under a lock."""
 
+import hashlib
 import json
 import os
 import threading
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,19 @@ def write_atomically(path: Path, content: bytes | memoryview, durable: bool = Fa
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             error.filename = str(path)  # a full disk names no file, and nobody knows the temporary one
         raise
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, 64 hexadecimal digits; an unchanged file is read once in a process."""
+    there = path.stat()
+    return _sha256(path.resolve(), there.st_size, there.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, changed_ns: int) -> str:
+    """Return the hash; size and time of change stand for the content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

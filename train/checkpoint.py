@@ -4,12 +4,7 @@ A checkpoint is Lightning's, read with `weights_only=True` always, so loading on
 the key `segtrain` lies a dictionary of plain values: format version, classes, palette, input rule, network, settings.
 """
 
-import hashlib
-import struct
-import zipfile
-import zlib
 from dataclasses import fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +13,14 @@ import torch
 from data.classes import ClassSet
 from data.console import written_by
 from data.errors import ModelError
+from data.files import file_sha256
 from data.masks import voc_palette
+from train.archive import verify_archive
 from train.network import IMAGENET_MEAN, IMAGENET_STD, SIZE_MULTIPLE, NetworkConfig, Segmenter, build_network
 
 CARD_KEY = "segtrain"
 CARD_FORMAT = "segtrain-checkpoint"
 CARD_VERSION = 1
-# What zipfile raises for an archive with wrong bytes in its data, its headers or its list of files.
-_ARCHIVE_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    ValueError,
-    NotImplementedError,
-    RuntimeError,
-)
 
 
 def make_card(classes: ClassSet, settings: dict[str, Any]) -> dict[str, Any]:
@@ -92,35 +79,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def verify_archive(path: Path) -> None:
-    """Check every byte of a file that torch.save wrote against the checksums in it; once for a file and process.
-
-    torch.load looks at none of them, so that a flipped bit silently becomes another weight.
-
-    Raises:
-        ModelError: no such archive, cut short, or changed since it was written.
-
-    """
-    there = path.stat()
-    damage = _damage(path.resolve(), there.st_size, there.st_mtime_ns)
-    if damage is not None:
-        raise ModelError(
-            f"{path} is damaged ({damage}): copy it again from where it was whole, or use another of the run's "
-            "checkpoints."
-        )
-
-
-@lru_cache(maxsize=64)
-def _damage(path: Path, size: int, changed_ns: int) -> str | None:
-    """Return what is wrong with an archive, or None; size and time of change stand for its content."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except _ARCHIVE_ERRORS as error:
-        return " ".join(str(error).split()) or type(error).__name__
-    return None if bad is None else f"wrong checksum of its part {bad}"
-
-
 def read_card(path: Path) -> dict[str, Any]:
     """Return the card of a checkpoint; errors as `read_checkpoint`."""
     return read_checkpoint(path)[CARD_KEY]
@@ -138,20 +96,27 @@ def _tuple(value: Any) -> Any:
 
 
 def load_network(path: Path) -> tuple[Segmenter, ClassSet, dict[str, Any]]:
-    """Return a checkpoint's network in evaluation mode (averaged weights, where there are), its classes and card."""
+    """Return a checkpoint's network in evaluation mode (averaged weights, where there are), its classes and card.
+
+    Raises:
+        ModelError: as `read_checkpoint`, or weights that are NaN or infinite or do not fit the network of the card.
+
+    """
     checkpoint = read_checkpoint(path)
     card = checkpoint[CARD_KEY]
     classes = ClassSet.from_json(card["classes"])
     network = build_network(network_config(card), len(classes) + 1, pretrained=False)
     state = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
+    for key, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ModelError(
+                f"The weights {key} in {path} are NaN or infinite, in {str(value.dtype).removeprefix('torch.')}: the "
+                "training went wrong; use another checkpoint, such as one of earlier in the run."
+            )
     network.load_state_dict(state)
     return network.eval(), classes, card
 
 
 def file_digest(path: Path) -> str:
     """Return the first 16 hexadecimal digits of a file's SHA-256."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+    return file_sha256(Path(path))[:16]

@@ -10,7 +10,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from data.files import write_atomically
-from train.checkpoint import verify_archive
+from train.archive import verify_archive
 
 
 class WholeCheckpoints(TorchCheckpointIO):

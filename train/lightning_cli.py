@@ -193,7 +193,7 @@ class SegtrainCLI(LightningCLI):
         warn_of_idle([f"inference.{name}" for name in inference.idle()])
         voc = self._own("save_voc_test")
         evaluator = Evaluator(inference, report, path, quick=quick, save_voc_test=voc)
-        self.model.inference, self.model.boundary = inference, not quick
+        self.model.inference, self.model.boundary, self.model.name = inference, not quick, str(path)
         self.datamodule.need_truth = voc is None
         self.trainer.callbacks.append(evaluator)  # type: ignore[attr-defined]
         kwargs.pop("verbose", None)

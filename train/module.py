@@ -78,6 +78,7 @@ class SegmentationModule(pl.LightningModule):
         self.network: Segmenter | None = None
         self.pretrained = True
         self.inference = InferenceConfig()
+        self.name = "The network"  # in an error
         self.boundary = False
         self._counts: dict[str, np.ndarray] = {}
 
@@ -152,7 +153,7 @@ class SegmentationModule(pl.LightningModule):
         """Predict one image, count it against its truth if there is one, and return the class ids (H, W)."""
         assert self.classes is not None
         image = batch["image"]
-        found = probabilities(self, image[None].float(), self.inference)[0]
+        found = probabilities(self, image[None].float(), self.inference, self.name)[0]
         if self.inference.crf.enabled:
             rgb = image.permute(1, 2, 0).cpu().numpy()
             decisions = sharpen(rgb, found.float().cpu().numpy(), self.inference.crf).argmax(0).astype(np.uint8)
