@@ -13,7 +13,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from data.classes import ClassSet
-from data.config import to_plain
+from data.config import find_paths, to_plain
 from data.console import exit_with_line, warn_of_idle
 from data.errors import ConfigError
 from data.files import write_atomically
@@ -31,6 +31,12 @@ class RunParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """Parse a config file and find the files and folders that it names."""
+        settings = super().parse_path(path, *args, **kwargs)
+        find_paths(settings, Path(str(path)))
+        return settings
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message as one line and exit."""

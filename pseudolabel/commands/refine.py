@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from data.config import find_beside
 from data.console import warn_of_idle
 from pseudolabel.config import MaskConfig, mask_settings
 
@@ -75,7 +76,8 @@ def _store_in(config: Path) -> str | None:
         content = yaml.safe_load(config.read_text())
     except (OSError, yaml.YAMLError):
         return None
-    return content.get("store") if isinstance(content, dict) else None
+    store = content.get("store") if isinstance(content, dict) else None
+    return find_beside(store, config) if isinstance(store, str) else None
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -51,7 +51,10 @@ def check_model(config: GenerateConfig, data: "DataReport", measure: bool = Fals
             f"The folder {folder} is no diffusers model (no model_index.json); --model.id must name one."
         )
     elif folder is None and not measure:
-        report.warnings.append(f"{config.model.id} is on the hub and was not tried; --measure fetches and times it.")
+        report.warnings.append(
+            f"There is no folder {config.model.id}, so it is taken for a model on the hub, which was not tried; "
+            "--measure fetches and times it."
+        )
     elif data.labelled and not data.problems:
         try:
             report.seconds_per_image, report.memory_gb = measure_model(config)
