@@ -1,11 +1,19 @@
 """The settings that say which images, labels and ground truth are meant; nothing heavy is imported here."""
 
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 DataFormat = Literal["voc", "coco", "folder"]
+PACKAGE = Path(__file__).resolve().parents[1]  # the repository, or where the package is installed
+# Settings that name what is read. What is written, and ground truth, which lies below the data's root, are not among
+# them; nor is the store of `generate`.
+_READ = re.compile(
+    r"(?:^|\.)(?:data\.(?:val\.)?(?:root|classes|labels|store)|model\.(?:id|network\.weights)|ckpt_path|images|root|store)$"
+)
 
 
 @dataclass(frozen=True)
@@ -49,3 +57,40 @@ def changed(config: Any, names: Iterable[str]) -> tuple[str, ...]:
     """Return those of some settings that do not have their default value."""
     defaults = {field.name: field.default for field in fields(config)}
     return tuple(name for name in names if getattr(config, name) != defaults[name])
+
+
+def find_beside(value: str, config: Path) -> str:
+    """Return where a relative path that a config file names leads.
+
+    It is looked for beside the working folder, then beside the config file, then in the project's folder; what is in
+    none of them stays as it is, and whoever reads it says that it is missing.
+
+    Args:
+        value: what the file says.
+        config: the config file.
+
+    Returns:
+        The path as it stands where it is beside the working folder, else the absolute path of what was found.
+
+    """
+    path = Path(value).expanduser()
+    if not value.strip() or path.is_absolute() or path.exists():
+        return value
+    places = (config.absolute().parent / path, PACKAGE / path)
+    return next((os.path.normpath(place) for place in places if place.exists()), value)
+
+
+def find_paths(settings: Any, config: Path, written: Iterable[str] = ()) -> None:
+    """Put what `find_beside` gives in the place of each relative path that a config file names for reading.
+
+    Args:
+        settings: what was parsed from the file: a namespace of jsonargparse, whose keys are dotted.
+        config: the config file.
+        written: settings that this command writes to, though others read them.
+
+    """
+    for key, value in list(settings.items()):
+        if isinstance(value, str | Path) and key not in written and _READ.search(key.replace(".init_args.", ".")):
+            found = find_beside(str(value), config)
+            if found != str(value):
+                settings[key] = type(value)(found)

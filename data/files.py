@@ -1,9 +1,11 @@
 """Files that appear whole or not at all, and lines that are appended under a lock."""
 
+import hashlib
 import json
 import os
 import threading
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +13,31 @@ import numpy as np
 from filelock import FileLock
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview, durable: bool = False) -> None:
     """Write a file so that a reader sees the old content or the new, never a part: temporary file, then os.replace.
 
     The temporary file lies beside the target, begins with a dot and carries process and thread, so that two writers of
-    one name do not meet. There is no fsync: after a power cut the file may be missing, and is then made again.
+    one name do not meet.
+
+    Args:
+        path: the file.
+        content: its bytes.
+        durable: wait until the disk has them (fsync) before the former file goes. Without it the file may be missing
+            after a power cut, which is right for all that is made again.
+
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         _replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename = str(path)  # a full disk names no file, and nobody knows the temporary one
         raise
 
 
@@ -38,6 +53,19 @@ def _replace(temporary: Path, path: Path) -> None:
         else:
             return
     os.replace(temporary, path)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, 64 hexadecimal digits; an unchanged file is read once in a process."""
+    there = path.stat()
+    return _sha256(path.resolve(), there.st_size, there.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, changed_ns: int) -> str:
+    """Return the hash; size and time of change stand for the content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

@@ -8,10 +8,12 @@ import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, auto_cli, capture_parser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, auto_cli, capture_parser, set_parsing_settings
 
+from data.config import find_paths
 from data.console import exit_with_line, log_to_stderr, run_program
 from pseudolabel.commands.calibrate import calibrate
 from pseudolabel.commands.check import check
@@ -73,6 +75,12 @@ class CommandParser(ArgumentParser):
                 action.nargs, action.const = "?", True
         self.usage = "%(prog)s [--config FILE] [--name value ...]"  # the full list is below, with what is required
         return added
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """Parse a config file and find the files and folders that it names."""
+        settings = super().parse_path(path, *args, **kwargs)
+        find_paths(settings, Path(str(path)), ("store",) if self.prog.split()[-1:] == ["generate"] else ())
+        return settings
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Return the help text with types by their names alone."""

@@ -1,9 +1,11 @@
 """Argument parsers of the command line: one-line errors, no abbreviations."""
 
+from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
+from data.config import find_paths
 from data.console import exit_with_line
 
 
@@ -13,6 +15,12 @@ class LineParser(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """Parse a config file and find the files and folders that it names."""
+        settings = super().parse_path(path, *args, **kwargs)
+        find_paths(settings, Path(str(path)))
+        return settings
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message as one line and exit."""

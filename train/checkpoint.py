@@ -4,7 +4,6 @@ A checkpoint is Lightning's, read with `weights_only=True` always, so loading on
 the key `segtrain` lies a dictionary of plain values: format version, classes, palette, input rule, network, settings.
 """
 
-import hashlib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ import torch
 from data.classes import ClassSet
 from data.console import written_by
 from data.errors import ModelError
+from data.files import file_sha256
 from data.masks import voc_palette
+from train.archive import verify_archive
 from train.network import IMAGENET_MEAN, IMAGENET_STD, SIZE_MULTIPLE, NetworkConfig, Segmenter, build_network
 
 CARD_KEY = "segtrain"
@@ -59,6 +60,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"There is no checkpoint {path}; --ckpt_path takes a file that `segtrain fit` wrote.")
+    verify_archive(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for a damaged or foreign file
@@ -94,20 +96,27 @@ def _tuple(value: Any) -> Any:
 
 
 def load_network(path: Path) -> tuple[Segmenter, ClassSet, dict[str, Any]]:
-    """Return a checkpoint's network in evaluation mode (averaged weights, where there are), its classes and card."""
+    """Return a checkpoint's network in evaluation mode (averaged weights, where there are), its classes and card.
+
+    Raises:
+        ModelError: as `read_checkpoint`, or weights that are NaN or infinite or do not fit the network of the card.
+
+    """
     checkpoint = read_checkpoint(path)
     card = checkpoint[CARD_KEY]
     classes = ClassSet.from_json(card["classes"])
     network = build_network(network_config(card), len(classes) + 1, pretrained=False)
     state = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
+    for key, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ModelError(
+                f"The weights {key} in {path} are NaN or infinite, in {str(value.dtype).removeprefix('torch.')}: the "
+                "training went wrong; use another checkpoint, such as one of earlier in the run."
+            )
     network.load_state_dict(state)
     return network.eval(), classes, card
 
 
 def file_digest(path: Path) -> str:
     """Return the first 16 hexadecimal digits of a file's SHA-256."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+    return file_sha256(Path(path))[:16]

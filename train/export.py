@@ -1,5 +1,7 @@
 """The network as a file that runs without this project: ONNX, TorchScript or torch.export, with a card and a check."""
 
+import hashlib
+import io
 import json
 import warnings
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ from data.console import count
 from data.errors import ConfigError, ModelError
 from data.files import write_atomically
 from train.checkpoint import file_digest, load_network
+from train.inference import not_finite
 from train.network import SIZE_MULTIPLE, padding_in_whole_numbers
 
 MODEL_FORMAT = "segtrain-model"
@@ -48,36 +51,53 @@ def export(
     """
     if opset < 18:
         raise ConfigError(f"--opset is {opset}; it must be 18 or later (antialiased and bilinear resize).")
+    check_sizes(sizes)
     network, _, card = load_network(ckpt_path)
+    expected = [_run_torch(network, _noise(size)) for size in sizes]
+    if not all(scores.isfinite().all() for scores in expected):
+        raise ModelError(not_finite(str(ckpt_path), {scores.dtype for scores in expected}))
     output.mkdir(parents=True, exist_ok=True)
     path = output / _FILES[format]
-    write_model(network, path, format, opset)
-    differences = check_parity(network, path, format, sizes)
-    worst = max(differences.values())
+    model = model_bytes(network, format, opset)
+    differences = check_parity(network, model, format, sizes)
+    worst = float(np.max(list(differences.values())))  # NaN, where any is
+    largest_score = max(float(scores.abs().max()) for scores in expected)
+    if not worst <= tolerance * max(1.0, largest_score):
+        raise ModelError(
+            f"As {format} the network differs from the checkpoint by {worst:.2e}, more than --tolerance {tolerance} "
+            "allows: nothing was written; try another --format."
+        )
+    write_atomically(path, model)
     content = {key: card[key] for key in ("classes", "palette", "input", "output", "settings")} | {
         "format": MODEL_FORMAT,
         "format_version": MODEL_VERSION,
         "written_by": card["written_by"],
         "file": path.name,
+        "sha256": hashlib.sha256(model).hexdigest(),
         "kind": format,
         "opset": opset if format == "onnx" else None,
         "checkpoint": {"name": Path(ckpt_path).name, "fingerprint": file_digest(ckpt_path)},
         "parity": {"largest_difference_of_scores": worst, "by_size": differences},
     }
     write_atomically(output / "model.json", (json.dumps(content, indent=1) + "\n").encode())
-    size_mb = sum(file.stat().st_size for file in output.glob(f"{path.name}*")) / 1e6
-    print(f"Written: {path} ({size_mb:.1f} MB) and model.json.")
+    print(f"Written: {path} ({len(model) / 1e6:.1f} MB) and model.json.")
     print(f"Largest difference from the checkpoint over {count(len(differences), 'size')}: {worst:.2e} (class scores).")
-    largest_score = max(float(_run_torch(network, _noise(size)).abs().max()) for size in sizes)
-    if not worst <= tolerance * max(1.0, largest_score):
-        raise ModelError(
-            f"{path} differs from the checkpoint by {worst:.2e}, more than --tolerance {tolerance} allows: do not use "
-            "it; try another --format."
+
+
+def check_sizes(sizes: Sequence[tuple[int, int]]) -> None:
+    """Raise ConfigError where a size to check on is one that no network takes."""
+    wrong = [size for size in sizes if min(size) < 1 or any(side % SIZE_MULTIPLE for side in size)]
+    if wrong or not sizes:
+        raise ConfigError(
+            f"--sizes holds {wrong or 'nothing'}; it takes multiples of {SIZE_MULTIPLE}, as [[128, 160]]."
         )
 
 
-def write_model(network: nn.Module, path: Path, format: Format, opset: int) -> None:
-    """Write a network in a format, with free batch, height and width.
+def model_bytes(network: nn.Module, format: Format, opset: int) -> bytes:
+    """Return a network in a format, with free batch, height and width.
+
+    The file's whole content is made in memory: torch's own writers of files leave a part of one on a full disk, and the
+    one of TorchScript then ends the process.
 
     Raises:
         ConfigError: a package that the format needs is not installed.
@@ -85,39 +105,43 @@ def write_model(network: nn.Module, path: Path, format: Format, opset: int) -> N
 
     """
     example = _noise(_TRACED_HW).repeat(2, 1, 1, 1)
+    buffer = io.BytesIO()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporters' own deprecations are nothing a user can mend
             match format:
                 case "onnx":
-                    _write_onnx(network, example, path, opset)
+                    return _onnx_bytes(network, example, opset)
                 case "torchscript":
-                    torch.jit.trace(network, example, check_trace=False).save(str(path))
+                    torch.jit.save(torch.jit.trace(network, example, check_trace=False), buffer)
                 case "torch_export":
                     with padding_in_whole_numbers():
                         program = torch.export.export(network, (example,), dynamic_shapes=_dynamic())
-                    torch.export.save(program, path)
+                    torch.export.save(program, buffer)
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error}; install what export needs: pip install 'text2mask-wsss[export]'.") from error
+    except OSError:
+        raise  # temporary files of an exporter on a full disk
     except Exception as error:  # the exporters raise many kinds for an operator they do not know
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         others = " or ".join(name for name in _FILES if name != format)
         raise ModelError(f"This network cannot be written as {format} ({reason}); try --format {others}.") from error
+    return buffer.getvalue()
 
 
-def _write_onnx(network: nn.Module, example: Tensor, path: Path, opset: int) -> None:
-    torch.onnx.export(
+def _onnx_bytes(network: nn.Module, example: Tensor, opset: int) -> bytes:
+    program = torch.onnx.export(
         network,
         (example,),
-        path,
         dynamo=True,
         opset_version=opset,
         input_names=["rgb"],
         output_names=["scores"],
         dynamic_shapes=_dynamic(),
-        external_data=False,
         verbose=False,
     )
+    assert program is not None
+    return program.model_proto.SerializeToString()
 
 
 def _dynamic() -> tuple[dict[int, Any]]:
@@ -127,19 +151,11 @@ def _dynamic() -> tuple[dict[int, Any]]:
     return ({0: torch.export.Dim("batch", min=1, max=4096), 2: height, 3: width},)
 
 
-def check_parity(network: nn.Module, path: Path, format: Format, sizes: Sequence[tuple[int, int]]) -> dict[str, float]:
-    """Return the largest absolute difference of the scores between file and network, by image size.
-
-    Raises:
-        ConfigError: a size that the network does not take.
-
-    """
-    wrong = [size for size in sizes if min(size) < 1 or any(side % SIZE_MULTIPLE for side in size)]
-    if wrong or not sizes:
-        raise ConfigError(
-            f"--sizes holds {wrong or 'nothing'}; it takes multiples of {SIZE_MULTIPLE}, as [[128, 160]]."
-        )
-    run = _loader(path, format)
+def check_parity(
+    network: nn.Module, model: bytes, format: Format, sizes: Sequence[tuple[int, int]]
+) -> dict[str, float]:
+    """Return the largest absolute difference of the scores between a file's content and its network, by image size."""
+    run = _loader(model, format)
     return {
         f"{height}x{width}": float(
             np.abs(run(_noise((height, width))) - _run_torch(network, _noise((height, width))).numpy()).max()
@@ -148,20 +164,20 @@ def check_parity(network: nn.Module, path: Path, format: Format, sizes: Sequence
     }
 
 
-def _loader(path: Path, format: Format) -> Any:
+def _loader(model: bytes, format: Format) -> Any:
     match format:
         case "onnx":
             import onnxruntime
 
-            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
             return lambda rgb: session.run(None, {"rgb": rgb.numpy()})[0]
         case "torchscript":
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # deprecated in favour of torch_export, still asked for
-                script = torch.jit.load(str(path))
+                script = torch.jit.load(io.BytesIO(model))
             return lambda rgb: _run_torch(script, rgb).numpy()
         case "torch_export":
-            module = torch.export.load(path).module()
+            module = torch.export.load(io.BytesIO(model)).module()
             return lambda rgb: _run_torch(module, rgb).numpy()
 
 

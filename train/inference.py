@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from data.config import changed
-from data.errors import ConfigError
+from data.errors import ConfigError, ModelError
 from train.network import IMAGENET_MEAN, SIZE_MULTIPLE
 
 Network = Callable[[Tensor], Tensor]
@@ -64,13 +64,19 @@ class InferenceConfig:
         return (*changed(self, unread), *(f"crf.{name}" for name in crf))
 
 
-def probabilities(network: Network, images: Images, config: InferenceConfig) -> Probabilities:
+def probabilities(
+    network: Network, images: Images, config: InferenceConfig, model: str = "The network"
+) -> Probabilities:
     """Return the class probabilities of images of one size, before any CRF; they sum to 1 over the classes.
 
     Args:
         network: takes RGB in 0..255, sides multiples of `SIZE_MULTIPLE`, gives scores.
         images: RGB in 0..255.
         config: scales, flip, window.
+        model: what the network is called in an error.
+
+    Raises:
+        ModelError: scores that are NaN or infinite, from which argmax would make background without a word.
 
     """
     if not config.scales or min(config.scales) <= 0:
@@ -78,14 +84,37 @@ def probabilities(network: Network, images: Images, config: InferenceConfig) -> 
     size_hw = images.shape[-2:]
     merged: Tensor | None = None
     count = 0
+    dtypes: set[torch.dtype] = set()
+
+    def watched(view: Tensor) -> Tensor:
+        scores = network(view)
+        dtypes.add(scores.dtype)
+        return scores
+
+    finite = torch.ones((), dtype=torch.bool, device=images.device)
     for view, flipped in _views(images, config):
-        part = _windows(network, view, config).softmax(dim=1)
+        scores = _windows(watched, view, config)
+        finite &= scores.isfinite().all()
+        part = scores.softmax(dim=1)
         part = F.interpolate(part, size=size_hw, mode="bilinear", align_corners=False)
         part = part.flip(-1) if flipped else part
         merged = part if merged is None else _merge(merged, part, config)
         count += 1
+    if not finite:
+        raise ModelError(not_finite(model, dtypes))
     assert merged is not None
     return merged / merged.sum(dim=1, keepdim=True) if count > 1 else merged
+
+
+def not_finite(model: str, dtypes: set[torch.dtype]) -> str:
+    """Return what to say of a network whose scores are no numbers."""
+    names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+    remedy = (
+        "the numbers are too large for half precision, set --trainer.precision 32-true or bf16-mixed"
+        if torch.float16 in dtypes
+        else "its weights are spoilt, use another checkpoint, such as one of earlier in the run"
+    )
+    return f"{model} gives scores that are NaN or infinite, in {names}: {remedy}."
 
 
 def _merge(merged: Tensor, part: Tensor, config: InferenceConfig) -> Tensor:

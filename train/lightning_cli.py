@@ -10,16 +10,19 @@ from typing import Any, NoReturn
 import pytorch_lightning as pl
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse._link_arguments import skip_apply_links
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from data.classes import ClassSet
-from data.config import to_plain
+from data.config import find_paths, to_plain
 from data.console import exit_with_line, warn_of_idle
 from data.errors import ConfigError
+from data.files import write_atomically
 from train.callbacks import AveragedWeights, EarlyWarnings
 from train.checkpoint import read_card
+from train.checkpoint_io import WholeCheckpoints, remove_leftovers
 from train.datamodule import SegmentationData
 from train.evaluation import Evaluator, ReportConfig
 from train.inference import InferenceConfig
@@ -48,6 +51,12 @@ class RunParser(LightningArgumentParser):
         """Link, without a line about it in the help: there is nothing to choose."""
         super().link_arguments(source, target, *args, **kwargs)
         next(action for action in self._actions if action.dest == target).help = SUPPRESS
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """Parse a config file and find the files and folders that it names."""
+        settings = super().parse_path(path, *args, **kwargs)
+        find_paths(settings, Path(str(path)))
+        return settings
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message as one line and exit."""
@@ -151,7 +160,10 @@ class SegtrainCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = self._callbacks(output) if self._command() == "fit" else []
         if settings.get("enable_progress_bar") is not False:
             self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=5))
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that --trainer.plugins names
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
+        return trainer
 
     def _loggers(self, output: Path) -> list[Logger]:
         loggers: list[Logger] = [CSVLogger(output, "csv"), TensorBoardLogger(output, "tensorboard")]
@@ -188,8 +200,9 @@ class SegtrainCLI(LightningCLI):
             )
         if is_first_process():
             output.mkdir(parents=True, exist_ok=True)
-            parser = self._parser("fit")
-            parser.save(self.config["fit"], str(output / "config.yaml"), overwrite=True, skip_validation=True)
+            remove_leftovers(output / "checkpoints")
+            content = self._parser("fit").dump(self.config["fit"], skip_validation=True)
+            write_atomically(output / "config.yaml", content.encode())
 
     def after_fit(self) -> None:
         """Write the last weights and say where everything is."""
@@ -220,7 +233,7 @@ class SegtrainCLI(LightningCLI):
         warn_of_idle([f"inference.{name}" for name in inference.idle()])
         voc = self._own("save_voc_test")
         evaluator = Evaluator(inference, report, path, quick=quick, save_voc_test=voc)
-        self.model.measure_with(inference, boundary=not quick)
+        self.model.measure_with(inference, boundary=not quick, name=str(path))
         self.trainer.callbacks.append(evaluator)  # type: ignore[attr-defined]
         kwargs.pop("verbose", None)
         self.trainer.test(self.model, self.datamodule, ckpt_path=str(path), verbose=False, weights_only=True)

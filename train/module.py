@@ -78,6 +78,7 @@ class SegmentationModule(pl.LightningModule):
         self.network: Segmenter | None = None
         self.pretrained = True
         self.inference = InferenceConfig()
+        self.name = "The network"  # in an error
         self.boundary = False
         self._counts: dict[str, np.ndarray] = {}
 
@@ -85,9 +86,9 @@ class SegmentationModule(pl.LightningModule):
         """Take the classes of a checkpoint; the weights come from there too, so none are fetched for the encoder."""
         self.classes, self.pretrained = classes, False
 
-    def measure_with(self, inference: InferenceConfig, *, boundary: bool) -> None:
-        """Choose how images are predicted when measuring, and whether boundaries are counted."""
-        self.inference, self.boundary = inference, boundary
+    def measure_with(self, inference: InferenceConfig, *, boundary: bool, name: str) -> None:
+        """Choose how images are predicted when measuring, whether boundaries are counted, and the name in an error."""
+        self.inference, self.boundary, self.name = inference, boundary, name
 
     def configure_model(self) -> None:
         """Build the network; what the classes are the data say, unless a checkpoint did."""
@@ -157,7 +158,7 @@ class SegmentationModule(pl.LightningModule):
         """Predict one image, count it against its truth if there is one, and return the class ids (H, W)."""
         assert self.classes is not None
         image = batch["image"]
-        found = probabilities(self, image[None].float(), self.inference)[0]
+        found = probabilities(self, image[None].float(), self.inference, self.name)[0]
         if self.inference.crf.enabled:
             rgb = image.permute(1, 2, 0).cpu().numpy()
             decisions = sharpen(rgb, found.float().cpu().numpy(), self.inference.crf).argmax(0).astype(np.uint8)

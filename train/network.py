@@ -5,6 +5,7 @@ This is the only file that touches segmentation-models-pytorch. Its internals th
 """
 
 import difflib
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from data.console import count, plural
 from data.errors import ConfigError, ModelError
+from train.archive import verify_archive
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]; every timm and torchvision recipe uses these
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -262,6 +264,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise ModelError(
             f"There is no file {path}; --model.network.weights takes imagenet, a file, or null (from scratch)."
         )
+    if zipfile.is_zipfile(path):  # torch.save's older form has no checksums
+        verify_archive(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

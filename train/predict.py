@@ -121,12 +121,16 @@ def choose_device(name: str) -> torch.device:
 
 @torch.inference_mode()
 def predict_image(
-    network: torch.nn.Module, rgb: UInt8[np.ndarray, "height width 3"], inference: InferenceConfig
+    network: torch.nn.Module,
+    rgb: UInt8[np.ndarray, "height width 3"],
+    inference: InferenceConfig,
+    model: str = "The network",
 ) -> tuple[Float[np.ndarray, "classes height width"], Float[np.ndarray, "classes height width"]]:
     """Return the class probabilities of an image of any size, before and after the CRF (the same without one)."""
     device = next(network.parameters()).device
     call: Network = network
-    found = probabilities(call, to_tensor(rgb)[None].to(device).float(), inference)[0].float().cpu().numpy()
+    batch = to_tensor(rgb)[None].to(device).float()
+    found = probabilities(call, batch, inference, model)[0].float().cpu().numpy()
     return found, sharpen(rgb, found, inference.crf)
 
 
@@ -153,7 +157,7 @@ class _Writer:
         """Predict one image and write it; its line in the index comes last."""
         start = time.perf_counter()
         rgb = read_image(sample.image_path)
-        before, after = predict_image(network, rgb, self.inference)
+        before, after = predict_image(network, rgb, self.inference, str(self.store.header["model"]["id"]))
         argmax = after.argmax(0).astype(np.uint8)
         mask = np.where(after.max(0) < self.ignore_below, np.uint8(IGNORE), argmax)
         labels = tuple(int(label) for label in np.unique(argmax) if label)

@@ -1,11 +1,25 @@
 """Run an exported network with numpy, Pillow and onnxruntime alone; copy this file to wherever it is needed."""
 
+import hashlib
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # by content, not by name
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Predictor:
@@ -14,28 +28,85 @@ class Predictor:
     Args:
         folder: what `segtrain export` wrote: model.onnx and model.json.
 
+    Raises:
+        ValueError: the model file is not the one that model.json was written for.
+
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.card = json.loads((Path(folder) / "model.json").read_text(encoding="utf-8"))
         self.names = ["background", *self.card["classes"]["names"]]
-        self._session = onnxruntime.InferenceSession(str(Path(folder) / self.card["file"]))
+        self._path = Path(folder) / self.card["file"]
+        model = self._path.read_bytes()
+        # Cards of before had no hash. A flipped bit in a model is another weight, and nothing else would notice.
+        if self.card.get("sha256", hashlib.sha256(model).hexdigest()) != hashlib.sha256(model).hexdigest():
+            raise ValueError(f"{self._path} is not the file that model.json was written for: export or copy it again.")
+        self._session = onnxruntime.InferenceSession(model)
 
     def scores(self, rgb_u8: np.ndarray) -> np.ndarray:
-        """Return class scores, float32 (classes, height, width), of a uint8 picture (height, width, 3)."""
+        """Return class scores, float32 (classes, height, width), of a uint8 picture (height, width, 3).
+
+        Raises:
+            ValueError: the network gave scores that are no numbers, from which no mask can be made.
+
+        """
         height, width = rgb_u8.shape[:2]
         step, fill = self.card["input"]["size_multiple"], 255 * np.float32(self.card["input"]["mean"])
         padded = np.empty((height + -height % step, width + -width % step, 3), np.float32)
         padded[:] = fill
         padded[:height, :width] = rgb_u8
-        return self._session.run(None, {"rgb": padded.transpose(2, 0, 1)[None]})[0][0, :, :height, :width]
+        scores = self._session.run(None, {"rgb": padded.transpose(2, 0, 1)[None]})[0][0, :, :height, :width]
+        if not np.isfinite(scores).all():
+            raise ValueError(f"{self._path} gave scores that are NaN or infinite in {scores.dtype}; do not use it.")
+        return scores
 
     def __call__(self, rgb_u8: np.ndarray) -> np.ndarray:
         """Return class ids, uint8 (height, width): 0 is the background, i is `names[i]`."""
         return self.scores(rgb_u8).argmax(axis=0).astype(np.uint8)
 
     def predict_file(self, path: str | Path, mask_path: str | Path) -> None:
-        """Read a picture and write its mask as a palette PNG."""
-        mask = Image.fromarray(self(np.asarray(Image.open(path).convert("RGB"))))
+        """Read a picture as `segtrain predict` does and write its mask, upright as a viewer shows it, as a palette PNG.
+
+        Raises:
+            OSError, ValueError: the picture cannot be read, or its range of values is unknown.
+
+        """
+        mask = Image.fromarray(self(read_rgb(path)))
         mask.putpalette(bytes(np.uint8(self.card["palette"]).ravel()))
-        mask.save(mask_path)
+        mask.save(mask_path, format="PNG")
+
+
+def read_rgb(path: str | Path) -> np.ndarray:
+    """Return a picture upright as uint8 RGB (height, width, 3), by the rules that the network was trained with.
+
+    Turned as EXIF says; grey repeated in the three channels; palettes looked up; transparency laid over white; CMYK
+    without colour profiles; of 16-bit values the high byte; of several pictures the first. Floating-point and 32-bit
+    values are refused. (In the project these are the rules of `data/images.py`; a test holds the two together.)
+    """
+    with Image.open(path, formats=FORMATS) as image:
+        image.load()  # a TIFF is turned while it is decoded
+        method = _UPRIGHT.get(_orientation(image))
+        return np.array(_to_rgb(image if method is None else image.transpose(method)))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, struct.error):
+        return 1  # EXIF that cannot be read turns nothing
+    return value if isinstance(value, int) else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.size and (values.min() < 0 or values.max() > 0xFFFF):
+            raise ValueError("32-bit values, whose range is unknown; save the picture with 8 or 16 bits a channel.")
+        return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("Floating-point values, whose range is unknown; save the picture with 8 bits a channel.")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")

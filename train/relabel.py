@@ -97,7 +97,7 @@ def _relabel_one(
     start = time.perf_counter()
     path = source.image_path(record, root)
     labels = tuple(record["labels"])
-    before, after = predict_image(network, read_image(path), inference)
+    before, after = predict_image(network, read_image(path), inference, str(target.header["model"]["id"]))
     old = source.read_mask(record["id"])
     if old.shape != after.shape[1:]:
         raise StoreError(f"The image {path} is not of its mask's size; it was changed after {source.path} was made.")

@@ -51,7 +51,10 @@ def check_model(config: GenerateConfig, data: "DataReport", measure: bool = Fals
             f"The folder {folder} is no diffusers model (no model_index.json); --model.id must name one."
         )
     elif folder is None and not measure:
-        report.warnings.append(f"{config.model.id} is on the hub and was not tried; --measure fetches and times it.")
+        report.warnings.append(
+            f"There is no folder {config.model.id}, so it is taken for a model on the hub, which was not tried; "
+            "--measure fetches and times it."
+        )
     elif data.labelled and not data.problems:
         try:
             report.seconds_per_image, report.memory_gb = measure_model(config)
@@ -77,10 +80,13 @@ def measure_model(config: GenerateConfig) -> tuple[float, float]:
     from pseudolabel.generate.workers import default_workers
     from pseudolabel.masks.labelmap import label_map
     from pseudolabel.pipeline import Pipeline
+    from pseudolabel.softmaps.prompt import check_phrases
 
     samples = open_samples(config.data, need_truth=False)
     sample, rgb_u8 = middle_image(samples.samples, config.run.on_error == "skip")
     pipeline = Pipeline.load(config, samples.classes)
+    present = sorted({label for sample in samples.samples for label in sample.labels})
+    check_phrases(present, samples.classes, config.prompt, pipeline.parts.tokenizers[0], pipeline.parts.window)
     start = time.perf_counter()
     soft = pipeline.soft_maps([rgb_u8], [sample.labels], [sample.id])[0]
     read = time.perf_counter()

@@ -8,7 +8,7 @@ that would otherwise fall on the classes.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 from data.classes import ClassSet
@@ -99,60 +99,133 @@ def find_tokens(needle: Sequence[int], haystack: Sequence[int], start: int = 0) 
 def find_spans(text: str, phrase: str, tokenizer: Any) -> Span:
     """Return the positions (start token counted) of every occurrence of a phrase in a text, for a hand-written prompt.
 
+    Where a sign of the phrase and what follows it are one token ("dog!" in "a dog!, a cat"), that token is counted.
+
     Raises:
         LabelError: the phrase does not occur in the text as whole words.
 
     """
-    ids = token_ids(expand_placeholders(text, tokenizer), tokenizer)
+    text = expand_placeholders(text, tokenizer)
+    ids = token_ids(text, tokenizer)
     found: list[int] = []
-    for part in _split(phrase, tokenizer).parts:
+    item = _split(phrase, tokenizer)
+    for part in item.parts:
         position = find_tokens(part, ids)
         while position is not None:
             found.extend(range(position + 1, position + 1 + len(part)))
             position = find_tokens(part, ids, position + len(part))
+    found = found or _overlapping(text, item.text, tokenizer)
     if not found:
         raise LabelError(f"The phrase {phrase!r} does not occur in the prompt {text!r}; use its very words in --phrase")
     return tuple(sorted(set(found)))
 
 
+def _overlapping(text: str, phrase: str, tokenizer: Any) -> list[int]:
+    """Return the positions of tokens that hold a character of a phrase, where it stands as whole words in a text."""
+    if not getattr(tokenizer, "is_fast", False):
+        return []  # only these say where in the text a token is
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    pattern = rf"(?<!\w){re.escape(phrase)}(?!\w)"
+    ranges = [found.span() for found in re.finditer(pattern, text, re.IGNORECASE)]
+    return [
+        position
+        for position, (first, last) in enumerate(offsets, start=1)
+        if any(first < stop and last > start for start, stop in ranges)
+    ]
+
+
 def _split(phrase: str, tokenizer: Any) -> _Item:
     """Tokenise a phrase; "backpack, bag" has two parts, and the comma between them belongs to neither."""
+    if not phrase.isascii() and phrase.encode(errors="replace").decode() != phrase:
+        raise LabelError(f"The phrase {phrase!r} holds half of a character; correct it in the class file")
     text = expand_placeholders(phrase, tokenizer).strip()
     parts = tuple(token_ids(part, tokenizer) for part in text.split(",") if part.strip())
     if not parts or not all(parts):
         raise LabelError(f"The phrase {phrase!r} has no tokens; give the class a phrase of letters in the class file")
+    own = [token for token in tokenizer.all_special_tokens if token in text]
+    if own:
+        raise LabelError(
+            f"The phrase {phrase!r} holds a sign of the tokenizer's own, {own[0]!r}; give the class another phrase in "
+            "the class file"
+        )
     return _Item(text, parts)
 
 
-def _locate(items: Sequence[_Item], text: str, template: str, tokenizer: Any) -> tuple[tuple[Span, ...], int]:
-    """Find the tokens of each item, in their order in the text; also returns the number of tokens of the text.
+@dataclass(frozen=True)
+class _Piece:
+    """A stretch of a sentence: part of the phrase of a class (its row among the sentence's), or what lies between."""
 
-    Going through the items in order keeps "bear" apart from the "bear" in "teddy bear".
+    text: str
+    row: int | None = None
+
+
+def _pieces(items: Sequence[_Item], words: Sequence[str], template: str) -> list[_Piece]:
+    """Cut the sentence into the parts of its classes' phrases and what lies between them; nothing is left out."""
+    before, after = template.split("{}")
+    pieces = [_Piece(before)]
+    count = len(items) + len(words)
+    for row in range(count):
+        if row:
+            pieces.append(_Piece(", and " if row == count - 1 else ", "))
+        if row >= len(items):
+            pieces.append(_Piece(words[row - len(items)]))
+            continue
+        for number, part in enumerate(items[row].text.split(",")):
+            pieces += [_Piece(",")] * (number > 0) + [_Piece(part, row if part.strip() else None)]
+    return [piece for piece in [*pieces, _Piece(after)] if piece.text]
+
+
+def _write(pieces: Sequence[_Piece], tokenizer: Any) -> tuple[str, tuple[int, ...], list[tuple[int, ...]]]:
+    """Join pieces to a text in which no token lies in two of them; also returns its token ids, and those of each piece.
+
+    A tokenizer may make one token of signs that stand side by side, of "dog!" and the comma behind it for example, and
+    the class would lose its end: there a space is put between the two.
     """
-    ids = token_ids(text, tokenizer)
-    cursor = len(token_ids(template.split("{}")[0], tokenizer))
-    spans = []
-    for item in items:
-        span: list[int] = []
-        for part in item.parts:
-            position = find_tokens(part, ids, cursor)
-            if position is None:
-                raise LabelError(f"The phrase {item.text!r} cannot be found among the tokens of {text!r}; simplify it")
-            cursor = position + len(part)
-            span.extend(range(position + 1, cursor + 1))
-        spans.append(tuple(span))
-    return tuple(spans), len(ids)
+    ids = [token_ids(piece.text, tokenizer) for piece in pieces]
+    text = "".join(piece.text for piece in pieces)
+    whole = token_ids(text, tokenizer)
+    if whole != _concatenated(ids):
+        text = pieces[0].text
+        for (one, its), (other, others) in pairwise(zip(pieces, ids, strict=True)):
+            apart = token_ids(one.text + other.text, tokenizer) == its + others
+            text += other.text if apart else f" {other.text}"
+        whole = token_ids(text, tokenizer)
+    return text, whole, ids
+
+
+def _concatenated(ids: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(chain.from_iterable(ids))
+
+
+def _locate(pieces: Sequence[_Piece], ids: Sequence[tuple[int, ...]], n_items: int) -> tuple[Span, ...]:
+    """Return the positions of each item's tokens, the start token counted."""
+    spans: list[list[int]] = [[] for _ in range(n_items)]
+    position = 1
+    for piece, its in zip(pieces, ids, strict=True):
+        if piece.row is not None:
+            spans[piece.row].extend(range(position, position + len(its)))
+        position += len(its)
+    return tuple(map(tuple, spans))
 
 
 def _fit(
-    classes: Sequence[_Item], words: Sequence[str], template: str, tokenizer: Any, window: int
+    items: Sequence[_Item], words: Sequence[str], template: str, tokenizer: Any, window: int
 ) -> tuple[str, tuple[Span, ...], int, int] | None:
-    """Return text, spans, number of tokens and number of words kept for the longest word list that fits, or None."""
+    """Return text, spans, number of tokens and number of words kept for the longest word list that fits, or None.
+
+    Raises:
+        LabelError: the tokenizer's pieces do not follow the text's.
+
+    """
+    words = words[:window]  # each takes a token at least
     for kept in range(len(words), -1, -1):
-        text = template.format(join_phrases([item.text for item in classes] + list(words[:kept])))
-        if len(token_ids(text, tokenizer)) + 2 <= window:
-            spans, length = _locate(classes, text, template, tokenizer)
-            return text, spans, length, kept
+        pieces = _pieces(items, words[:kept], template)
+        text, whole, ids = _write(pieces, tokenizer)
+        if len(whole) + 2 <= window:
+            if whole != _concatenated(ids):
+                phrases = ", ".join(repr(item.text) for item in items)
+                raise LabelError(f"The tokens of {phrases} cannot be told apart in {text!r}; simplify them")
+            return text, _locate(pieces, ids, len(items)), len(whole), kept
     return None
 
 
@@ -200,6 +273,24 @@ def plan_prompts(
         f"The phrase {longest.text!r} does not fit into the text encoder's {window} tokens; "
         "shorten it in the class file or shorten --prompt.template"
     )
+
+
+def check_phrases(labels: Sequence[int], classes: ClassSet, config: PromptConfig, tokenizer: Any, window: int) -> None:
+    """Plan the sentence of each class alone: whatever can stop `plan_prompts` for some classes stops it here too.
+
+    Args:
+        labels: class ids that occur.
+        classes: phrases and background words.
+        config: template and whether background words are used.
+        tokenizer: a CLIP tokenizer.
+        window: tokens the encoder reads at once, start and end included.
+
+    Raises:
+        LabelError: as `plan_prompts`, for the first class that cannot be asked for.
+
+    """
+    for label in labels:
+        plan_prompts((label,), classes, config, tokenizer, window)
 
 
 def _plan_group(

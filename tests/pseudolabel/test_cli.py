@@ -177,3 +177,32 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path: Path):
     )  # fmt: skip
     assert done.returncode == EXIT_PIPE
     assert done.stderr == ""
+
+
+def test_paths_in_a_config_hold_wherever_one_stands(capsys, world, tmp_path, monkeypatch):
+    from pseudolabel.demo.run import CONFIGS
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "own.yaml").write_text("names: [disc]\n")
+    (tmp_path / "c.yaml").write_text("data: {root: elsewhere, classes: own.yaml}\nstore: elsewhere\n")
+
+    def resolved(config) -> dict:
+        with pytest.raises(SystemExit):
+            cli.main(["generate", f"--config={config}", "--root=.", "--store=s", "--print_config"])
+        return yaml.safe_load(capsys.readouterr().out)
+
+    shipped = resolved(CONFIGS / "pseudolabel" / "demo.yaml")
+    assert Path(shipped["model"]["id"], "model_index.json").is_file()
+    assert Path(shipped["data"]["classes"]).is_file()
+    assert resolved("../c.yaml")["data"]["classes"] == str(tmp_path / "own.yaml")
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "--config=../c.yaml", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["store"] == "elsewhere"  # it is written
+    assert printed["data"]["root"] == str(tmp_path / "elsewhere")
+    (tmp_path / "c.yaml").write_text("data: {classes: nowhere.yaml}\nmodel: {id: nowhere/model}\n")
+    assert cli.main(["check", "--config=../c.yaml", f"--root={world}"]) == 2
+    printed, said = capsys.readouterr()
+    assert "nowhere.yaml" in said
+    assert "There is no folder nowhere/model, so it is taken for a model on the hub" in printed

@@ -104,3 +104,10 @@ def run(world, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(run) -> Path:
     return run / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("onnx")
+    assert main(["export", "--ckpt_path", str(checkpoint), "--output", str(folder)]) == 0
+    return folder

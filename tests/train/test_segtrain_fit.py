@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from data.scoring import confusion_matrix, score
@@ -263,3 +264,20 @@ def test_help_is_quick_and_light():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "relabel" in done.stdout
     assert done.stdout.strip().endswith("[]")
+
+
+def test_paths_in_a_config_hold_wherever_one_stands(world, checkpoint, tmp_path, monkeypatch, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name, target in (("S", world.store), ("W", world.root), ("a.ckpt", checkpoint)):
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "fit.yaml").write_text("data: {store: S, val: {root: W, classes: W/classes.yaml}}\noutput: R\n")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "../fit.yaml", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["data"]["store"] == str(tmp_path / "S")
+    assert printed["data"]["val"]["classes"] == str(tmp_path / "W" / "classes.yaml")
+    assert printed["output"] == "R"
+    (tmp_path / "relabel.yaml").write_text("data: {store: S}\nckpt_path: a.ckpt\noutput: R\n")
+    assert main(["relabel", "--config", "../relabel.yaml", "--device", "cpu"]) == 0
+    assert [path.name for path in Path.cwd().iterdir()] == ["R"]

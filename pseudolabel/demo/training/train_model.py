@@ -38,6 +38,7 @@ from pseudolabel.demo.training.train_autoencoder import train_autoencoder
 from pseudolabel.demo.training.train_diffusion import train_diffusion
 from pseudolabel.demo.training.train_words import train_words
 from pseudolabel.demo.training.trained import Trained
+from pseudolabel.softmaps.diffusion.load import weight_hashes
 
 MODEL_DIR = Path(data.__file__).parent / "demo" / "model"
 CONFIG = REPOSITORY / "configs" / "pseudolabel" / "demo.yaml"
@@ -104,6 +105,11 @@ def save_pipeline(output: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, tr
     for part in (vae, text_encoder, unet):
         part.half()
     pipeline.save_pretrained(output, safe_serialization=True)
+    # transformers 5 loads a text encoder in the number format that its configuration names, diffusers the others in
+    # float32: half precision is how the weights are kept, not how they are used.
+    path = output / "text_encoder" / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
 
 
 def record_training(output: Path, recipe: Recipe, session: Session, trained: Trained) -> None:
@@ -119,6 +125,7 @@ def record_training(output: Path, recipe: Recipe, session: Session, trained: Tra
         "torch": torch.__version__,
         "commit": commit.strip(),
         "megabytes": round(sum(f.stat().st_size for f in output.rglob("*.safetensors")) / 1e6, 2),
+        "sha256": weight_hashes(output),
     }
     (output / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (output / "training_log.csv").write_text(

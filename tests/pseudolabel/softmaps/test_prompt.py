@@ -1,7 +1,10 @@
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from data.classes import COCO, VOC, ClassSet
@@ -10,6 +13,7 @@ from pseudolabel.config import PromptConfig
 from pseudolabel.softmaps.diffusion.parts import window_size
 from pseudolabel.softmaps.prompt import (
     background_words,
+    check_phrases,
     expand_placeholders,
     find_spans,
     join_phrases,
@@ -159,3 +163,100 @@ def test_window_is_that_of_the_smaller_part(tokenizer):
     encoder.config = type("Config", (), {"max_position_embeddings": 64})()
     assert window_size(tokenizer) == 77
     assert window_size(tokenizer, encoder) == 64
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer() -> CLIPTokenizer:
+    """CLIP's tokenizer with its whole alphabet of 256 bytes, and signs that it makes one token of."""
+    letters = bytes_to_letters()
+    merges = [(")", ",</w>"), ("!", ",</w>"), ("+", "+</w>"), ("%", ".</w>"), ("d", "o"), ("do", "g</w>")]
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+
+
+def bytes_to_letters() -> list[str]:
+    """The letter that stands for each byte: printable ones for themselves, the others moved up (GPT-2's rule)."""
+    shown = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    moved = iter(range(256, 512))
+    return [chr(byte) if byte in shown else chr(next(moved)) for byte in range(256)]
+
+
+ODD = [
+    *("bottle (plastic)", "50%", "dog!", "c++", "misc.", "and", "a", "it's", "x,y", "naïve café"),
+    *("猫", "🐈\u200d⬛", "#1", "''"),
+]
+
+
+def class_set(phrases) -> ClassSet:
+    names = tuple(f"class {index}" for index in range(len(phrases)))
+    return ClassSet(names, tuple(phrases), (("grass!",),) * len(phrases))
+
+
+def check_plan(names, tokenizer, window=77, **kwargs) -> None:
+    """Every class has tokens of its own, and they are those of its phrase."""
+    labels = tuple(range(1, len(names) + 1))
+    prompts = plan(labels, tokenizer, class_set(names), window, **kwargs)
+    assert sorted(row for prompt in prompts for row in prompt.rows) == list(range(len(names)))
+    for prompt in prompts:
+        ids = (tokenizer.bos_token_id, *token_ids(prompt.text, tokenizer))
+        positions = [position for span in prompt.spans for position in span]
+        assert len(positions) == len(set(positions))
+        for row, span in zip(prompt.rows, prompt.spans, strict=True):
+            parts = [part for part in names[row].strip().split(",") if part.strip()]
+            expected = [token for part in parts for token in token_ids(part, tokenizer)]
+            assert [ids[position] for position in span] == expected
+
+
+@pytest.mark.parametrize("template", ["a photo including {}.", "{}", "({})!", "photo: {}%"])
+def test_names_that_end_in_signs_have_tokens_of_their_own(byte_tokenizer, tokenizer, template):
+    for name in ODD[:10]:
+        check_plan([name], tokenizer, template=template)
+    for name in ODD:
+        check_plan([name], byte_tokenizer, template=template)
+        check_plan([name, "dog", name], byte_tokenizer, template=template)
+    check_plan(ODD, byte_tokenizer, template=template)
+
+
+def test_ordinary_sentences_are_as_they_were(byte_tokenizer, word_tokenizer):
+    for tokenizer, classes in ((byte_tokenizer, VOC), (word_tokenizer, COCO)):
+        for label in range(1, len(classes) + 1):
+            [prompt] = plan((label,), tokenizer, classes, window=999)
+            words = background_words((label,), classes)
+            assert prompt.text == f"a photo including {join_phrases([classes.phrases[label - 1], *words])}."
+
+
+odd_names = st.text(
+    st.sampled_from("dogand 019.,!?%+-#()[]{}'\"/\\&_~^<>|:;@*=$`") | st.characters(codec="utf-8"),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=150)
+@given(st.lists(odd_names, min_size=1, max_size=4))
+def test_whatever_the_names_are_check_and_generate_agree(byte_tokenizer, names):
+    present = tuple(range(1, len(names) + 1))
+    refused = None
+    try:
+        check_phrases(present, class_set(names), PromptConfig(), byte_tokenizer, 77)
+    except LabelError as error:
+        refused = str(error)
+    if refused is None:
+        check_plan(names, byte_tokenizer)
+    else:
+        with pytest.raises(LabelError, match=f"^{re.escape(refused)}$"):
+            plan(present, byte_tokenizer, class_set(names))
+
+
+def test_signs_in_a_hand_written_prompt_are_found(byte_tokenizer):
+    assert find_spans("a dog!, a c++, and", "dog!", byte_tokenizer) == (2, 3)
+    with pytest.raises(LabelError, match="does not occur"):
+        find_spans("a dog!", "do!", byte_tokenizer)
+
+
+def test_the_tokenizers_own_signs_and_half_characters_are_refused(byte_tokenizer):
+    for name, said in (("<|endoftext|>", "sign of the tokenizer's own"), ("a \ud800", "half of a character")):
+        with pytest.raises(LabelError, match=said):
+            plan((1,), byte_tokenizer, class_set([name]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.console import REPOSITORY
 from pseudolabel.demo.training.captions import TEMPLATES, caption, class_word
 from pseudolabel.demo.training.latents import random_crops, training_scene
 from pseudolabel.demo.training.loop import save_state, schedule
@@ -20,6 +22,7 @@ from pseudolabel.demo.training.train_diffusion import part_of
 from pseudolabel.demo.training.train_model import main
 from pseudolabel.demo.training.trained import Trained
 from pseudolabel.demo.training.word_presence import Query, Words, class_words, record_queries, word_presence_loss
+from pseudolabel.softmaps.diffusion.load import weight_hashes
 
 TOY = Recipe(
     scenes=50, vae_scenes=50, vae_steps=2, vae_batch=2, word_steps=2, word_batch=4, steps=3, portrait_steps=1, batch=4
@@ -58,6 +61,12 @@ def test_the_result_is_a_stable_diffusion_directory(toy: Path):
     record = json.loads((toy / "training.json").read_text())
     assert record["samples"] == 16
     assert record["recipe"]["vae_steps"] == 2
+    assert record["sha256"] == weight_hashes(toy)
+    assert len(record["sha256"]) == 3
+    from diffusers import StableDiffusionPipeline
+
+    parts = StableDiffusionPipeline.from_pretrained(toy).components
+    assert {parts[name].dtype for name in ("unet", "vae", "text_encoder")} == {torch.float32}
 
 
 def test_a_killed_training_resumes_to_the_same_weights(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -177,13 +186,14 @@ def test_a_phrase_is_found_by_its_tokens():
         phrase_positions([1, 5], [6])
 
 
-@pytest.mark.slow
-def test_the_shipped_model_draws_what_is_asked_for():
-    from diffusers import StableDiffusionPipeline
-
-    pipeline = StableDiffusionPipeline.from_pretrained("data/demo/model").to(torch.float32)
-    generator = torch.Generator().manual_seed(int(os.environ.get("SEED", "0")))
-    image = pipeline("a photo including cow, and grass.", num_inference_steps=20, generator=generator).images[0]
+def test_the_code_in_the_models_card_draws_what_is_asked_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(REPOSITORY)
+    [code] = re.findall(r"```python\n(.*?)```", Path("data/demo/model/README.md").read_text(), re.DOTALL)
+    torch.manual_seed(int(os.environ.get("SEED", "0")))
+    lines: dict[str, object] = {}
+    *before, last = code.strip().splitlines()
+    exec("\n".join(before), lines)
+    image = eval(last, lines)
     rgb = cv2.GaussianBlur(np.asarray(image), (5, 5), 0).astype(int)
     grass = rgb[..., 1] > rgb[..., [0, 2]].max(axis=2) + 30
     assert 0.5 < grass.mean() < 0.9

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.console import REPOSITORY
 from data.errors import ConfigError, ModelError
 from pseudolabel.config import ModelConfig
 from pseudolabel.softmaps.diffusion.encode import add_noise, draw_noise, encode_image, encode_text, seeded_generator
@@ -96,6 +97,23 @@ def test_truncated_weights_are_an_error(copied):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ModelError, match="cannot be loaded"):
         load(copied)
+
+
+def test_a_flipped_bit_in_the_shipped_weights_is_an_error(tmp_path):
+    folder = shutil.copytree(REPOSITORY / "data" / "demo" / "model", tmp_path / "model")
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"vae/diffusion_pytorch_model.safetensors is damaged"):
+        load(folder)
+    card = json.loads((folder / "training.json").read_text())
+    del card["sha256"]
+    (folder / "training.json").write_text(json.dumps(card))
+    load(folder)
+    (folder / "training.json").write_text("{")
+    with pytest.raises(ModelError, match=r"The card .*training.json is damaged"):
+        load(folder)
 
 
 def test_no_such_folder_is_an_error(tmp_path):

@@ -1,0 +1,147 @@
+"""Damaged weights and scores that are no numbers: one line, never other masks without a word."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data.errors import ModelError
+from train.checkpoint import read_checkpoint
+from train.cli import main
+from train.inference import InferenceConfig, probabilities
+from train.network import NetworkConfig, build_network, load_encoder_weights
+from train.predictor import Predictor
+
+from .conftest import draw
+
+
+def one_error(capsys) -> str:
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+def every_use(world, checkpoint, tmp_path) -> dict[str, list[str]]:
+    """Return the commands that read a checkpoint."""
+    Image.fromarray(draw(0)[0]).save(tmp_path / "image.png")
+    ckpt, device = ["--ckpt_path", str(checkpoint)], ["--device", "cpu"]
+    measured = [*world.val, "--trainer.accelerator", "cpu", "--data.workers", "0"]
+    return {
+        "predict": [*ckpt, *device, "--images", str(tmp_path / "image.png"), "--output", str(tmp_path / "P")],
+        "relabel": [*ckpt, *device, "--data.store", str(world.store), "--output", str(tmp_path / "R")],
+        "test": [*ckpt, *measured, "--report.output", str(tmp_path / "T")],
+        "validate": [*ckpt, *measured],
+        "export": [*ckpt, "--output", str(tmp_path / "E"), "--format", "torchscript", "--sizes", "[[64,64]]"],
+    }
+
+
+def test_flipped_bits_in_a_checkpoint_stop_every_command(world, checkpoint, tmp_path, capsys):
+    content = bytearray(checkpoint.read_bytes())
+    middle = len(content) // 2
+    content[middle] ^= 0x40
+    content[middle + 2000] ^= 0x40
+    (tmp_path / "bad.ckpt").write_bytes(content)
+    for command, arguments in every_use(world, tmp_path / "bad.ckpt", tmp_path).items():
+        assert main([command, *arguments]) == 2, command
+        assert "bad.ckpt: it is damaged" in one_error(capsys)
+    assert main(world.fit(tmp_path / "r", "--ckpt_path", str(tmp_path / "bad.ckpt"))) == 2
+    assert "it is damaged" in one_error(capsys)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bad.ckpt", "image.png"]
+
+
+def same(one, other) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+@settings(max_examples=50)
+@given(st.data())
+def test_wherever_a_bit_flips_nothing_else_is_read(checkpoint, tmp_path_factory, data):
+    content = bytearray(checkpoint.read_bytes())
+    headers = st.integers(len(content) - 4000, len(content) - 1)  # the list of the parts lies at the end
+    content[data.draw(st.integers(0, len(content) - 1) | headers)] ^= 1 << data.draw(st.integers(0, 7))
+    bad = tmp_path_factory.getbasetemp() / "flipped.ckpt"
+    bad.write_bytes(content)
+    try:
+        found = read_checkpoint(bad)
+    except ModelError:
+        return
+    assert same(found, read_checkpoint(checkpoint))
+
+
+def test_damaged_weights_of_an_encoder_are_refused(tmp_path):
+    config = NetworkConfig(encoder="tu-test_resnet", weights=None, decoder_channels=8, atrous_rates=(1, 2, 3))
+    encoder = build_network(config, 3).encoder
+    torch.save(encoder.state_dict(), tmp_path / "w.pth")
+    load_encoder_weights(encoder, tmp_path / "w.pth")
+    content = bytearray((tmp_path / "w.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(ModelError, match=r"w.pth: it is damaged"):
+        load_encoder_weights(encoder, tmp_path / "w.pth")
+
+
+def changed(checkpoint, path, change) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    change(content["state_dict"]["network.head.0.weight"])
+    torch.save(content, path)
+
+
+def test_weights_that_are_no_numbers_stop_every_command(world, checkpoint, tmp_path, capsys):
+    changed(checkpoint, tmp_path / "nan.ckpt", lambda weight: weight[0].fill_(torch.nan))
+    for command, arguments in every_use(world, tmp_path / "nan.ckpt", tmp_path).items():
+        assert main([command, *arguments]) == 2, command
+        line = one_error(capsys)
+        assert "nan.ckpt" in line
+        assert "NaN or infinite, in float32" in line
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["image.png", "nan.ckpt"]
+
+
+def test_scores_that_overflow_stop_every_command(world, checkpoint, tmp_path, capsys):
+    changed(checkpoint, tmp_path / "huge.ckpt", lambda weight: weight[1].fill_(3e38))
+    for command, arguments in every_use(world, tmp_path / "huge.ckpt", tmp_path).items():
+        assert main([command, *arguments]) == 2, command
+        line = one_error(capsys)
+        assert "huge.ckpt gives scores that are NaN or infinite, in float32" in line
+    assert not list((tmp_path / "P" / "masks").iterdir())
+    assert not (tmp_path / "E").exists()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_one_score_that_is_no_number_is_an_error_that_names_kind_and_model(value):
+    def network(rgb: torch.Tensor) -> torch.Tensor:
+        scores = torch.zeros(1, 3, *rgb.shape[-2:], dtype=torch.float16)
+        scores[0, 1, 2, 3] = value
+        return scores
+
+    for config in (InferenceConfig(), InferenceConfig(flip=True, merge="max", window=32)):
+        with pytest.raises(ModelError, match=r"^a.ckpt gives .* in float16: .* 32-true or bf16-mixed"):
+            probabilities(network, torch.zeros(1, 3, 40, 50), config, "a.ckpt")
+
+
+def test_the_predictor_refuses_a_damaged_model_and_scores_that_are_no_numbers(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "e")
+    card = json.loads((folder / "model.json").read_text())
+    content = bytearray((folder / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 0x40
+    (folder / "model.onnx").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model.onnx is not the file that model.json was written for"):
+        Predictor(folder)
+    del card["sha256"]  # as a card of before
+    (folder / "model.json").write_text(json.dumps(card))
+    shutil.copy(exported / "model.onnx", folder / "model.onnx")
+    predictor = Predictor(folder)
+    rgb = draw(0)[0]
+    assert predictor(rgb).shape == rgb.shape[:2]
+    with pytest.raises(ValueError, match=r"model.onnx gave scores that are NaN or infinite in float32"):
+        predictor(np.full(rgb.shape, np.nan, np.float32))
