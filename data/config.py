@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 DataFormat = Literal["voc", "coco", "folder"]
+White = Literal["ignore", "class"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class DataConfig:
     """COCO: a crowd region of the ground truth is not scored (255), or belongs to its class."""
     truth: str | None = None
     """Folder of ground-truth masks, relative to the root; without it the layout's own one, where there is one."""
+    truth_255: Literal["ignore", "class"] = "ignore"
+    """255 in a ground-truth mask is not scored, or, in black-and-white masks of a single class, is that class."""
     cache: Path | None = None
     """Where the COCO index and rendered ground truth are kept; ~/.cache/text2mask-wsss if not given."""
 

@@ -1,15 +1,21 @@
 """Masks as palette PNG files, and masks as pictures for people."""
 
 import io
+import logging
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from data.classes import IGNORE
+from data.config import White
 from data.errors import ImageError
 from data.files import write_atomically
-from data.images import read_orientation, to_upright
+from data.images import DECODE_ERRORS, check_size, read_orientation, to_upright
+
+logger = logging.getLogger(__name__)
 
 
 def encode_mask(mask: UInt8[np.ndarray, "height width"], palette: UInt8[np.ndarray, "256 3"] | None = None) -> bytes:
@@ -39,13 +45,14 @@ def read_mask(path: Path) -> UInt8[np.ndarray, "height width"]:
     """
     try:
         with Image.open(path) as image:
+            check_size(image, path)
             if image.mode not in {"P", "L", "1"}:
                 raise ImageError(
                     f"{path} holds colours (mode {image.mode}), not class ids; save the mask as an 8-bit palette or "
                     "greyscale PNG whose pixel values are the class ids."
                 )
             return np.array(image, dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+    except (*DECODE_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
         raise ImageError(f"Cannot read the mask {path}: {reason}.") from error
 
@@ -92,20 +99,28 @@ def voc_palette() -> UInt8[np.ndarray, "256 3"]:
 
 
 def read_truth(
-    path: Path, size_hw: tuple[int, int], image_path: Path | None = None
+    path: Path, size_hw: tuple[int, int], image_path: Path | None = None, white: White = "ignore"
 ) -> UInt8[np.ndarray, "height width"]:
     """Read a ground-truth mask: class ids, 255 where nothing is to be scored.
+
+    A mask that holds only 0 and 255 is most likely black and white; a warning says so, once for each folder.
 
     Args:
         path: an 8-bit palette or greyscale PNG.
         size_hw: height and width of the upright image, which the mask must have.
         image_path: the image; where it is given and lies on its side (EXIF), a mask drawn on the raw rows is turned.
+        white: "class" reads 255 as class 1, where a mask holds nothing but 0 and 255.
 
     Raises:
         ImageError: missing, damaged, in colours, or of another size.
 
     """
     mask = read_mask(path)
+    if only_black_and_white(mask):
+        if white == "class":
+            mask = np.where(mask == IGNORE, np.uint8(1), mask)
+        else:
+            _warn_of_white(path.parent)
     if mask.shape != tuple(size_hw) and image_path is not None and mask.shape == tuple(size_hw)[::-1]:
         orientation = read_orientation(image_path)
         if orientation >= 5:
@@ -116,3 +131,17 @@ def read_truth(
             f"{size_hw[0]} x {size_hw[1]}: they must be equal; check data.truth."
         )
     return mask
+
+
+def only_black_and_white(mask: UInt8[np.ndarray, "height width"]) -> bool:
+    """Return whether a mask holds 255 and besides it only 0."""
+    return bool(mask.size) and bool((mask == IGNORE).any()) and not bool(((mask != 0) & (mask != IGNORE)).any())
+
+
+@cache
+def _warn_of_white(folder: Path) -> None:
+    logger.warning(
+        "Ground truth in %s holds only 0 and 255, and 255 is not scored. Where 255 is the object of a single class, "
+        "say --truth_255=class (segtrain: --data.val.truth_255=class).",
+        folder,
+    )
