@@ -116,11 +116,10 @@ def read_truth(
 
     """
     mask = read_mask(path)
-    if only_black_and_white(mask):
-        if white == "class":
-            mask = np.where(mask == IGNORE, np.uint8(1), mask)
-        else:
-            _warn_of_white(path.parent)
+    if white == "class":
+        mask = white_as_class(mask)
+    elif only_black_and_white(mask):
+        _warn_of_white(path.parent)
     if mask.shape != tuple(size_hw) and image_path is not None and mask.shape == tuple(size_hw)[::-1]:
         orientation = read_orientation(image_path)
         if orientation >= 5:
@@ -136,6 +135,11 @@ def read_truth(
 def only_black_and_white(mask: UInt8[np.ndarray, "height width"]) -> bool:
     """Return whether a mask holds 255 and besides it only 0."""
     return bool(mask.size) and bool((mask == IGNORE).any()) and not bool(((mask != 0) & (mask != IGNORE)).any())
+
+
+def white_as_class(mask: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
+    """Return a black-and-white mask with class 1 in place of 255; another mask as it is."""
+    return np.where(mask == IGNORE, np.uint8(1), mask) if only_black_and_white(mask) else mask
 
 
 @cache

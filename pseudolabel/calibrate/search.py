@@ -30,7 +30,7 @@ from tqdm import tqdm
 from data.classes import ClassSet
 from data.console import available_cpus
 from data.errors import ConfigError
-from data.samples import Sample, SampleSet
+from data.samples import Sample, SampleSet, evenly_spaced
 from pseudolabel.calibrate.candidates import (
     AFFINITIES,
     describe,
@@ -322,8 +322,7 @@ def evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
     """
     if not len(samples):
         raise ConfigError("There are no labelled images to calibrate on; check --data.root and --data.split.")
-    count = min(count, len(samples))
-    return [samples[position * len(samples) // count] for position in range(count)]
+    return [samples[position] for position in evenly_spaced(len(samples), count)]
 
 
 def report_of(search: Search, split: str, before: Measured | None, after: Measured | None) -> str:
