@@ -69,7 +69,9 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
     """
     try:
         try:
-            run(sys.argv[1:] if args is None else list(args))
+            given = sys.argv[1:] if args is None else list(args)
+            check_configs(given)
+            run(given)
         finally:
             with contextlib.suppress(ValueError):  # closed by a test's capture
                 sys.stdout.flush()  # so that a reader that has gone shows here
@@ -86,6 +88,22 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
         print(f"\n{interrupted}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def check_configs(args: Sequence[str]) -> None:
+    """Read the files that --config names, as far as they are there, so that none of them can stop the parser.
+
+    Raises:
+        ConfigError: a device, too large, no YAML, or aliases that explode; `data.files.read_yaml` states the limits.
+
+    """
+    named = [value for flag, value in zip(args, args[1:], strict=False) if flag == "--config"]
+    named += [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
+    for path in named:
+        if os.path.exists(path) and not os.path.isdir(path):
+            from data.files import CONFIG_FILE, read_yaml  # with numpy, which --help does without
+
+            read_yaml(Path(path), CONFIG_FILE)
 
 
 def one_line(error: Exception) -> str:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock
 
-from data.errors import UserError
+from data.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     import yaml
 
-MAX_YAML_NODES = 50_000  # values in a YAML file, each alias counted as often as it is used
+MAX_YAML_NODES = 50_000  # values in a YAML file, each alias counted as often as it is used; long texts count as several
 _BYTE_ORDER_MARKS = {  # the long ones first: UTF-32's begins as UTF-16's does
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -88,6 +88,9 @@ class FileKind:
     def fault(self, path: Path, reason: str) -> UserError:
         """Return the error for a file of this kind, to be raised."""
         return self.error(f"Cannot read {self.name} {path}: {' '.join(reason.split())[:400]}; {self.remedy}.")
+
+
+CONFIG_FILE = FileKind("the config file", 512 * 1024, "--print_config shows what one looks like", ConfigError)
 
 
 def read_bytes(path: Path, kind: FileKind) -> bytes:
@@ -185,7 +188,7 @@ def _plain_yaml(node: "yaml.Node", loader: "yaml.SafeLoader", left: list[int]) -
     """Return the value of a node, aliases written out; `left` counts down the values that may still come."""
     import yaml
 
-    left[0] -= 1
+    left[0] -= 1 + len(node.value) // 64
     if left[0] < 0:
         raise yaml.YAMLError(f"it holds more than {MAX_YAML_NODES:,} values with its aliases written out")
     kind = node.tag.removeprefix("tag:yaml.org,2002:")
