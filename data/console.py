@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -97,7 +98,7 @@ def check_configs(args: Sequence[str]) -> None:
         ConfigError: a device, too large, no YAML, or aliases that explode; `data.files.read_yaml` states the limits.
 
     """
-    named = [value for flag, value in zip(args, args[1:], strict=False) if flag == "--config"]
+    named = [value for flag, value in pairwise(args) if flag == "--config"]
     named += [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
     for path in named:
         if os.path.exists(path) and not os.path.isdir(path):

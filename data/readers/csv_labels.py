@@ -41,8 +41,8 @@ _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?|nan|[-+]?i
 Row = tuple[str, list[str]]  # an image and cells that name its labels
 
 
-def read_rows(text: str, path: Path) -> list[Row]:
-    """Return the rows of a CSV text.
+def read_rows(text: str, path: Path) -> tuple[list[Row], bool]:
+    """Return the rows of a CSV text, and whether the names of their labels stand in the first line.
 
     Args:
         text: the content of the file.
@@ -68,7 +68,7 @@ def read_rows(text: str, path: Path) -> list[Row]:
             f"mask holds {MAX_CLASSES} classes."
         )
     if is_image(rows[0][0]):
-        return [(row[0], row[1:]) for row in rows]
+        return [(row[0], row[1:]) for row in rows], False
     return _with_header(rows, path)
 
 
@@ -78,21 +78,28 @@ def is_image(cell: str) -> bool:
     return bool(dot and stem) and f".{suffix}".lower() in IMAGE_SUFFIXES
 
 
-def _with_header(rows: Sequence[list[str]], path: Path) -> list[Row]:
+def _with_header(rows: Sequence[list[str]], path: Path) -> tuple[list[Row], bool]:
     header = [cell.strip().casefold() for cell in rows[0]]
     image = next((header.index(name) for name in IMAGE_COLUMNS if name in header), 0)
     label = next((header.index(name) for name in LABEL_COLUMNS if name in header), None)
     body = [row for row in rows[1:] if len(row) > image and row[image].strip()]
     if label is not None:
         last = label == len(header) - 1  # more cells than columns are labels that were not put in quotes
-        return [(row[image], row[label:] if last else row[label : label + 1]) for row in body]
+        return [(row[image], row[label:] if last else row[label : label + 1]) for row in body], False
     aside = {column for column, name in enumerate(header) if column == image or _NO_CLASS.fullmatch(name)}
     values = {cell.strip() for row in body for column, cell in enumerate(row) if column not in aside}
-    marked = any(value.casefold() in _PRESENT | _ABSENT or _NUMBER.fullmatch(value) for value in values - {""})
-    if not marked or all(_NUMBERED.fullmatch(name) for column, name in enumerate(header) if column not in aside):
-        return [(row[image], [cell for column, cell in enumerate(row) if column not in aside]) for row in body]
+    marks = {value for value in values if value.casefold() in _PRESENT | _ABSENT}
+    numbered = all(_NUMBERED.fullmatch(name) for column, name in enumerate(header) if column not in aside)
+    marked = marks != {""} and (marks == values or not numbered and _is_doubtful(values, marks))
+    if not marked:
+        return [(row[image], [cell for column, cell in enumerate(row) if column not in aside]) for row in body], False
     names = {column: name.strip() for column, name in enumerate(rows[0]) if column not in aside}
-    return _marked_rows(names, body, image, path)
+    return _marked_rows(names, body, image, path), True
+
+
+def _is_doubtful(values: set[str], marks: set[str]) -> bool:
+    """Return whether there are numbers or marks among the values, so that they are hardly names."""
+    return bool(marks - {""}) or any(_NUMBER.fullmatch(value) for value in values)
 
 
 def _marked_rows(names: dict[int, str], body: Sequence[list[str]], image: int, path: Path) -> list[Row]:

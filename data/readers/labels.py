@@ -37,7 +37,6 @@ LABEL_FILE = FileKind(
     LabelError,
     fallback="cp1252",  # what Excel writes as "CSV" on a Western Windows
 )
-_QUOTED = (".jsonl", ".ndjson")
 _SEPARATORS = re.compile(r"[,;|\t\n]")
 _LINES = re.compile("\r\n|\n|\r")
 _NO_NAME = re.compile(r"true|false|nan|null|[-+]?[0-9]*\.[0-9]*(e[-+]?[0-9]+)?|[-+][0-9]+|[-+]?inf", re.IGNORECASE)
@@ -64,17 +63,17 @@ def read_label_table(path: Path, classes: ClassSet | None = None) -> dict[str, t
             return read_cls_label_names(path, classes)
         case ".npz" | ".pkl" | ".pickle":
             raise LabelError(f"{path} may run code when it is opened; write its labels to labels.csv instead; {HINT}.")
-        case suffix if suffix in _QUOTED:
-            rows = _read_jsonl(read_text(path, LABEL_FILE), path)
+        case ".jsonl" | ".ndjson":
+            rows, are_names = _read_jsonl(read_text(path, LABEL_FILE), path), True  # a name in JSON is a name
         case _:
-            rows = read_rows(read_text(path, LABEL_FILE), path)
+            rows, are_names = read_rows(read_text(path, LABEL_FILE), path)
     cells: dict[str, list[str]] = {}
     for image, labels in rows:
         cells.setdefault(image.strip().replace("\\", "/"), []).extend(labels)
     if not cells:
         raise LabelError(f"{path} has no rows; {HINT}.")
     found = _split_cells(cells, classes)
-    if path.suffix.lower() not in _QUOTED:  # in JSON a name is a name
+    if not are_names:
         _check_names(found, classes, path)
     return found
 
