@@ -90,8 +90,8 @@ def _with_header(rows: Sequence[list[str]], path: Path) -> tuple[list[Row], bool
     values = {cell.strip() for row in body for column, cell in enumerate(row) if column not in aside}
     marks = {value for value in values if value.casefold() in _PRESENT | _ABSENT}
     numbered = all(_NUMBERED.fullmatch(name) for column, name in enumerate(header) if column not in aside)
-    marked = marks != {""} and (marks == values or not numbered and _is_doubtful(values, marks))
-    if not marked:
+    all_marks = marks == values != {""}
+    if not all_marks and (numbered or not _is_doubtful(values, marks)):
         return [(row[image], [cell for column, cell in enumerate(row) if column not in aside]) for row in body], False
     names = {column: name.strip() for column, name in enumerate(rows[0]) if column not in aside}
     return _marked_rows(names, body, image, path), True

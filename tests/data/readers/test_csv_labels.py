@@ -52,6 +52,7 @@ def test_other_values_in_a_column_for_a_class(tmp_path, value):
         "image,cat,dog\na.jpg,0.9,0.1\nb.jpg,0.2,0.7\n",
         "image,cat,dog\na.jpg,1,-1\nb.jpg,-1,1\n",
         "image,width,cat\na.jpg,640,1\n",
+        "image,cat,dog\na.jpg,2,\nb.jpg,,3\n",
         "image,split,cat\na.jpg,train,1\n",
         "image,cat,cat\na.jpg,0,1\n",
         "image,cat,dog\na.jpg,1,0,1\n",
