@@ -5,7 +5,10 @@ Class ids are the pixel values of a mask: 0 is the background, 1 to N are the cl
 """
 
 import difflib
+import re
+import reprlib
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,11 +17,23 @@ from typing import Any
 
 from data.console import count
 from data.errors import ConfigError, LabelError
+from data.files import FileKind, read_yaml
 
 IGNORE = 255
 MAX_CLASSES = 254  # 0 is the background and 255 the ignore value of an 8-bit mask
 CLASSES_FORMAT = "pseudolabel-classes"
 CLASSES_VERSION = 1
+CLASS_FILE = FileKind(
+    "the class file",
+    512 * 1024,
+    "write one with: pseudolabel init --root R",
+    ConfigError,
+)
+MAX_NAME = 200  # characters of a class name, a phrase or a background word
+MAX_WORDS = 100  # background words of a class; a sentence has room for far fewer
+RESERVED = ("background", "ignore")  # what mask values 0 and 255 are called
+_GAP = re.compile("[ _\t\u00a0-]+")
+_GAP_IN_NUMBER = re.compile("(?<=[0-9])[ _\t\u00a0-]+(?=[0-9])")
 
 # Words that soak up the attention which would otherwise fall on the classes (Xiao et al., arXiv 2309.04109, the
 # published implementation's default list).
@@ -58,19 +73,18 @@ class ClassSet:
                 f"{count(len(self.background_words), 'list')} of background words: each class needs one of each."
             )
         if not 1 <= len(self.names) <= MAX_CLASSES:
-            raise ConfigError(
-                f"{count(len(self.names), 'class')}: a mask holds 1 to {MAX_CLASSES}; shorten the class file."
-            )
+            raise ConfigError(f"{count(len(self.names), 'class')}: a mask holds 1 to {MAX_CLASSES}; name fewer.")
         for name in self.names:
             if not _is_text(name):
                 raise ConfigError(
                     f"The class name {name!a} holds bytes of no known encoding; rename its folder, or save the label "
                     "file as UTF-8."
                 )
-        keys = [class_key(name) for name in self.names]
-        repeated = [name for name, key in zip(self.names, keys, strict=True) if not key or keys.count(key) > 1]
+        repeated = repeated_names(self.names)
         if repeated:
-            raise ConfigError(f"Class names must differ and not be empty, but {repeated!r} do not; see the class file.")
+            raise ConfigError(
+                f"Class names must differ in more than case, spaces, _ and -, and not be empty: {repeated!r} do not."
+            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -110,26 +124,44 @@ class ClassSet:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ClassSet":
         """Build from what `to_json` returned."""
-        try:
-            return cls(
-                tuple(value["names"]),
-                tuple(value["phrases"]),
-                tuple(tuple(words) for words in value["background_words"]),
-            )
-        except (KeyError, TypeError) as error:
+        parts = [
+            value.get(key) if isinstance(value, dict) else None for key in ("names", "phrases", "background_words")
+        ]
+        names, phrases, words = parts
+        if not (
+            _is_texts(names) and _is_texts(phrases) and isinstance(words, list | tuple) and all(map(_is_texts, words))
+        ):
             raise ConfigError(
-                f"Not a class list ({error!r}): names, phrases and background_words are needed."
-            ) from error
+                "Not a class list: names, phrases and background_words are needed, lists of texts (the last of lists)."
+            )
+        return cls(tuple(names), tuple(phrases), tuple(tuple(one) for one in words))
 
     @cached_property
     def _positions(self) -> dict[str, int]:
         return {class_key(name): position for position, name in enumerate(self.names)}  # asked for 100,000 times
 
 
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+
+
 def class_key(name: str) -> str:
-    """Return the form under which two spellings of a class name are the same class."""
+    """Return the form under which two spellings of a class name are the same class.
+
+    Spaces, `_` and `-` do not count, but between digits one of them keeps the numbers apart.
+
+    >>> class_key("Dining_Table"), class_key("1-23"), class_key("12 3")
+    ('diningtable', '1-23', '12-3')
+    """
     folded = unicodedata.normalize("NFKC", name).casefold()
-    return "".join(character for character in folded if character not in " _-\t\u00a0")
+    return _GAP.sub("", _GAP_IN_NUMBER.sub("\0", folded)).replace("\0", "-")
+
+
+def repeated_names(names: Sequence[str]) -> list[str]:
+    """Return the names that are empty or the same class as another one, in their order."""
+    keys = [class_key(name) for name in names]
+    times = Counter(keys)
+    return [name for name, key in zip(names, keys, strict=True) if not key or times[key] > 1]
 
 
 def _is_text(name: str) -> bool:
@@ -139,6 +171,8 @@ def _is_text(name: str) -> bool:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """Return ", did you mean 'x'?" for the nearest known name, or an empty string if none is near."""
+    if len(name) > MAX_NAME:  # a comparison takes the square of the length
+        return ""
     by_key = {class_key(other): other for other in known}
     match = difflib.get_close_matches(class_key(name), list(by_key), n=1, cutoff=0.6)
     return f" (did you mean {by_key[match[0]]!r}?)" if match else ""
@@ -168,44 +202,85 @@ def load_classes(path: Path) -> ClassSet:
         ConfigError: no such file, not YAML, a newer version, or not of this form.
 
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"Cannot read the class file {path}: {reason}; write one with: pseudolabel init --root R."
-        ) from error
+    path = Path(path)
+    content = read_yaml(path, CLASS_FILE)
     entries = content.get("classes") if isinstance(content, dict) else content
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{path} has no list of classes; it needs the line `classes:` and under it `- name: cat`.")
     version = content.get("format_version", 1) if isinstance(content, dict) else 1
     if not isinstance(version, int) or version > CLASSES_VERSION:
         raise ConfigError(
-            f"{path} has format_version {version}; this program reads up to {CLASSES_VERSION}: update it."
+            f"{path} has format_version {_short(version)}; this program reads up to {CLASSES_VERSION}: update it."
         )
-    default = content.get("default_background", DEFAULT_BACKGROUND) if isinstance(content, dict) else DEFAULT_BACKGROUND
-    parsed = [_entry(entry, tuple(default), path) for entry in entries]
-    return ClassSet(*(tuple(column) for column in zip(*parsed, strict=True)))
+    default = DEFAULT_BACKGROUND
+    if isinstance(content, dict) and "default_background" in content:
+        default = _words(content["default_background"], f"{path}: default_background")
+    parsed = [_entry(entry, default, path) for entry in entries]
+    try:
+        return ClassSet(*(tuple(column) for column in zip(*parsed, strict=True)))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _entry(entry: Any, default: tuple[str, ...], path: Path) -> tuple[str, str, tuple[str, ...]]:
     if isinstance(entry, str):
         entry = {"name": entry}
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        raise ConfigError(f"{path}: {entry!r} is no class; write `- name: cat` (quote names such as 'yes' or '12').")
-    unknown = sorted(set(entry) - {"name", "phrase", "background"})
+    name = entry.get("name") if isinstance(entry, dict) else None
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"{path}: {_short(entry)} is no class; write `- name: cat` (quote names such as 'yes' or '12')."
+        )
+    unknown = [key for key in entry if key not in ("name", "phrase", "background")]
     if unknown:
         raise ConfigError(
-            f"{path}: {unknown[0]!r} in class {entry['name']!r} is unknown; use name, phrase, background."
+            f"{path}: {_short(unknown[0])} in class {_short(name)} is unknown; use name, phrase, background."
         )
-    words = entry.get("background", default)
-    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+    check_name(name, f"{path}: ")
+    words = default
+    if "background" in entry:
+        words = _words(entry["background"], f"{path}: background of class {name!r}")
+    phrase = entry.get("phrase")
+    if phrase is not None and (not isinstance(phrase, str) or len(phrase) > MAX_NAME):
         raise ConfigError(
-            f"{path}: background of class {entry['name']!r} must be a list of words, such as [tree, sky]."
+            f"{path}: the phrase of class {name!r} is {_short(phrase)}; write a text of at most {MAX_NAME} characters."
         )
-    return entry["name"], str(entry.get("phrase") or entry["name"].replace("_", " ")), tuple(words)
+    return name, phrase or name.replace("_", " "), words
+
+
+def check_name(name: str, place: str = "") -> str:
+    """Return the name if a class may be called so.
+
+    Raises:
+        ConfigError: too long, what mask values 0 and 255 are called, or a character that no file can hold.
+
+    """
+    if class_key(name) in RESERVED:
+        value = 0 if class_key(name) == RESERVED[0] else IGNORE
+        raise ConfigError(
+            f"{place}A class may not be called {name!r}, as mask value {value} is; rename it, or give such images no "
+            "label."
+        )
+    if len(name) > MAX_NAME:
+        raise ConfigError(f"{place}The class name {_short(name)} is longer than {MAX_NAME} characters; shorten it.")
+    if any(ord(character) < 32 or 0xD800 <= ord(character) < 0xE000 for character in name):
+        raise ConfigError(f"{place}The class name {name!r} holds a control character; rename the class.")
+    return name
+
+
+def _words(value: Any, place: str) -> tuple[str, ...]:
+    if not _is_texts(value):
+        raise ConfigError(f"{place} is {_short(value)}, but must be a list of words, such as [tree, sky].")
+    if len(value) > MAX_WORDS or any(len(word) > MAX_NAME for word in value):
+        raise ConfigError(
+            f"{place} has {len(value)} words; at most {MAX_WORDS} of at most {MAX_NAME} characters are read: a "
+            "sentence has room for far fewer."
+        )
+    return tuple(value)
+
+
+def _short(value: Any) -> str:
+    """Return a value of somebody's file for a message; one with aliases may be very long when written out."""
+    return reprlib.repr(value)
 
 
 def save_classes(classes: ClassSet, path: Path) -> None:

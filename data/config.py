@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1]  # the repository, or where the pa
 _READ = re.compile(
     r"(?:^|\.)(?:data\.(?:val\.)?(?:root|classes|labels|store)|model\.(?:id|network\.weights)|ckpt_path|images|root|store)$"
 )
+White = Literal["ignore", "class"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class DataConfig:
     """COCO: a crowd region of the ground truth is not scored (255), or belongs to its class."""
     truth: str | None = None
     """Folder of ground-truth masks, relative to the root; without it the layout's own one, where there is one."""
+    truth_255: Literal["ignore", "class"] = "ignore"
+    """255 in a ground-truth mask is not scored, or, in black-and-white masks of a single class, is that class."""
     cache: Path | None = None
     """Where the COCO index and rendered ground truth are kept; ~/.cache/text2mask-wsss if not given."""
 

@@ -11,6 +11,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -127,8 +128,10 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
     """
     try:
         try:
+            given = sys.argv[1:] if args is None else list(args)
+            check_configs(given)
             with printable_output():
-                run(sys.argv[1:] if args is None else list(args))
+                run(given)
         finally:
             with contextlib.suppress(ValueError):  # closed by a test's capture
                 sys.stdout.flush()  # so that a reader that has gone shows here
@@ -161,6 +164,22 @@ def printable_output() -> Iterator[None]:
     finally:
         with contextlib.suppress(ValueError, BrokenPipeError):  # closed, or nobody reads on: told by the last flush
             stream.reconfigure(errors=former)
+
+
+def check_configs(args: Sequence[str]) -> None:
+    """Read the files that --config names, as far as they are there, so that none of them can stop the parser.
+
+    Raises:
+        ConfigError: a device, too large, no YAML, or aliases that explode; `data.files.read_yaml` states the limits.
+
+    """
+    named = [value for flag, value in pairwise(args) if flag == "--config"]
+    named += [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
+    for path in named:
+        if os.path.exists(path) and not os.path.isdir(path):
+            from data.files import CONFIG_FILE, read_yaml  # with numpy, which --help does without
+
+            read_yaml(Path(path), CONFIG_FILE)
 
 
 def one_line(error: Exception) -> str:

@@ -1,15 +1,21 @@
 """Masks as palette PNG files, and masks as pictures for people."""
 
 import io
+import logging
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from data.classes import IGNORE
+from data.config import White
 from data.errors import ImageError
 from data.files import write_atomically
 from data.images import open_image, read_orientation, to_upright
+
+logger = logging.getLogger(__name__)
 
 
 def encode_mask(mask: UInt8[np.ndarray, "height width"], palette: UInt8[np.ndarray, "256 3"] | None = None) -> bytes:
@@ -88,20 +94,27 @@ def voc_palette() -> UInt8[np.ndarray, "256 3"]:
 
 
 def read_truth(
-    path: Path, size_hw: tuple[int, int], image_path: Path | None = None
+    path: Path, size_hw: tuple[int, int], image_path: Path | None = None, white: White = "ignore"
 ) -> UInt8[np.ndarray, "height width"]:
     """Read a ground-truth mask: class ids, 255 where nothing is to be scored.
+
+    A mask that holds only 0 and 255 is most likely black and white; a warning says so, once for each folder.
 
     Args:
         path: an 8-bit palette or greyscale PNG.
         size_hw: height and width of the upright image, which the mask must have.
         image_path: the image; where it is given and lies on its side (EXIF), a mask drawn on the raw rows is turned.
+        white: "class" reads 255 as class 1, where a mask holds nothing but 0 and 255.
 
     Raises:
         ImageError: missing, damaged, in colours, or of another size.
 
     """
     mask = read_mask(path)
+    if white == "class":
+        mask = white_as_class(mask)
+    elif only_black_and_white(mask):
+        _warn_of_white(path.parent)
     if mask.shape != tuple(size_hw) and image_path is not None and mask.shape == tuple(size_hw)[::-1]:
         orientation = read_orientation(image_path)
         if orientation >= 5:
@@ -112,3 +125,22 @@ def read_truth(
             f"{size_hw[0]} x {size_hw[1]}: they must be equal; check data.truth."
         )
     return mask
+
+
+def only_black_and_white(mask: UInt8[np.ndarray, "height width"]) -> bool:
+    """Return whether a mask holds 255 and besides it only 0."""
+    return bool(mask.size) and bool((mask == IGNORE).any()) and not bool(((mask != 0) & (mask != IGNORE)).any())
+
+
+def white_as_class(mask: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
+    """Return a black-and-white mask with class 1 in place of 255; another mask as it is."""
+    return np.where(mask == IGNORE, np.uint8(1), mask) if only_black_and_white(mask) else mask
+
+
+@cache
+def _warn_of_white(folder: Path) -> None:
+    logger.warning(
+        "Ground truth in %s holds only 0 and 255, and 255 is not scored. Where 255 is the object of a single class, "
+        "say --truth_255=class (segtrain: --data.val.truth_255=class).",
+        folder,
+    )

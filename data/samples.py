@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.classes import ClassSet
+from data.config import White
 from data.errors import LabelError
 
 MAX_ID_BYTES = 200  # file systems allow 255 bytes per name; suffixes and temporary names need some
@@ -19,6 +20,7 @@ class Sample:
         image_path: the image file.
         labels: class ids present, ascending, from 1; empty only where unlabelled images were asked for.
         truth_path: mask of the true classes, for scoring only; None where there is none.
+        white: what 255 in that mask means; see `data.masks.read_truth`.
 
     """
 
@@ -26,6 +28,7 @@ class Sample:
     image_path: Path
     labels: tuple[int, ...]
     truth_path: Path | None = None
+    white: White = "ignore"
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,16 @@ class SampleSet:
     classes: ClassSet
     samples: Sequence[Sample]
     notes: tuple[str, ...] = ()
+
+
+def evenly_spaced(count: int, limit: int | None) -> list[int]:
+    """Return up to `limit` positions out of `count`, spread evenly, the first among them; None: all.
+
+    >>> evenly_spaced(10, 4), evenly_spaced(2, 4)
+    ([0, 2, 5, 7], [0, 1])
+    """
+    taken = count if limit is None else min(count, limit)
+    return [position * count // taken for position in range(taken)]
 
 
 def check_id(sample_id: str) -> str:

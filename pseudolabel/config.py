@@ -277,7 +277,7 @@ class RunConfig:
     """Make masks again that the store already has; the only way to lose one."""
 
     limit: int | None = None
-    """Stop after this many images; none: all."""
+    """Stop after this many images that are left to do, in the data set's order; none: all."""
 
     engine: Literal["local", "ray"] = "local"
     """local: this process and its workers. ray: Ray Data, one machine or a cluster (extra [ray])."""
@@ -290,6 +290,7 @@ class RunConfig:
             "run.batch_size", self.batch_size, self.batch_size == "auto" or self.batch_size >= 1, "auto or at least 1"
         )
         _require("run.workers", self.workers, self.workers is None or self.workers >= 0, "at least 0")
+        _require("run.limit", self.limit, self.limit is None or self.limit >= 0, "at least 0")
         index, _, count = self.shard.partition("/")
         valid = index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)
         _require("run.shard", self.shard, valid, "i/n with i from 1 to n")

@@ -10,6 +10,7 @@ from data.classes import ClassSet
 from data.config import DataConfig
 from data.console import available_cpus, count
 from data.errors import ConfigError, StoreError
+from data.samples import evenly_spaced
 from data.store.store import MaskStore
 from train.dataset import TrainingSet, TruthSet, list_training, list_truth
 from train.order import EpochOrder, ResumableLoader
@@ -27,7 +28,7 @@ class SegmentationData(pl.LightningDataModule):
         weights: confidence weighs each pixel by what the store's soft maps say for its label.
         augment: crops, scales, flips and colours.
         val: data set with ground truth that is measured on (fit may go without, test may not).
-        val_limit: largest number of images to measure on.
+        val_limit: largest number of images to measure on; they are spread evenly over the data set, always the same.
         batch_size: images per step and process.
         workers: loader processes; 0 loads in the training process; one for each core but one, at most 4, if not given.
         cache: keep decoded images in memory; for small data sets.
@@ -53,6 +54,8 @@ class SegmentationData(pl.LightningDataModule):
         need_truth: bool = True,
     ) -> None:
         super().__init__()
+        if val_limit is not None and val_limit < 1:
+            raise ConfigError(f"--data.val_limit is {val_limit}; it must be at least 1 (leave it out for all images).")
         self.store_path, self.root, self.masks, self.truth, self.weights = store, root, masks, truth, weights
         self.augment, self.val, self.val_limit = augment, val, val_limit
         self.batch_size, self.cache = batch_size, cache
@@ -74,8 +77,7 @@ class SegmentationData(pl.LightningDataModule):
             samples, classes = list_truth(self.val, self.classes, self.need_truth or stage == "fit")
             self.classes = self.classes or classes
             measured = TruthSet(samples)
-            count = min(len(measured), self.val_limit or len(measured))
-            self.measured = Subset(measured, range(count))
+            self.measured = Subset(measured, evenly_spaced(len(measured), self.val_limit))
         if stage in {"validate", "test"} and self.measured is None:
             raise ConfigError("There is nothing to measure on; name a data set with --data.val.root.")
 

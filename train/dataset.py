@@ -1,6 +1,7 @@
 """Training images with the masks of a store, and validation images with their ground truth."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,29 +13,37 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.classes import IGNORE, ClassSet
-from data.config import DataConfig
+from data.config import DataConfig, White
 from data.console import count, plural
 from data.errors import ImageError, StoreError
 from data.images import read_image
-from data.masks import read_mask, read_truth
+from data.masks import read_mask, read_truth, white_as_class
 from data.readers.layout import open_samples
 from data.samples import Sample
 from data.store.softmaps import SoftMaps, upsample
-from data.store.source import truth_paths
+from data.store.source import truth_paths, truth_white
 from data.store.store import MaskStore
 from train.order import Key, sample_seed
 from train.transforms import Augmentation
+
+logger = logging.getLogger(__name__)
 
 Masks = Literal["store", "argmax", "truth"]
 
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """One image to learn from: its id, its file, and the file of its mask."""
+    """One image to learn from: its id, its file, the file of its mask, and what 255 means in a true mask."""
 
     id: str
     image_path: Path
     mask_path: Path
+    white: White = "ignore"
+
+    def mask(self) -> UInt8[np.ndarray, "height width"]:
+        """Return the mask, 255 where nothing is to be learnt."""
+        mask = read_mask(self.mask_path)
+        return white_as_class(mask) if self.white == "class" else mask
 
 
 def list_training(store: MaskStore, masks: Masks, truth: Path | None, root: Path | None) -> list[TrainingSample]:
@@ -54,12 +63,14 @@ def list_training(store: MaskStore, masks: Masks, truth: Path | None, root: Path
     if not records:
         raise StoreError(f"The store {store.path} holds no finished image; run `pseudolabel generate` first.")
     truths = _true_masks(store, truth, root, records) if masks == "truth" else {}
+    white = truth_white(store, root) if masks == "truth" else "ignore"
     folder = store.path / ("argmax" if masks == "argmax" else "masks")
     samples = [
         TrainingSample(
             record["id"],
             store.image_path(record, root),
             truths[record["id"]] if masks == "truth" else folder / f"{record['id']}.png",
+            white,
         )
         for record in records
     ]
@@ -119,6 +130,10 @@ class TrainingSet(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._samples)
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield every sample as epoch 0 draws it."""
+        return (self[0, index] for index in range(len(self)))
+
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, index = key
         rgb, mask, weight = self._load(index)
@@ -131,14 +146,14 @@ class TrainingSet(Dataset[dict[str, Any]]):
     def histogram(self, look_at: int) -> tuple[np.ndarray, int]:
         """Return the number of pixels of each mask value over evenly spaced masks, and how many were read."""
         picked = range(0, len(self), max(1, len(self) // look_at))
-        counts = (np.bincount(read_mask(self._samples[index].mask_path).ravel(), minlength=256) for index in picked)
+        counts = (np.bincount(self._samples[index].mask().ravel(), minlength=256) for index in picked)
         return sum(counts, np.zeros(256, np.int64)), len(picked)
 
     def _load(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         sample = self._samples[index]
-        rgb, mask = read_image(sample.image_path), read_mask(sample.mask_path)
+        rgb, mask = read_image(sample.image_path), sample.mask()
         check_mask(mask, rgb.shape[:2], self._n_classes, sample.mask_path)
         soft = self._soft_from.read_soft(sample.id) if self._soft_from else None
         if self._soft_from and soft is None:
@@ -191,10 +206,15 @@ class TruthSet(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._samples)
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield every image; without this a loop would take an IndexError inside for the end."""
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self._samples[index]
-        rgb = read_image(sample.image_path)
-        truth = read_truth(sample.truth_path, rgb.shape[:2], sample.image_path) if sample.truth_path else None
+        rgb, truth = read_image(sample.image_path), None
+        if sample.truth_path:
+            truth = read_truth(sample.truth_path, rgb.shape[:2], sample.image_path, sample.white)
         return {"image": to_tensor(rgb), "truth": truth, "id": sample.id}
 
 
@@ -207,7 +227,16 @@ def list_truth(config: DataConfig, classes: ClassSet | None, need_truth: bool) -
 
     """
     found = open_samples(config, need_labels=False, need_truth=True)
-    samples = [sample for sample in found.samples if sample.truth_path is not None or not need_truth]
+    without = [sample.id for sample in found.samples if sample.truth_path is None] if need_truth else []
+    left_out = set(without)
+    samples = [sample for sample in found.samples if sample.id not in left_out]
+    for note in found.notes:
+        logger.warning("%s", note)
+    if without:
+        logger.warning(
+            "%d of %d images of split %r in %s have no ground truth and are not measured (the first is %s).",
+            *(len(without), len(found.samples), config.split, config.root, without[0]),
+        )
     if not samples:
         raise StoreError(
             f"No image of split {config.split!r} in {config.root} has ground truth; check --data.val.split and "

@@ -1,5 +1,6 @@
 """The pre-flight look at a data set: everything that would stop or spoil a run, found before it; writes nothing."""
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -10,15 +11,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.classes import ClassSet, class_key, nearest
+from data.classes import MAX_NAME, ClassSet, class_key, nearest
 from data.config import DataConfig
 from data.console import count, printable
 from data.errors import ImageError, UserError
 from data.images import FORMATS, holds_several, open_image, orientation_of, to_rgb, turned_upright, upright_size
+from data.masks import only_black_and_white, read_mask
 from data.readers.layout import detect_format, list_data
-from data.readers.listing import Listing, distinct_names, nearest_file, suggest_classes
+from data.readers.listing import Listing, listing_classes, nearest_file, none_matched, some
 
 SHOWN = 5  # examples of each finding in the text; the JSON has them all
+MAX_HINTS = 20  # unknown names that are compared with all known ones
+TRUTHS = 12  # masks of ground truth to look at
 
 HOW_READ = {
     "greyscale": "repeated in the three channels",
@@ -51,6 +55,7 @@ class DataReport:
     images: int = 0
     labelled: int = 0
     unlabelled: list[str] = field(default_factory=list)
+    not_on_disk: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     rows_without_image: dict[str, str] = field(default_factory=dict)
     files_not_read: list[str] = field(default_factory=list)
@@ -95,20 +100,26 @@ def check_data(
     report.format = detect_format(config)
     try:
         listing = list_data(config)
-        classes = listing.classes or suggest_classes(distinct_names(listing.names))
+        classes = listing_classes(listing)
     except UserError as error:
         report.problems.append(str(error))
         return report
     _check_labels(report, listing, classes, config)
     _check_images(report, listing, skip_unreadable, examine, progress)
+    _note_white_truth(report, listing, config)
     return report
 
 
 def _check_labels(report: DataReport, listing: Listing, classes: ClassSet, config: DataConfig) -> None:
     report.images = len(listing.ids)
-    report.unlabelled = [one for one, names in zip(listing.ids, listing.names, strict=True) if not names]
-    report.labelled = report.images - len(report.unlabelled)
-    report.rows_without_image = {row: nearest_file(row, listing.images) for row in listing.orphans}
+    gone = set(listing.missing)
+    bare = [one for one, names in zip(listing.ids, listing.names, strict=True) if not names]
+    report.unlabelled = [one for one in bare if one not in gone]
+    report.not_on_disk = [one for one in bare if one in gone]
+    report.labelled = report.images - len(bare)
+    report.rows_without_image = {
+        row: nearest_file(row, listing.images) if number < SHOWN else "" for number, row in enumerate(listing.orphans)
+    }
     report.files_not_read = list(listing.unsupported)
     spelt = Counter(name for names in listing.names for name in names)
     by_key = {class_key(name): name for name in classes.names}
@@ -116,28 +127,60 @@ def _check_labels(report: DataReport, listing: Listing, classes: ClassSet, confi
     for name, number in spelt.items():
         known = by_key.get(class_key(name))
         if known is None:
-            report.unknown_classes[name] = nearest(name, classes.names)
+            hint = len(report.unknown_classes) < MAX_HINTS
+            report.unknown_classes[name] = nearest(name, classes.names) if hint else ""
         else:
             report.classes[known] += number
     report.with_truth = sum(1 for at in range(report.images) if listing.drawn_truth or listing.truth(at) is not None)
-    for name, hint in report.unknown_classes.items():
-        report.problems.append(f"Unknown class {name!r}{hint} in {listing.source}; correct it, or add it to --classes.")
-    if not report.labelled:
+    for name, hint in list(report.unknown_classes.items())[:MAX_HINTS]:
         report.problems.append(
-            f"No image has a label in {listing.source}; add labels.csv or name one with --data.labels."
+            f"Unknown class {name[:MAX_NAME]!r}{hint} in {listing.source}; correct it, or add it to --classes."
         )
-    elif report.unlabelled:
-        rule = "the run would stop (data.unlabelled=stop)" if config.unlabelled == "stop" else "left out"
-        there = count(len(report.unlabelled), "image has", "images have")
-        text = f"{there} no labels ({_some(report.unlabelled)}): {rule}."
-        (report.problems if config.unlabelled == "stop" else report.warnings).append(text)
+    if len(report.unknown_classes) > MAX_HINTS:
+        more = count(len(report.unknown_classes) - MAX_HINTS, "more unknown class", "more unknown classes")
+        report.problems.append(f"{more} in {listing.source}.")
+    _note_left_out(report, listing, config)
+    report.warnings += listing.notes
     if report.rows_without_image:
-        shown = _some([f"{row!r}{near}" for row, near in report.rows_without_image.items()])
+        shown = some([f"{row!r}{near}" for row, near in report.rows_without_image.items()])
         report.warnings.append(f"{count(len(report.rows_without_image), 'label row')} without an image: {shown}.")
     if report.files_not_read:
-        shown = _some(report.files_not_read)
+        shown = some(report.files_not_read)
         there = count(len(report.files_not_read), "file is", "files are")
         report.warnings.append(f"{there} of an unread kind: {shown}; convert to JPEG or PNG.")
+
+
+def _note_left_out(report: DataReport, listing: Listing, config: DataConfig) -> None:
+    stop = config.unlabelled == "stop"
+    rule = "the run would stop (data.unlabelled=stop)" if stop else "left out"
+    if not report.labelled:
+        report.problems.append(
+            none_matched(listing)
+            or f"No image has a label in {listing.source}; add labels.csv or name one with --data.labels."
+        )
+    elif report.unlabelled:
+        there = count(len(report.unlabelled), "image has", "images have")
+        text = f"{there} no labels ({some(report.unlabelled)}): {rule}."
+        (report.problems if stop else report.warnings).append(text)
+    if report.not_on_disk:
+        there = count(len(report.not_on_disk), "image of the list is", "images of the list are")
+        text = f"{there} not on disk ({some(report.not_on_disk)}): {rule}."
+        (report.problems if stop or not report.labelled else report.warnings).append(text)
+
+
+def _note_white_truth(report: DataReport, listing: Listing, config: DataConfig) -> None:
+    """Warn where the first few masks of ground truth hold only 0 and 255; a damaged one is scoring's affair."""
+    paths = [path for path in map(listing.truth, range(0, report.images, max(1, report.images // TRUTHS))) if path]
+    white = []
+    for path in paths:
+        with contextlib.suppress(ImageError):
+            if only_black_and_white(read_mask(path)):
+                white.append(path)
+    if white and config.truth_255 == "ignore":
+        report.warnings.append(
+            f"{len(white)} of {len(paths)} masks of ground truth that were looked at hold only 0 and 255 (the first is "
+            f"{white[0]}), and 255 is not scored; where it is the object of a single class, say --data.truth_255=class."
+        )
 
 
 def _check_images(
@@ -172,14 +215,14 @@ def _check_images(
 
 def _note_images(report: DataReport, skip_unreadable: bool) -> None:
     if report.unreadable:
-        shown = _some([f"{one}: {reason}" for one, reason in report.unreadable.items()])
+        shown = some([f"{one}: {reason}" for one, reason in report.unreadable.items()])
         remedy = "skipped" if skip_unreadable else "replace what is named, or leave it out with --on_error skip"
         unreadable = count(len(report.unreadable), "image")
         text = f"{unreadable} cannot be read ({shown}); {', '.join(FORMATS)} can; {remedy}."
         none_left = report.examined == len(report.unreadable)
         (report.warnings if skip_unreadable and not none_left else report.problems).append(text)
     if report.duplicates:
-        shown = _some([" = ".join(ids[:3]) for ids in report.duplicates])
+        shown = some([" = ".join(ids[:3]) for ids in report.duplicates])
         there = count(len(report.duplicates), "image occurs", "images occur")
         report.warnings.append(f"{there} more than once: {shown}.")
 
@@ -245,24 +288,20 @@ def _disk_mb(sizes: Sequence[tuple[int, int]], labelled: int, names: Sequence[tu
     return round(labelled * each / 1e6, 2)
 
 
-def _some(items: Sequence[str]) -> str:
-    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return ", ".join(items[:SHOWN]) + more
-
-
 def report_lines(report: DataReport) -> list[str]:
     """Return the report as lines for a person."""
     lines = [
         f"Data set  {report.root} ({report.format}, split {report.split})",
         f"Images    {report.images}, {report.labelled} labelled, {len(report.unlabelled)} unlabelled, "
-        f"{len(report.unreadable)} unreadable of {report.examined} opened, {report.with_truth} with ground truth",
+        + (f"{len(report.not_on_disk)} not on disk, " if report.not_on_disk else "")
+        + f"{len(report.unreadable)} unreadable of {report.examined} opened, {report.with_truth} with ground truth",
     ]
     counted = sorted(report.classes.items(), key=lambda pair: -pair[1])
     if counted:
         lines.append("Classes   " + ", ".join(f"{name} {number}" for name, number in counted if number))
         unused = [name for name, number in counted if not number]
         if unused:
-            lines.append(f"          without images: {_some(unused)}")
+            lines.append(f"          without images: {some(unused)}")
     for name, (low, middle, high) in report.sizes.items():
         lines.append(f"{name.replace('_', ' '):<20}{low:g} to {high:g}, median {middle:g}")
     lines += [f"{count(number, 'image')}: {kind} ({HOW_READ[kind]})" for kind, number in report.kinds.items()]

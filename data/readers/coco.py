@@ -12,11 +12,11 @@ Labels:
 
 Truth:
     Rendered from the annotations: crowd regions first, then objects from the largest area to the smallest, so that a
-    small object shows on a large one. Crowd regions are 255, not scored, unless `data.crowd` says "class". COCO's own
-    evaluation ignores them (`iscrowd` in pycocotools' cocoeval.py), COCO-Stuff's cocoSegmentationToSegmentationMap
-    leaves them out of the classes by default, and scripts that write VOC-like masks offer the same choice and advise to
-    ignore them. Others draw a crowd as its class: the figures differ a little, so say which. We differ from scripts
-    that draw in file order.
+    small object shows on a large one (an annotation without an area is measured). Crowd regions are 255, not scored,
+    unless `data.crowd` says "class". COCO's own evaluation ignores them (`iscrowd` in pycocotools' cocoeval.py),
+    COCO-Stuff's cocoSegmentationToSegmentationMap leaves them out of the classes by default, and scripts that write
+    VOC-like masks offer the same choice and advise to ignore them. Others draw a crowd as its class: the figures differ
+    a little, so say which. We differ from scripts that draw in file order.
 
 Source:
     Lin et al., "Microsoft COCO: Common Objects in Context", arXiv 1405.0312, section 5.
@@ -35,14 +35,17 @@ from jaxtyping import UInt8
 
 from data.classes import COCO, IGNORE, ClassSet, class_key, load_classes
 from data.config import DataConfig
-from data.errors import ConfigError, LabelError
+from data.errors import ConfigError, LabelError, UserError
 from data.files import write_atomically
 from data.images import read_orientation, size_of, to_upright
 from data.masks import write_mask
-from data.readers.listing import Listing, interned, suggest_classes, to_samples
-from data.samples import Sample, SampleSet, check_id
+from data.readers.coco_json import CocoImage, Id, Instances, read_instances
+from data.readers.ids import make_ids
+from data.readers.listing import Listing, distinct_names, interned, suggest_classes, to_samples
+from data.samples import Sample, SampleSet
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
+FIRST = 100  # images to look for on the disk
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,10 @@ class CocoSamples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.samples)
 
+    def __iter__(self) -> Iterator[Sample]:
+        """Yield every sample; an IndexError inside is an error, where `Sequence` would take it for the end."""
+        return (self[position] for position in range(len(self)))
+
     @overload
     def __getitem__(self, index: int) -> Sample: ...
     @overload
@@ -81,7 +88,10 @@ class CocoSamples(Sequence[Sample]):
     def _render(self, line: int, image: Path, truth: Path) -> None:
         with (self.folder / "segments.jsonl").open("rb") as file:
             file.seek(line)
-            entry = json.loads(file.readline())
+            try:
+                entry = json.loads(file.readline())
+            except ValueError as error:
+                raise _damaged(self.folder) from error
         mask = render_truth(entry["segments"], (entry["height"], entry["width"]), self.crowd)
         truth.parent.mkdir(exist_ok=True)
         write_mask(truth, _turned(mask, image))
@@ -101,27 +111,39 @@ def render_truth(
     """Draw a semantic mask from annotations.
 
     Args:
-        segments: {"label": class id, "crowd": 0 or 1, "area": pixels, "shape": polygons or RLE as in COCO's JSON}.
+        segments: {"id": as in the JSON, "label": class id, "crowd": 0 or 1, "area": pixels or None, "shape": polygons
+            or RLE as in COCO's JSON}, checked by `data.readers.coco_json`.
         size_hw: height and width of the mask.
         crowd: "ignore" draws crowd regions as 255, "class" as their class.
 
     Returns:
         Class ids, 0 where there is no annotation.
 
+    Raises:
+        LabelError: run lengths of another size.
+
     """
     from pycocotools import mask as coco_mask
 
     height, width = size_hw
-    truth = np.zeros(size_hw, dtype=np.uint8)
-    for segment in sorted(segments, key=lambda one: (not one["crowd"], -one["area"])):
+    outlines = []
+    for segment in segments:
         shape = segment["shape"]
         if isinstance(shape, list):  # fewer than three points enclose nothing, and four numbers would be read as a box
             shape = [polygon for polygon in shape if len(polygon) >= 6]
             if not shape:
                 continue
             code = coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
+        elif list(shape["size"]) != [height, width]:
+            raise LabelError(
+                f"Annotation {segment.get('id')} is of the size {shape['size']}, its image of {[height, width]}."
+            )
         else:
             code = coco_mask.frPyObjects(shape, height, width) if isinstance(shape["counts"], list) else shape
+        area = float(coco_mask.area(code)) if segment["area"] is None else segment["area"]
+        outlines.append((not segment["crowd"], -area, segment, code))
+    truth = np.zeros(size_hw, dtype=np.uint8)
+    for _, _, segment, code in sorted(outlines, key=lambda one: one[:2]):
         ignored = segment["crowd"] and crowd == "ignore"
         truth[coco_mask.decode(code).astype(bool)] = IGNORE if ignored else segment["label"]
     return truth
@@ -151,10 +173,10 @@ def list_coco(config: DataConfig) -> Listing:
     index = index_folder(path, config)
     if (index / "images.jsonl").is_file():
         return _read_index(index, path, config)[0]
-    content = _parse(path)
+    content = read_instances(path)
     classes, ids = _categories(content, path, config)
-    rows = [row for row, _ in _rows(content, ids)]
-    return _listing(rows, classes, path, config)
+    rows = [_row(image, ids) for image in content.images]
+    return _listing(rows, classes, content.notes, path, config)
 
 
 def annotation_file(config: DataConfig) -> Path:
@@ -167,7 +189,7 @@ def annotation_file(config: DataConfig) -> Path:
     folder = Path(config.root) / "annotations"
     split = config.split.removesuffix("2014")
     names = [f"instances_{split}{year}.json" for year in ("2014", "2017", "")]
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    path = next((folder / name for name in names if (folder / name).exists()), None)
     if path is None:
         there = sorted(file.name for file in folder.glob("instances_*.json"))
         raise ConfigError(
@@ -189,13 +211,13 @@ def index_folder(path: Path, config: DataConfig) -> Path:
 def build_index(path: Path, config: DataConfig) -> Path:
     """Write the index of an annotation file unless it is there, and return its folder.
 
-    It holds categories.json (their names), images.jsonl (file, size, names, where the segments are) and segments.jsonl
-    (the outlines), one line per image; images.jsonl is written last and makes it complete.
+    It holds categories.json (their names, and what was left out), images.jsonl (file, size, names, where the segments
+    are) and segments.jsonl (the outlines), one line per image; images.jsonl is written last and makes it complete.
     """
     index = index_folder(path, config)
     if (index / "images.jsonl").is_file():
         return index
-    content = _parse(path)
+    content = read_instances(path)
     _, ids = _categories(content, path, config)
     try:
         index.mkdir(parents=True, exist_ok=True)
@@ -207,91 +229,95 @@ def build_index(path: Path, config: DataConfig) -> Path:
     return index
 
 
-def _write_index(index: Path, content: dict[str, Any], ids: dict[int, tuple[int, str]]) -> None:
+def _write_index(index: Path, content: Instances, ids: dict[Id, tuple[int, str]]) -> None:
     rows, offset = [], 0
     partial = index / f".segments.{os.getpid()}.tmp"
     with partial.open("wb") as file:
-        for row, line in _rows(content, ids):
-            rows.append(json.dumps({**row, "line": offset}, ensure_ascii=False))
-            offset += file.write(line)
+        for image in content.images:
+            rows.append(json.dumps({**_row(image, ids), "line": offset}, ensure_ascii=False))
+            offset += file.write(_segments(image, ids))
     partial.replace(index / "segments.jsonl")
-    names = [category["name"] for category in sorted(content["categories"], key=lambda one: one["id"])]
-    write_atomically(index / "categories.json", json.dumps({"names": names}).encode())
+    about = {"names": list(content.categories.values()), "notes": list(content.notes)}
+    write_atomically(index / "categories.json", json.dumps(about).encode())
     write_atomically(index / "images.jsonl", ("\n".join(rows) + "\n").encode())
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def _categories(content: Instances, path: Path, config: DataConfig) -> tuple[ClassSet, dict[Id, tuple[int, str]]]:
+    """Return the classes, and for each category id its class id and name; a class file may lack unused categories."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise LabelError(f"Cannot read {path}: {error}; unpack the annotations again.") from error
-    missing = [key for key in ("images", "annotations", "categories") if key not in content]
-    if missing:
-        raise LabelError(f"{path} has no {missing[0]!r}; it must be an instances JSON of COCO.")
-    return content
-
-
-def _categories(content: dict[str, Any], path: Path, config: DataConfig) -> tuple[ClassSet, dict[int, tuple[int, str]]]:
-    """Return the classes, and for each category id its class id and name."""
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    names = [category["name"] for category in categories]
-    classes = load_classes(config.classes) if config.classes else _known(names)
-    try:
-        ids = {category["id"]: (classes.index(category["name"]), category["name"]) for category in categories}
-    except LabelError as error:
+        classes = load_classes(config.classes) if config.classes else _known(list(content.categories.values()))
+        used = content.used() if config.classes else content.categories
+        ids = {number: (classes.index(name), name) for number, name in content.categories.items() if number in used}
+    except UserError as error:
         raise LabelError(f"{path}: {error}") from error
     return classes, ids
 
 
 def _known(names: Sequence[str]) -> ClassSet:
     same = [class_key(name) for name in names] == [class_key(name) for name in COCO.names]
-    return COCO if same else suggest_classes(names)
+    if same:
+        return COCO
+    distinct_names([tuple(names)])  # refuses two that differ in spelling alone
+    return suggest_classes(names)
 
 
-def _rows(content: dict[str, Any], ids: dict[int, tuple[int, str]]) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Yield for each image its row of images.jsonl and its line of segments.jsonl, in the order of the image ids."""
-    by_image: dict[int, list[dict[str, Any]]] = {}
-    for annotation in content["annotations"]:
-        by_image.setdefault(annotation["image_id"], []).append(annotation)
-    for image in sorted(content["images"], key=lambda one: one["id"]):
-        annotations = by_image.get(image["id"], [])
-        names = sorted({ids[annotation["category_id"]][1] for annotation in annotations})
-        row = {"file": image["file_name"], "height": image["height"], "width": image["width"], "names": names}
-        segments = [
-            {
-                "label": ids[annotation["category_id"]][0],
-                "crowd": int(annotation.get("iscrowd", 0)),
-                "area": annotation.get("area", 0),
-                "shape": annotation["segmentation"],
-            }
-            for annotation in annotations
-            if annotation.get("segmentation")
-        ]
-        entry = {"height": image["height"], "width": image["width"], "segments": segments}
-        yield row, json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+def _row(image: CocoImage, ids: dict[Id, tuple[int, str]]) -> dict[str, Any]:
+    """Return the line of images.jsonl of an image."""
+    names = sorted({ids[segment.category][1] for segment in image.segments})
+    return {"file": image.file, "height": image.height, "width": image.width, "names": names}
+
+
+def _segments(image: CocoImage, ids: dict[Id, tuple[int, str]]) -> bytes:
+    """Return the line of segments.jsonl of an image."""
+    segments = [
+        {
+            "id": segment.id,
+            "label": ids[segment.category][0],
+            "crowd": segment.crowd,
+            "area": segment.area,
+            "shape": segment.shape,
+        }
+        for segment in image.segments
+        if segment.shape
+    ]
+    entry = {"height": image.height, "width": image.width, "segments": segments}
+    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
 
 
 def _read_index(index: Path, path: Path, config: DataConfig) -> tuple[Listing, list[int]]:
-    with (index / "images.jsonl").open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    names = json.loads((index / "categories.json").read_bytes())["names"]
+    try:
+        with (index / "images.jsonl").open(encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        about = json.loads((index / "categories.json").read_bytes())
+        names, notes, lines = about["names"], tuple(about["notes"]), [row["line"] for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(index) from error
     classes = load_classes(config.classes) if config.classes else _known(names)
-    return _listing(rows, classes, path, config), [row["line"] for row in rows]
+    return _listing(rows, classes, notes, path, config), lines
 
 
-def _listing(rows: Sequence[dict[str, Any]], classes: ClassSet, path: Path, config: DataConfig) -> Listing:
+def _damaged(index: Path) -> ConfigError:
+    return ConfigError(f"The COCO index {index} is damaged; delete that folder, and it is made again.")
+
+
+def _listing(
+    rows: Sequence[dict[str, Any]], classes: ClassSet, notes: tuple[str, ...], path: Path, config: DataConfig
+) -> Listing:
     base = Path(config.root)
     split = path.stem.removeprefix("instances_")
     folders = (f"{split}", f"images/{split}", "images", ".")
-    folder = next((name for name in folders if rows and (base / name / rows[0]["file"]).is_file()), split)
+    looked_at = [row["file"] for row in rows[:FIRST]]  # of a part of a data set some are missing
+    there = (folder for file in looked_at for folder in folders if (base / folder / file).is_file())
+    folder = next(there, split)
     prefix = "" if folder == "." else f"{folder}/"
     return Listing(
         base,
-        [check_id(Path(row["file"]).stem) for row in rows],
+        make_ids([row["file"] for row in rows], [Path(row["file"]).stem for row in rows]),
         [prefix + row["file"] for row in rows],
         [interned(row["names"]) for row in rows],
         classes,
         (config.truth,) if config.truth else (),
         source=path.name,
         drawn_truth=not config.truth,
+        notes=notes,
     )

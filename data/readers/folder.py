@@ -20,26 +20,23 @@ Source:
     Our own layout, as users of other tools asked for it.
 """
 
-import hashlib
 import os
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from data.classes import ClassSet, load_classes
 from data.config import DataConfig
 from data.console import count
-from data.errors import ConfigError, ImageError, LabelError
+from data.errors import ConfigError, ImageError
 from data.images import IMAGE_SUFFIXES
+from data.readers.ids import make_ids
 from data.readers.labels import read_label_table
 from data.readers.listing import Listing, interned, to_samples
-from data.samples import MAX_ID_BYTES, Sample, SampleSet, check_id
+from data.readers.rows import UNREAD_SUFFIXES, match_rows
+from data.samples import Sample, SampleSet
 
 TRUTH_FOLDERS = ("masks", "SegmentationClass")
-_UNREAD_SUFFIXES = frozenset(
-    {".heic", ".heif", ".avif", ".raw", ".cr2", ".nef", ".arw", ".dng", ".svg", ".psd", ".jp2"}
-)
 
 
 def open_folder(config: DataConfig, need_labels: bool = True, need_truth: bool = True) -> SampleSet:
@@ -70,7 +67,8 @@ def list_folder(config: DataConfig, own_classes: bool = True) -> Listing:
     classes = find_classes(config) if own_classes else None
     table = label_file(config, base)
     if table is not None:
-        names, orphans = match_rows(read_label_table(table, classes), images)
+        names, orphans = match_rows(read_label_table(table, classes), images, base)
+        orphans = tuple(row for row in orphans if base == root or not (root / row).is_file())  # another split's
     else:
         names, orphans = [_class_folder(image) for image in images], ()
     source = table.name if table else "the class folders"
@@ -143,7 +141,7 @@ def scan_images(base: Path, skipped: Sequence[str] = ()) -> tuple[list[str], lis
                 continue
             if suffix in IMAGE_SUFFIXES:
                 images.append(prefix + name)
-            elif suffix in _UNREAD_SUFFIXES:
+            elif suffix in UNREAD_SUFFIXES:
                 unsupported.append(prefix + name)
     return sorted(images), sorted(unsupported)
 
@@ -151,7 +149,7 @@ def scan_images(base: Path, skipped: Sequence[str] = ()) -> tuple[list[str], lis
 def find_classes(config: DataConfig) -> ClassSet | None:
     """Return the configured class file, or root/classes.yaml, or None if there is neither."""
     own = Path(config.root) / "classes.yaml"
-    path = config.classes or (own if own.is_file() else None)
+    path = config.classes or (own if own.exists() else None)
     return load_classes(path) if path else None
 
 
@@ -160,7 +158,7 @@ def label_file(config: DataConfig, base: Path) -> Path | None:
     if config.labels:
         return Path(config.labels)
     folders = dict.fromkeys([base, Path(config.root)])
-    found = [folder / name for folder in folders for name in _table_names(config.split) if (folder / name).is_file()]
+    found = [folder / name for folder in folders for name in _table_names(config.split) if (folder / name).exists()]
     return found[0] if found else None
 
 
@@ -173,102 +171,3 @@ def _class_folder(image: str) -> tuple[str, ...]:
     if parts[0] == "images" and len(parts) > 1:
         parts = parts[1:]
     return interned([unicodedata.normalize("NFC", parts[0])]) if len(parts) > 1 else ()
-
-
-def match_rows(
-    rows: dict[str, tuple[str, ...]], images: Sequence[str]
-) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
-    """Give each image the names of its row.
-
-    A row fits an image by its path below the folder, else by its file name, else by its name without suffix; accents
-    composed or not (macOS) and capitals make no difference. Absolute and Windows paths fit by their ends.
-
-    Returns:
-        The names of each image (empty without a row), and the rows that fit no image.
-
-    Raises:
-        LabelError: a row whose file name fits several images equally well.
-
-    """
-    found: list[list[str]] = [[] for _ in images]
-    orphans = []
-    indexes = _indexes(images)
-    for row, names in rows.items():
-        position = _locate(row, images, indexes)
-        if position is None:
-            orphans.append(row)
-        else:
-            found[position].extend(name for name in names if name not in found[position])
-    return [interned(names) for names in found], tuple(orphans)
-
-
-def _folded(path: str) -> str:
-    return unicodedata.normalize("NFC", path).casefold()
-
-
-def _indexes(images: Sequence[str]) -> tuple[dict[str, int], dict[str, list[int]], dict[str, list[int]]]:
-    exact = {unicodedata.normalize("NFC", image): position for position, image in enumerate(images)}
-    by_name: dict[str, list[int]] = {}
-    by_stem: dict[str, list[int]] = {}
-    for position, image in enumerate(images):
-        name = _folded(image).rsplit("/", 1)[-1]
-        by_name.setdefault(name, []).append(position)
-        by_stem.setdefault(name.rsplit(".", 1)[0], []).append(position)
-    return exact, by_name, by_stem
-
-
-def _locate(
-    row: str, images: Sequence[str], indexes: tuple[dict[str, int], dict[str, list[int]], dict[str, list[int]]]
-) -> int | None:
-    exact, by_name, by_stem = indexes
-    path = unicodedata.normalize("NFC", row.removeprefix("./"))
-    for candidate in (path, f"images/{path}"):
-        if candidate in exact:
-            return exact[candidate]
-    name = _folded(path).rsplit("/", 1)[-1]
-    stem = name.rsplit(".", 1)[0]
-    positions = by_name.get(name) or by_stem.get(name) or by_stem.get(stem) or []
-    if len(positions) > 1:
-        folded = _folded(path)
-        longer = [p for p in positions if _folded(images[p]) == folded or _agrees(folded, _folded(images[p]))]
-        positions = longer or positions
-    if len(positions) > 1:
-        shown = ", ".join(images[position] for position in positions[:3])
-        raise LabelError(f"The label row {row!r} fits several images ({shown}); write the path below the folder.")
-    return positions[0] if positions else None
-
-
-def _agrees(row: str, image: str) -> bool:
-    """Return whether one path, without suffix, ends in the other."""
-    row, image = row.rsplit(".", 1)[0], image.rsplit(".", 1)[0]
-    return f"/{row}".endswith(f"/{image}") or f"/{image}".endswith(f"/{row}")
-
-
-def make_ids(images: Sequence[str]) -> list[str]:
-    """Return an id for each relative path; see this file's first lines. All differ, and `check_id` accepts each."""
-    ids = [_plain_id(image) for image in images]
-    taken = Counter(_folded(sample_id) for sample_id in ids)
-    return [
-        sample_id if taken[_folded(sample_id)] == 1 and _acceptable(sample_id) else _hashed_id(sample_id, image)
-        for sample_id, image in zip(ids, images, strict=True)
-    ]
-
-
-def _plain_id(image: str) -> str:
-    path = unicodedata.normalize("NFC", image).removeprefix("images/")
-    return path.rsplit(".", 1)[0].replace("/", "__")
-
-
-def _acceptable(sample_id: str) -> bool:
-    try:
-        check_id(sample_id)
-    except LabelError:
-        return False
-    return True
-
-
-def _hashed_id(sample_id: str, image: str) -> str:
-    digest = hashlib.sha1(image.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:8]
-    safe = "".join(character if character.isprintable() and character not in "/\\" else "_" for character in sample_id)
-    safe = safe.replace("..", "_").lstrip(".").encode("utf-8", "replace")[: MAX_ID_BYTES - 9].decode("utf-8", "ignore")
-    return f"{safe}-{digest}"

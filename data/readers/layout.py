@@ -1,6 +1,6 @@
 """The door to the readers: which layout a folder has, and its samples or its listing."""
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from data.config import DataConfig, DataFormat
 from data.errors import ConfigError
@@ -22,9 +22,7 @@ def open_samples(config: DataConfig, need_labels: bool = True, need_truth: bool 
         LabelError: an unknown class, a malformed label file, or an image without labels under `unlabelled="stop"`.
 
     """
-    root = Path(config.root)
-    if not root.is_dir():
-        raise ConfigError(f"There is no folder {root}; --root must name the folder of the data set.")
+    _check_settings(config)
     match detect_format(config):
         case "voc":
             from data.readers.voc import open_voc
@@ -60,6 +58,7 @@ def list_data(config: DataConfig, own_classes: bool = True) -> Listing:
         own_classes: for a folder, read its class file; False finds the classes afresh.
 
     """
+    _check_settings(config)
     match detect_format(config):
         case "voc":
             from data.readers.voc import list_voc
@@ -73,3 +72,13 @@ def list_data(config: DataConfig, own_classes: bool = True) -> Listing:
             from data.readers.folder import list_folder
 
             return list_folder(config, own_classes)
+
+
+def _check_settings(config: DataConfig) -> None:
+    """Raise ConfigError unless the root is a folder and the split stays inside it (a store may come from anybody)."""
+    root, split = Path(config.root), config.split
+    if not root.is_dir():
+        raise ConfigError(f"There is no folder {root}; --root must name the folder of the data set.")
+    parts = PurePath(split.replace("\\", "/")) if isinstance(split, str) else PurePath("..")
+    if not split or parts.is_absolute() or ".." in parts.parts or "\0" in split or ":" in split[1:2]:
+        raise ConfigError(f"--data.split is {split!r}; it must be the name of a split, inside {root}.")

@@ -5,6 +5,9 @@ Layout:
     shipped in data/splits/voc12 (train 1,464, val 1,449, train_aug 10,582 ids, test 1,456). train_aug is VOC's train
     with the extra images of Hariharan et al., without the images of val.
 
+    Of a .jpg and another image of one name the .jpg is taken and the other counted as left out; of two others neither
+    is. Ids of a list that have neither an image nor an annotation are counted as not on disk.
+
 Labels:
     The objects in Annotations/<id>.xml, never the masks; or a label file.
 
@@ -26,10 +29,16 @@ from data.classes import VOC, load_classes
 from data.config import DataConfig
 from data.console import count
 from data.errors import ConfigError, LabelError
+from data.files import FileKind, read_bytes, read_text
 from data.images import IMAGE_SUFFIXES
-from data.readers.listing import Listing, interned, to_samples
+from data.readers.ids import make_ids
+from data.readers.labels import read_label_table
+from data.readers.listing import Listing, interned, some, to_samples
+from data.readers.rows import match_rows
 from data.samples import SampleSet, check_id
 
+LIST_FILE = FileKind("the list", 64 * 1024 * 1024, "write one image id a line", ConfigError)
+ANNOTATION = FileKind("the annotation", 16 * 1024 * 1024, "restore the file", LabelError)
 SHIPPED_SPLITS = Path(__file__).parents[1] / "splits" / "voc12"
 
 
@@ -47,26 +56,34 @@ def list_voc(config: DataConfig, need_labels: bool = True) -> Listing:
 
     """
     root = voc_root(Path(config.root))
-    ids = read_split(root, config.split)
-    suffixes = image_suffixes(root / "JPEGImages")
-    if not any(sample_id in suffixes for sample_id in ids):
+    stems = read_split(root, config.split)
+    suffixes, beside = image_suffixes(root / "JPEGImages", stems)
+    if not any(stem in suffixes for stem in stems):
         raise ConfigError(
-            f"{root / 'JPEGImages'} holds none of the {count(len(ids), 'image')} of the split {config.split!r}; choose "
+            f"{root / 'JPEGImages'} holds none of the {count(len(stems), 'image')} of the split {config.split!r};"
+            " choose "
             f"another --data.split: {_known_splits(root)}."
         )
+    files = [f"{stem}{suffixes.get(stem, '.jpg')}" for stem in stems]
     table = _label_table(root, config)
     classes = load_classes(config.classes) if config.classes else VOC
+    orphans: tuple[str, ...] = ()
     if table is not None:
-        from data.readers.labels import read_label_table
-
-        by_stem = {Path(name).stem: names for name, names in read_label_table(table, classes).items()}
-        names = [by_stem.get(sample_id, ()) for sample_id in ids]
+        names, orphans = match_rows(read_label_table(table, classes), files, root / "JPEGImages")
+        there = {stem.casefold() for stem in suffixes} if orphans else set()  # rows of another split have an image
+        orphans = tuple(row for row in orphans if Path(row).stem.casefold() not in there or "/" in row)
         source = table.name
     else:
-        names = _annotated_names(root, ids, config.difficult, need_labels)
+        names = _annotated_names(root, stems, config.difficult, need_labels)
         source = "Annotations"
-    images = [f"JPEGImages/{sample_id}{suffixes.get(sample_id, '.jpg')}" for sample_id in ids]
-    return Listing(root, ids, images, names, classes, _truth_folders(root, config), source=source)
+    images = [f"JPEGImages/{file}" for file in files]
+    ids = make_ids(files, stems)
+    missing = tuple(sample_id for sample_id, stem in zip(ids, stems, strict=True) if stem not in suffixes)
+    notes = (f"{len(beside)} files beside a .jpg of the same name were left out ({some(beside)}).",) if beside else ()
+    truth = _truth_folders(root, config)
+    return Listing(
+        root, ids, images, names, classes, truth, orphans=orphans, missing=missing, notes=notes, source=source
+    )
 
 
 def voc_root(root: Path) -> Path:
@@ -84,13 +101,32 @@ def voc_root(root: Path) -> Path:
     )
 
 
-def image_suffixes(folder: Path) -> dict[str, str]:
-    """Return the suffix of each image of a folder by stem; ".jpg" wins where there are two."""
+def image_suffixes(folder: Path, stems: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the suffix of each image of a folder by stem, and which of the wanted images lie beside their .jpg.
+
+    Args:
+        folder: the folder of the images.
+        stems: the images that are wanted.
+
+    Raises:
+        LabelError: two images of one wanted name, neither of them a .jpg.
+
+    """
+    found: dict[str, list[str]] = {}
     with os.scandir(folder) as entries:
-        names = sorted(os.path.splitext(entry.name) for entry in entries)
-    found = {stem: suffix for stem, suffix in names if suffix.lower() in IMAGE_SUFFIXES}
-    found.update((stem, suffix) for stem, suffix in names if suffix == ".jpg")
-    return found
+        for stem, suffix in sorted(os.path.splitext(entry.name) for entry in entries):
+            if suffix.lower() in IMAGE_SUFFIXES:
+                found.setdefault(stem, []).append(suffix)
+    wanted, beside = set(stems), []
+    for stem, suffixes in found.items():
+        if stem in wanted and len(suffixes) > 1:
+            if ".jpg" not in suffixes:
+                raise LabelError(
+                    f"{folder} holds {stem}{suffixes[0]} and {stem}{suffixes[1]}, which would share the id {stem!r} "
+                    "and one mask; keep one of them there."
+                )
+            beside += [f"{stem}{suffix}" for suffix in suffixes if suffix != ".jpg"]
+    return {stem: ".jpg" if ".jpg" in suffixes else suffixes[-1] for stem, suffixes in found.items()}, beside
 
 
 def read_split(root: Path, split: str) -> list[str]:
@@ -106,7 +142,7 @@ def read_split(root: Path, split: str) -> list[str]:
         return sorted({check_id(path.stem) for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES})
     own = root / "ImageSets" / "Segmentation"
     for path in (own / f"{split}.txt", SHIPPED_SPLITS / f"{split}.txt"):
-        if path.is_file():
+        if path.exists():
             return _read_ids(path, root / "JPEGImages")
     if split == "trainval":
         return sorted({*read_split(root, "train"), *read_split(root, "val")})
@@ -120,9 +156,9 @@ def _known_splits(root: Path) -> str:
 
 def _read_ids(path: Path, images: Path) -> list[str]:
     """Return the ids of a list; a line is an id, with spaces where an image is called so, or an id and more words."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [line.strip() for line in read_text(path, LIST_FILE).splitlines() if line.strip()]
     spaced = any(len(line.split()) > 1 for line in lines)
-    known = image_suffixes(images) if spaced else {}
+    known = image_suffixes(images, ())[0] if spaced else {}
     ids = [check_id(line if line in known else line.split()[0]) for line in lines]
     if not ids:
         raise ConfigError(f"The list {path} is empty; write one image id per line, or choose another --data.split.")
@@ -144,7 +180,7 @@ def _label_table(root: Path, config: DataConfig) -> Path | None:
         return Path(config.labels)
     if (root / "Annotations").is_dir():
         return None
-    return next((root / name for name in ("labels.csv", "labels.jsonl") if (root / name).is_file()), None)
+    return next((root / name for name in ("labels.csv", "labels.jsonl") if (root / name).exists()), None)
 
 
 def _annotated_names(root: Path, ids: Sequence[str], difficult: bool, need_labels: bool) -> list[tuple[str, ...]]:
@@ -167,18 +203,23 @@ def read_object_names(path: Path, difficult: bool = True) -> tuple[str, ...]:
         LabelError: not XML.
 
     """
-    try:
-        objects = ElementTree.parse(path).getroot().iterfind("object")
-        return interned(sorted(_object_names(objects, difficult)))
-    except FileNotFoundError:
+    if not path.exists():
         return ()
-    except (ElementTree.ParseError, OSError, ValueError) as error:
-        raise LabelError(f"Cannot read the annotation {path}: {error}; restore the file.") from error
+    try:
+        objects = ElementTree.fromstring(read_bytes(path, ANNOTATION)).iterfind("object")
+        return interned(sorted(_object_names(objects, difficult, path)))
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: an unknown encoding
+        raise ANNOTATION.fault(path, f"it is not XML ({error})") from error
 
 
-def _object_names(objects: Iterable[ElementTree.Element], difficult: bool) -> set[str]:
-    return {
-        (element.findtext("name") or "").strip()
-        for element in objects
-        if difficult or (element.findtext("difficult") or "0").strip() != "1"
-    }
+def _object_names(objects: Iterable[ElementTree.Element], difficult: bool, path: Path) -> set[str]:
+    names = set()
+    for element in objects:
+        name, mark = (element.findtext("name") or "").strip(), (element.findtext("difficult") or "0").strip()
+        if not name:
+            raise LabelError(f"{path}: an object has no name; give it one, or remove it.")
+        if mark not in {"0", "1"} and not difficult:
+            raise LabelError(f"{path}: <difficult> of {name[:60]!r} is {mark[:60]!r}; write 0 or 1.")
+        if difficult or mark == "0":
+            names.add(name)
+    return names

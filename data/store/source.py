@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from data.config import DataConfig, to_plain
+from data.config import DataConfig, White, to_plain
 from data.errors import ConfigError
 from data.readers.layout import detect_format, open_samples
 from data.store.store import MaskStore
@@ -16,6 +16,8 @@ def stored_data(config: DataConfig) -> dict[str, Any]:
     """Return what a store's header says about the data: the fields that decide which images and labels these are."""
     stored = to_plain(replace(config, format=detect_format(config), root=Path(config.root).absolute()))
     del stored["cache"]
+    if config.truth_255 == "ignore":  # as in stores that were made before there was such a setting
+        del stored["truth_255"]
     return dict(stored)
 
 
@@ -47,6 +49,11 @@ def data_config(store: MaskStore, root: Path | None = None) -> DataConfig:
     if "root" not in stored:
         raise ConfigError(f"{store.path} does not say where its images are; name the data set's folder with --root")
     return DataConfig(**(stored | {name: Path(stored[name]) for name in _PATHS if name in stored}))
+
+
+def truth_white(store: MaskStore, root: Path | None = None) -> White:
+    """Return what 255 means in the ground truth of the data set a store was made from; see `data.masks.read_truth`."""
+    return data_config(store, root).truth_255
 
 
 def truth_paths(store: MaskStore, root: Path | None = None, truth: str | Path | None = None) -> dict[str, Path]:

@@ -36,7 +36,12 @@ from data.store.softmaps import SoftMaps, decode_soft, encode_soft
 FORMAT = "pseudolabel-masks"
 FORMAT_VERSION = 1
 _FOLDERS = ("masks", "argmax", "scores")
-_NO_MATTER = ("data.cache:", "data.truth:", "data.crowd:")  # settings of the data that change no mask
+_NO_MATTER = (
+    "data.cache:",
+    "data.truth:",
+    "data.truth_255:",
+    "data.crowd:",
+)  # settings of the data that change no mask
 logger = logging.getLogger(__name__)
 
 

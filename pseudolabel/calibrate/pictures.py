@@ -43,7 +43,7 @@ def load_picture(sample: Sample, n_classes: int, n_decoys: int, with_truth: bool
     truth = None
     if with_truth and sample.truth_path is not None:
         height, width = rgb_u8.shape[:2]
-        whole = read_truth(sample.truth_path, (height, width), sample.image_path)
+        whole = read_truth(sample.truth_path, (height, width), sample.image_path, sample.white)
         shrink = min(1.0, VIEW_PX / max(height, width))
         view_hw = max(1, round(height * shrink)), max(1, round(width * shrink))
         rows, columns = (

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from data.classes import ClassSet
 from data.console import available_cpus, count
 from data.errors import ConfigError
-from data.samples import Sample, SampleSet
+from data.samples import Sample, SampleSet, evenly_spaced
 from pseudolabel.calibrate.candidates import (
     AFFINITIES,
     describe,
@@ -322,8 +322,7 @@ def evenly(samples: Sequence[Sample], number: int) -> list[Sample]:
     """
     if not len(samples):
         raise ConfigError("There are no labelled images to calibrate on; check --data.root and --data.split.")
-    number = min(number, len(samples))
-    return [samples[position * len(samples) // number] for position in range(number)]
+    return [samples[position] for position in evenly_spaced(len(samples), number)]
 
 
 def report_of(search: Search, split: str, before: Measured | None, after: Measured | None) -> str:

@@ -29,7 +29,7 @@ def init(root: Path, output: Path | None = None, overwrite: bool = False) -> Non
     from data.config import DataConfig
     from data.errors import ConfigError
     from data.readers.layout import detect_format, list_data
-    from data.readers.listing import distinct_names, suggest_classes
+    from data.readers.listing import listing_classes
 
     path = output or root / "classes.yaml"
     if path.exists() and not overwrite:
@@ -38,7 +38,7 @@ def init(root: Path, output: Path | None = None, overwrite: bool = False) -> Non
     config = replace(config, format=detect_format(config), split=_whole_split(config, detect_format(config)))
     listing = list_data(config, own_classes=False)
     counts = Counter(class_key(name) for names in listing.names for name in names)
-    classes = listing.classes or suggest_classes(distinct_names(listing.names))
+    classes = listing_classes(listing)
     save_classes(classes, path)
     unlabelled = sum(1 for names in listing.names if not names)
     images, kinds = count(len(listing.ids), "image"), count(len(classes), "class")

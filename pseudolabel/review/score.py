@@ -10,12 +10,13 @@ import numpy as np
 from jaxtyping import Int64
 
 from data.classes import ClassSet
+from data.config import White
 from data.console import available_cpus, count, printable
-from data.errors import UserError
+from data.errors import ConfigError, LabelError, UserError
 from data.masks import read_truth
 from data.scoring import Scores, confusion_matrix
 from data.scoring import score as score_matrix
-from data.store.source import truth_paths
+from data.store.source import truth_paths, truth_white
 from data.store.store import MaskStore
 from pseudolabel.config import MaskConfig, mask_settings
 
@@ -66,7 +67,11 @@ class StoreScores:
 
 
 def score_store(
-    store: MaskStore, root: Path | None = None, truth: str | None = None, truths: dict[str, Path] | None = None
+    store: MaskStore,
+    root: Path | None = None,
+    truth: str | None = None,
+    truths: dict[str, Path] | None = None,
+    truth_255: White | None = None,
 ) -> StoreScores:
     """Score every image of a store that has ground truth; the others are counted and named.
 
@@ -75,12 +80,18 @@ def score_store(
         root: folder of the data set, if it is not where the store says.
         truth: folder of ground-truth masks; see `data.store.source.truth_paths`.
         truths: what that function has returned already; the data set is not opened again then.
+        truth_255: what 255 means in the ground truth; None: as the store says, which is "ignore" unless it was set.
 
     Raises:
         UserError: no image has ground truth, or a mask or truth cannot be read.
 
     """
     truths = truth_paths(store, root, truth) if truths is None else truths
+    white = truth_white(store, root) if truth_255 is None else truth_255
+    if white == "class" and len(store.classes) > 1:
+        raise ConfigError(
+            f"--truth_255=class needs a single class, but {store.path} has {len(store.classes)}; drop it."
+        )
     config = mask_settings(store.header["config"])
     n_classes = len(store.classes) + 1
     before, after = (np.zeros((n_classes, n_classes), np.int64) for _ in range(2))
@@ -91,7 +102,7 @@ def score_store(
             scored = [record for record in records if record["id"] in truths]
             missing += [record["id"] for record in records if record["id"] not in truths]
             for soft_counts, counts, share in pool.map(
-                lambda line: _compare(store, line, truths, config, root), scored
+                lambda line: _compare(store, line, truths, config, root, white), scored
             ):
                 after += counts
                 all_soft = all_soft and soft_counts is not None
@@ -113,16 +124,25 @@ def score_store(
 
 
 def _compare(
-    store: MaskStore, record: dict[str, Any], truths: dict[str, Path], config: MaskConfig, root: Path | None
+    store: MaskStore,
+    record: dict[str, Any],
+    truths: dict[str, Path],
+    config: MaskConfig,
+    root: Path | None,
+    white: White,
 ) -> tuple[Matrix | None, Matrix, float]:
     """Return an image's confusion matrix before the CRF (None without soft maps), after it, and its share of ignore."""
     from pseudolabel.masks.fuse import before_crf
 
     sample_id, n_classes = record["id"], len(store.classes) + 1
-    truth = read_truth(truths[sample_id], (record["height"], record["width"]), store.image_path(record, root))
+    size_hw = (record["height"], record["width"])
+    truth = read_truth(truths[sample_id], size_hw, store.image_path(record, root), white)
     soft = store.read_soft(sample_id)
-    before = None if soft is None else confusion_matrix(truth, before_crf(soft, config.fuse), n_classes)
-    after = confusion_matrix(truth, store.read_argmax(sample_id), n_classes)
+    try:
+        before = None if soft is None else confusion_matrix(truth, before_crf(soft, config.fuse), n_classes)
+        after = confusion_matrix(truth, store.read_argmax(sample_id), n_classes)
+    except LabelError as error:
+        raise LabelError(f"Image {sample_id}, ground truth {truths[sample_id]}: {error}") from error
     return before, after, float(record.get("ignore_share", 0.0))
 
 

@@ -105,3 +105,58 @@ def test_too_many_classes():
     names = tuple(f"class {number}" for number in range(255))
     with pytest.raises(ConfigError, match="1 to 254"):
         ClassSet(names, names, ((),) * 255)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("default_background: tree\nclasses: [a]", "default_background is 'tree', but must be a list"),
+        ("default_background: {tree: 1}\nclasses: [a]", "default_background is"),
+        ("default_background:\nclasses: [a]", "default_background is None"),
+        ("classes: cat", "no list of classes"),
+        ("classes: {cat: dog}", "no list of classes"),
+        ("classes: [{name: a, background: [1]}]", "list of words"),
+        ("classes: [{name: a, background: null}]", "list of words"),
+        ("classes: [{name: a, phrase: [b, c]}]", "the phrase of class 'a' is"),
+        ("classes: [{name: a, phrase: 12}]", "the phrase of class 'a' is 12"),
+        ("classes: [{name: [a]}]", "no class"),
+        ("classes: [[a]]", "no class"),
+        ("classes: [{name: a, 1: b}]", "1 in class 'a' is unknown"),
+        ("format_version: one\nclasses: [a]", "format_version 'one'"),
+        ("classes: [background]", "may not be called 'background'"),
+        ('classes: ["a\\tb"]', "control character"),
+        ("classes: ['']", "not be empty"),
+        ("classes: [" + "a" * 300 + "]", "longer than 200"),
+        ("classes: [{name: a, background: [" + "b," * 5000 + "]}]", "has 5000 words; at most 100"),
+        ("a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nclasses: [" + "*b," * 900 + "]", "50,000 values"),
+        ("classes: " + "[" * 5000, "nested too deeply"),
+        ("classes: [a]\nclasses: [b]", "stands twice"),
+    ],
+)
+def test_class_files_of_wrong_types_and_sizes(tmp_path, text, match):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=match) as caught:
+        load_classes(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_class_file_may_share_lists(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("classes:\n- {name: a, background: &out [sky]}\n- {name: b, background: *out}\n", encoding="utf-16")
+    assert load_classes(path).background_words == (("sky",), ("sky",))
+
+
+@pytest.mark.parametrize("part", ["names", "phrases", "background_words"])
+@pytest.mark.parametrize("value", ["ab", 1, None, [1, 2], ["a"], [["a"], 3]])
+def test_json_of_wrong_types(part, value):
+    plain = {"names": ["a", "b"], "phrases": ["a", "b"], "background_words": [["x"], []]} | {part: value}
+    with pytest.raises(ConfigError):
+        ClassSet.from_json(plain)
+
+
+def test_messages_name_a_class_file_only_where_there_is_one():
+    with pytest.raises(ConfigError) as caught:
+        ClassSet(("a", "A"), ("a", "A"), ((), ()))
+    assert "class file" not in str(caught.value)

@@ -110,7 +110,7 @@ def test_json_is_parsed_once_and_masks_are_rendered_when_asked_for(config, make_
     open_samples(config, need_truth=False)
     from data.readers import coco
 
-    monkeypatch.setattr(coco, "_parse", lambda path: pytest.fail("parsed again"))
+    monkeypatch.setattr(coco, "read_instances", lambda path: pytest.fail("parsed again"))
     samples = open_samples(config).samples
     assert samples[1].truth_path.is_file()
     assert len(list(config.cache.rglob("*.png"))) < 10  # a type checker may have looked at a few

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from data.config import DataConfig
 from data.errors import ConfigError, ImageError, LabelError
 from data.masks import write_mask
-from data.readers.folder import image_samples, list_folder, make_ids
+from data.readers.folder import image_samples, list_folder
+from data.readers.ids import make_ids
 from data.readers.layout import open_samples
 from data.samples import check_id
 

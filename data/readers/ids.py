@@ -1,0 +1,77 @@
+"""Ids of images: one each, never shared, the same wherever and whenever the image is listed.
+
+An id names the files of a mask store, which may lie on a file system that knows no capitals: ids that differ in case or
+in composed accents alone count as the same here.
+"""
+
+import hashlib
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+
+from data.errors import LabelError
+from data.samples import MAX_ID_BYTES, check_id
+
+
+def make_ids(images: Sequence[str], wanted: Sequence[str] | None = None) -> list[str]:
+    """Return an id for each image. All differ, and `check_id` accepts each.
+
+    Args:
+        images: paths relative to the data set's folder, with forward slashes.
+        wanted: the ids a layout would like (a file's stem); one that two images would share, or that cannot be an id,
+            gives way to the path. Without it the path is wanted.
+
+    Returns:
+        The wanted id; or the path without suffix, `/` as `__`; or, where that will not do either, the path with eight
+        hexadecimal digits of its hash. An id depends on no other images but its namesakes.
+
+    """
+    paths = [_path_id(image) for image in images]
+    ids = paths if wanted is None else _replaced(wanted, paths)
+    return _replaced(ids, [_hashed_id(path, image) for path, image in zip(paths, images, strict=True)])
+
+
+def check_distinct(ids: Sequence[str], images: Sequence[str]) -> None:
+    """Raise LabelError if two images share an id; it names both."""
+    seen: dict[str, int] = {}
+    for position, sample_id in enumerate(ids):
+        first = seen.setdefault(folded(sample_id), position)
+        if first != position:
+            raise LabelError(
+                f"The images {images[first]!r} and {images[position]!r} would share the id {sample_id!r} and one mask; "
+                "list each image once, or rename one."
+            )
+
+
+def folded(path: str) -> str:
+    """Return the form under which two paths are the same on a file system without capitals."""
+    return unicodedata.normalize("NFC", path).casefold()
+
+
+def _replaced(ids: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Return the ids with those replaced that are not alone or cannot be ids."""
+    taken = Counter(map(folded, ids))
+    return [
+        sample_id if taken[folded(sample_id)] == 1 and _acceptable(sample_id) else other
+        for sample_id, other in zip(ids, others, strict=True)
+    ]
+
+
+def _path_id(image: str) -> str:
+    path = unicodedata.normalize("NFC", image).removeprefix("images/")
+    return path.rsplit(".", 1)[0].replace("/", "__")
+
+
+def _acceptable(sample_id: str) -> bool:
+    try:
+        check_id(sample_id)
+    except LabelError:
+        return False
+    return True
+
+
+def _hashed_id(sample_id: str, image: str) -> str:
+    digest = hashlib.sha1(image.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:8]
+    safe = "".join(character if character.isprintable() and character not in "/\\" else "_" for character in sample_id)
+    safe = safe.replace("..", "_").lstrip(".").encode("utf-8", "replace")[: MAX_ID_BYTES - 9].decode("utf-8", "ignore")
+    return f"{safe}-{digest}"
