@@ -80,12 +80,23 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except OSError as error:
+        _give_up_full_output()
         print(f"error: {one_line(error)}; check the path, the permissions and the free space", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def _give_up_full_output() -> None:
+    """Let go of output that a full disk does not take, or the interpreter would complain of it again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ValueError:  # closed by a test's capture
+        pass
 
 
 def one_line(error: Exception) -> str:

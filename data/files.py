@@ -56,6 +56,19 @@ def write_atomically(path: Path, content: bytes | memoryview, durable: bool = Fa
         raise
 
 
+def check_writable(path: Path) -> None:
+    """Raise OSError if a file could not be written there; for what takes long to make. Leaves nothing behind."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "A folder, where a file is to be written", str(path))
+    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+    try:
+        write_atomically(probe, b"x")
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    probe.unlink()
+
+
 def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append a JSON line in one write, under a lock; starts on a new line even after a torn one.
 

@@ -5,11 +5,11 @@ The defaults are the preset `default`. The preset `paper` is a file (`configs/ps
 Each field's docstring is its help text on the command line.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from data.config import DataConfig, changed, to_plain
+from data.config import DataConfig, changed, from_plain, to_plain
 from data.errors import ConfigError, ModelError
 
 SKIPPED_DATA_FIELDS = ("root", "split", "labels", "truth", "cache")  # they describe this machine or the small set
@@ -373,11 +373,17 @@ def stored_settings(config: GenerateConfig) -> dict[str, Any]:
 
 
 def mask_settings(stored: dict[str, Any]) -> MaskConfig:
-    """Read the mask settings out of a store header's config (`stored_settings`); absent keys take their defaults."""
-    return MaskConfig(
-        fuse=FuseConfig(**stored.get("fuse", {})),
-        crf=CrfConfig(**stored.get("crf", {})),
-        ignore_below=stored.get("ignore_below", MaskConfig.ignore_below),
+    """Read the mask settings out of a store header's config (`stored_settings`); absent keys take their defaults.
+
+    Raises:
+        ConfigError: a setting that this version does not know, or a value of another type or out of its range.
+
+    """
+    rest = {name: stored[name] for name in ("ignore_below",) if name in stored}
+    return replace(
+        from_plain(MaskConfig, rest, "config"),
+        fuse=from_plain(FuseConfig, stored.get("fuse", {}), "config.fuse"),
+        crf=from_plain(CrfConfig, stored.get("crf", {}), "config.crf"),
     )
 
 

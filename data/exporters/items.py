@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from data.classes import ClassSet
 from data.errors import ImageError, StoreError
 from data.images import read_orientation, size_of, to_raw_layout
+from data.store.records import size_of_record
 from data.store.store import MaskStore
 
 _JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif"})
@@ -127,11 +128,11 @@ def place_image(item: Item, target: Path, how: Literal["auto", "none", "link", "
 
 def _check_size(item: Item) -> None:
     """Raise ImageError unless the file is an image of the mask's size: what a store names need not be an image."""
-    found = size_of(item.image)
-    if sorted(found) != sorted(item.mask.shape):  # the mask may be turned to the raw layout
+    found, wanted = size_of(item.image), size_of_record(item.record)
+    if found != wanted:
         raise ImageError(
-            f"The image {item.image} has {found[0]} x {found[1]} pixels (height x width), its mask {item.mask.shape[0]} "
-            f"x {item.mask.shape[1]}: was it replaced? Generate its mask again, or export with --images=none."
+            f"The image {item.image} has {found[0]} x {found[1]} pixels (height x width), its mask {wanted[0]} x "
+            f"{wanted[1]}: was it replaced? Generate its mask again, or export with --images=none."
         )
 
 

@@ -79,7 +79,7 @@ def _refuse_link(path: Path) -> None:
 
 def check_can_be_emptied(path: Path) -> None:
     """Raise OSError if emptying the store would reach through a link."""
-    for name in (*FOLDERS, INDEX):
+    for name in (*FOLDERS, INDEX, _LOCK, ".store.json.lock"):
         _refuse_link(path / name)
 
 

@@ -24,5 +24,5 @@ def report(
     target = Path(output) if output is not None else Path(store) / "report.html"
     html = report_page(opened, limit, root, truth)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, html.encode())
+    write_atomically(target, html.encode(errors="backslashreplace"))
     print(f"{target} ({len(html) / 1e6:.1f} MB): open it in a browser.")

@@ -12,6 +12,7 @@ from data.classes import ClassSet
 from data.errors import StoreError, UserError
 from data.images import read_image
 from data.masks import colorize, overlay, read_truth
+from data.store.records import size_of_record
 from data.store.source import truth_paths
 from data.store.store import MaskStore
 from pseudolabel.review import blocks
@@ -183,14 +184,14 @@ def image_strip(store: MaskStore, record: dict[str, Any], root: Path | None, tru
     size = blocks.thumbnail_size((rgb_u8.shape[0], rgb_u8.shape[1]))
     small = blocks.shrink(rgb_u8, size)
     pictures = [blocks.picture(small, "image")]
-    soft = store.read_soft(record["id"])
+    soft = store.read_soft(record)
     if soft is not None:
         for label, heat in zip(soft.labels, blocks.heat_maps(soft, size), strict=True):
             pictures.append(blocks.picture(blocks.heat_overlay(small, heat), escape(store.classes.name(label))))
-    mask = blocks.shrink_mask(store.read_mask(record["id"]), size)
+    mask = blocks.shrink_mask(store.read_mask(record), size)
     pictures.append(blocks.picture(overlay(small, mask), f"mask, {100 * float(np.mean(mask == 255)):.0f} % undecided"))
     if truth is not None:
-        true = read_truth(truth, (record["height"], record["width"]), store.image_path(record, root))
+        true = read_truth(truth, size_of_record(record), store.image_path(record, root))
         pictures.append(blocks.picture(colorize(blocks.shrink_mask(true, size)), "ground truth", "flat"))
     return pictures
 

@@ -15,6 +15,7 @@ from data.errors import UserError
 from data.masks import read_truth
 from data.scoring import Scores, confusion_matrix
 from data.scoring import score as score_matrix
+from data.store.records import size_of_record
 from data.store.source import truth_paths
 from data.store.store import MaskStore
 from pseudolabel.config import MaskConfig, mask_settings
@@ -119,10 +120,10 @@ def _compare(
     from pseudolabel.masks.fuse import before_crf
 
     sample_id, count = record["id"], len(store.classes) + 1
-    truth = read_truth(truths[sample_id], (record["height"], record["width"]), store.image_path(record, root))
-    soft = store.read_soft(sample_id)
+    truth = read_truth(truths[sample_id], size_of_record(record), store.image_path(record, root))
+    soft = store.read_soft(record)
     before = None if soft is None else confusion_matrix(truth, before_crf(soft, config.fuse), count)
-    after = confusion_matrix(truth, store.read_argmax(sample_id), count)
+    after = confusion_matrix(truth, store.read_argmax(record), count)
     return before, after, float(record.get("ignore_share", 0.0))
 
 
