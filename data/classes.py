@@ -17,7 +17,7 @@ from typing import Any
 
 from data.console import count
 from data.errors import ConfigError, LabelError
-from data.files import FileKind, read_yaml
+from data.texts import FileKind, read_yaml
 
 IGNORE = 255
 MAX_CLASSES = 254  # 0 is the background and 255 the ignore value of an 8-bit mask

@@ -5,7 +5,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from data.errors import ConfigError
+
+Settings = TypeVar("Settings")
 
 DataFormat = Literal["voc", "coco", "folder"]
 PACKAGE = Path(__file__).resolve().parents[1]  # the repository, or where the package is installed
@@ -54,6 +59,52 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def from_plain(kind: type[Settings], values: Any, where: str) -> Settings:
+    """Return settings from JSON values, the inverse of `to_plain`, with each value checked against its field's type.
+
+    Args:
+        kind: a dataclass whose fields are texts, paths, numbers, switches or literals.
+        values: value by field; a field that is missing has its default.
+        where: what the message calls them, "data" for example.
+
+    Raises:
+        ConfigError: no dictionary, an unknown name, or a value of another type or out of its range.
+
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where} is {values!r:.60}; it must hold settings by name.")
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        if name not in hints:
+            raise ConfigError(f"{where}.{name} is no setting of this version; there are {', '.join(hints)}.")
+        if not _fits(value, hints[name]):
+            rule = getattr(hints[name], "__name__", str(hints[name])).replace("typing.", "")
+            raise ConfigError(f"{where}.{name} is {value!r:.60}; it must be {rule}.")
+    made = {name: Path(value) if Path in _kinds(hints[name]) and value else value for name, value in values.items()}
+    return kind(**made)
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a JSON value can be a setting of a type; a whole number can be a float, a switch no number."""
+    for kind in _kinds(hint):
+        if get_origin(kind) is Literal:
+            fits = isinstance(value, str) and value in get_args(kind)
+        elif kind in (str, Path):
+            fits = isinstance(value, str) and "\0" not in value
+        elif kind in (int, float):
+            wanted = (int,) if kind is int else (int, float)
+            fits = isinstance(value, wanted) and not isinstance(value, bool) and abs(value) < 2**53
+        else:
+            fits = kind in (bool, NoneType) and isinstance(value, kind)
+        if fits:
+            return True
+    return False
 
 
 def changed(config: Any, names: Iterable[str]) -> tuple[str, ...]:

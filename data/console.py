@@ -142,6 +142,7 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except OSError as error:
+        _give_up_full_output()
         print(f"error: {one_line(error)}; check the path, the permissions and the free space", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
@@ -170,16 +171,26 @@ def check_configs(args: Sequence[str]) -> None:
     """Read the files that --config names, as far as they are there, so that none of them can stop the parser.
 
     Raises:
-        ConfigError: a device, too large, no YAML, or aliases that explode; `data.files.read_yaml` states the limits.
+        ConfigError: a device, too large, no YAML, or aliases that explode; `data.texts.read_yaml` states the limits.
 
     """
     named = [value for flag, value in pairwise(args) if flag == "--config"]
     named += [arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")]
     for path in named:
         if os.path.exists(path) and not os.path.isdir(path):
-            from data.files import CONFIG_FILE, read_yaml  # with numpy, which --help does without
+            from data.texts import CONFIG_FILE, read_yaml  # with numpy, which --help does without
 
             read_yaml(Path(path), CONFIG_FILE)
+
+
+def _give_up_full_output() -> None:
+    """Let go of output that a full disk does not take, or the interpreter would complain of it again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ValueError:  # closed by a test's capture
+        pass
 
 
 def one_line(error: Exception) -> str:

@@ -5,11 +5,11 @@ The defaults are the preset `default`. The preset `paper` is a file (`configs/ps
 Each field's docstring is its help text on the command line.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from data.config import DataConfig, changed, to_plain
+from data.config import DataConfig, changed, from_plain, to_plain
 from data.errors import ConfigError, ModelError, StoreError
 
 SKIPPED_DATA_FIELDS = ("root", "split", "labels", "truth", "cache")  # they describe this machine or the small set
@@ -384,22 +384,21 @@ def mask_settings(stored: dict[str, Any]) -> MaskConfig:
     """Read the mask settings out of a store header's config (`stored_settings`); absent keys take their defaults.
 
     Raises:
-        StoreError: they are not settings of this program.
+        StoreError: a setting that this version does not know, or a value of another type or out of its range.
 
     """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(MaskConfig, "masks")
-    given = {name: stored[name] for name in MASK_FIELDS if name in stored}
+    rest = {name: stored[name] for name in ("ignore_below",) if name in stored}
     try:
-        config: MaskConfig = parser.instantiate(parser.parse_object({"masks": given})).masks
-    except (ArgumentError, ConfigError) as error:
+        return replace(
+            from_plain(MaskConfig, rest, "config"),
+            fuse=from_plain(FuseConfig, stored.get("fuse", {}), "config.fuse"),
+            crf=from_plain(CrfConfig, stored.get("crf", {}), "config.crf"),
+        )
+    except ConfigError as error:
         raise StoreError(
-            f"The settings in the store cannot be read ({' '.join(str(error).split())}): restore its store.json, or "
-            "make the store again; --store names it."
+            f"The settings in the store cannot be read ({error}): restore its store.json, or make the store again; "
+            "--store names it."
         ) from error
-    return config
 
 
 def differences(config: GenerateConfig) -> dict[str, Any]:

@@ -12,14 +12,15 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.classes import IGNORE, ClassSet
+from data.classes import ClassSet
 from data.config import DataConfig, White
 from data.console import count, plural
-from data.errors import ImageError, StoreError
+from data.errors import StoreError
 from data.images import read_image
 from data.masks import read_mask, read_truth, white_as_class
 from data.readers.layout import open_samples
 from data.samples import Sample
+from data.store.records import check_mask
 from data.store.softmaps import SoftMaps, upsample
 from data.store.source import truth_paths, truth_white
 from data.store.store import MaskStore
@@ -162,20 +163,6 @@ class TrainingSet(Dataset[dict[str, Any]]):
         if self._cache is not None:
             self._cache[index] = loaded
         return loaded
-
-
-def check_mask(mask: np.ndarray, size_hw: tuple[int, ...], n_classes: int, path: Path) -> None:
-    """Raise ImageError if a mask has another size than its image or a class that does not exist."""
-    if mask.shape != tuple(size_hw):
-        raise ImageError(
-            f"The mask {path} has {mask.shape[0]} x {mask.shape[1]} pixels (height x width), its image {size_hw[0]} x "
-            f"{size_hw[1]}: they must be equal; was the image replaced after `pseudolabel generate`?"
-        )
-    wrong = mask[(mask >= n_classes) & (mask != IGNORE)]
-    if wrong.size:
-        raise ImageError(
-            f"The mask {path} holds class {wrong.max()}, but ids end at {n_classes - 1}: wrong class list?"
-        )
 
 
 def confidence(soft: SoftMaps, mask: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:

@@ -151,7 +151,7 @@ class _Writer:
         self.overlays, self.soft, self.full = overlays, soft, full
         for name, wanted in (("overlays", overlays), ("probabilities", full)):
             if wanted:
-                (store.path / name).mkdir(exist_ok=True)
+                store.own_folder(name)
 
     def write(self, network: torch.nn.Module, sample: Sample) -> None:
         """Predict one image and write it; its line in the index comes last."""

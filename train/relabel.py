@@ -14,7 +14,7 @@ from data.config import to_plain
 from data.console import count, warn_of_idle
 from data.errors import ConfigError, StoreError
 from data.images import read_image
-from data.store.records import image_record
+from data.store.records import image_record, is_up_to_date, labels_of_record
 from data.store.source import moved, stored_path
 from data.store.store import MaskStore
 from train.checkpoint import file_digest, load_network
@@ -77,11 +77,14 @@ def relabel(
         data=moved(source.header["data"], root),
         program="segtrain",
     )
-    done = target.finished()
-    records = [record for record in source.records() if record["id"] not in done]
-    for record in tqdm(records, initial=len(done), total=len(done) + len(records), unit="image", desc="relabel"):
+    done = target.finished_labels()
+    every = list(source.records())
+    records = [record for record in every if not is_up_to_date(done, record["id"], labels_of_record(record))]
+    for record in tqdm(records, initial=len(every) - len(records), total=len(every), unit="image", desc="relabel"):
         _relabel_one(network, source, target, record, root, rule, inference)
-    print(f"Written: {count(len(done) + len(records), 'mask')} in {output}.")
+    again = sum(record["id"] in done for record in records)
+    changed = f", {again} of them made again because their labels have changed" if again else ""
+    print(f"Written: {count(len(every), 'mask')} in {output}{changed}.")
     print(f"Next: segtrain fit --data.store {output} --output R, with the settings of {ckpt_path}")
 
 
@@ -96,9 +99,9 @@ def _relabel_one(
 ) -> None:
     start = time.perf_counter()
     path = source.image_path(record, root)
-    labels = tuple(record["labels"])
+    labels = labels_of_record(record)
     before, after = predict_image(network, read_image(path), inference, str(target.header["model"]["id"]))
-    old = source.read_mask(record["id"])
+    old = source.read_mask(record)
     if old.shape != after.shape[1:]:
         raise StoreError(f"The image {path} is not of its mask's size; it was changed after {source.path} was made.")
     mask, argmax = corrected(old, allow(after, labels), **rule)

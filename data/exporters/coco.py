@@ -13,24 +13,31 @@ from data.files import write_atomically
 from data.store.store import MaskStore
 
 
-def write_coco(store: MaskStore, output: Path, options: ExportOptions) -> Exported:
-    """Write instances_<split>.json with compressed RLE, category ids as in the masks."""
+def write_coco(store: MaskStore, folder: Path, options: ExportOptions, output: Path) -> Exported:
+    """Write instances_<split>.json with compressed RLE, category ids as in the masks.
+
+    An image's file_name is its path below the folder of the data; where images are placed, they lie at that path below
+    the folder <split>, as COCO's own do.
+    """
+    how = "none" if options.images == "auto" else options.images
+    place = folder / split_of(store)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, item in enumerate(read_items(store, options), start=1):
         height, width = item.mask.shape
-        place_image(
-            item, output / split_of(store) / item.image.name, "none" if options.images == "auto" else options.images
-        )
-        name = str(item.record.get("image", item.image.name))
-        images.append({"id": number, "file_name": name, "height": height, "width": width})
+        place_image(item, place / item.name, how)
+        images.append({"id": number, "file_name": item.name, "height": height, "width": width})
         for class_id in classes_in(item.mask, store.classes):
             for region in _regions(item.mask == class_id, options):
                 annotations.append(_annotation(region, len(annotations) + 1, number, class_id))
     categories = [{"id": number, "name": name} for number, name in enumerate(store.classes.names, start=1)]
-    info = {"description": f"Masks of {store.path.name}", "version": "1", "contributor": store.header["written_by"]}
+    info = {
+        "description": f"Masks of {store.path.name}",
+        "version": "1",
+        "contributor": store.header.get("written_by", ""),
+    }
     content = {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
-    path = output / f"instances_{split_of(store)}.json"
+    path = folder / f"instances_{split_of(store)}.json"
     write_atomically(path, json.dumps(content).encode())
     return Exported(len(images), path)
 

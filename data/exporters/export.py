@@ -1,9 +1,11 @@
 """The masks of a store in other programs' formats: COCO, YOLO, VOC, Label Studio.
 
-Every exporter reads the store's index and masks alone and writes into an empty folder. None changes the store.
+Every exporter reads the store's index and masks alone and fills a new folder, which appears whole or not at all. None
+changes the store or the images.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +15,7 @@ from data.exporters.items import Exported, ExportOptions
 from data.exporters.labelstudio import write_labelstudio
 from data.exporters.voc import write_voc
 from data.exporters.yolo import write_yolo
+from data.files import is_free, new_folder
 from data.store.store import MaskStore
 
 ExportFormat = Literal["coco", "yolo", "voc", "labelstudio"]
@@ -23,19 +26,20 @@ def export_store(store: MaskStore, format: ExportFormat, output: Path, options: 
 
     Raises:
         StoreError: the store holds no masks, or the output folder is not empty.
-        ImageError: an image that is to be linked, copied or turned is missing.
+        ImageError: an image that is to be linked, copied or turned is missing, or a mask is not its image's.
         ConfigError: a package is missing that the format needs.
 
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if not is_free(output):
         raise StoreError(f"{output} exists and is not empty; name a new folder with --output.")
     if not store.finished():
         raise StoreError(f"{store.path} holds no finished masks; run pseudolabel generate first.")
-    writers: dict[ExportFormat, Callable[[MaskStore, Path, ExportOptions], Exported]] = {
+    writers: dict[ExportFormat, Callable[[MaskStore, Path, ExportOptions, Path], Exported]] = {
         "coco": write_coco,
         "yolo": write_yolo,
         "voc": write_voc,
         "labelstudio": write_labelstudio,
     }
-    output.mkdir(parents=True, exist_ok=True)
-    return writers[format](store, output, options)
+    with new_folder(output) as folder:
+        done = writers[format](store, folder, options, output)
+    return replace(done, opens=output / done.opens.relative_to(folder))

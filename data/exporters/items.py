@@ -1,6 +1,5 @@
 """What every exporter shares: its options, the images of a store one by one, and where their files go."""
 
-import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,8 +11,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.classes import ClassSet
-from data.errors import ImageError
-from data.images import read_orientation, to_raw_layout
+from data.errors import ImageError, StoreError
+from data.images import read_orientation, size_of, to_raw_layout
+from data.store.records import size_of_record
 from data.store.store import MaskStore
 
 _JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif"})
@@ -56,29 +56,40 @@ class Exported:
 
 @dataclass(frozen=True)
 class Item:
-    """One image of a store: its line in the index, its mask as it is exported, and its file."""
+    """One image of a store.
+
+    Attributes:
+        record: its line in the index.
+        mask: its mask as it is exported.
+        image: its file.
+        name: the file's path below the folder of the data, with forward slashes.
+
+    """
 
     record: dict[str, Any]
     mask: UInt8[np.ndarray, "height width"]
     image: Path
+    name: str
 
 
 def read_items(store: MaskStore, options: ExportOptions) -> Iterator[Item]:
     """Yield the finished images of a store.
 
     Raises:
-        ImageError: the raw layout is wanted of an image that is not there.
+        ImageError: the raw layout is wanted of an image that is not there, or a mask is not its image's.
+        StoreError: an image outside of the data's folder.
 
     """
+    root = options.root if options.root is not None else store.root
     read = store.read_mask if options.source == "masks" else store.read_argmax
     for record in store.records():
         image = store.image_path(record, options.root)
-        mask = read(record["id"])
+        mask = read(record)
         if options.orientation == "raw":
             if not image.is_file():
                 raise ImageError(f"There is no image {image}, whose EXIF says how the raw file lies; give --root.")
             mask = to_raw_layout(mask, read_orientation(image))
-        yield Item(record, mask, image)
+        yield Item(record, mask, image, image.relative_to(root).as_posix())
 
 
 def classes_in(mask: UInt8[np.ndarray, "height width"], classes: ClassSet) -> list[int]:
@@ -87,24 +98,53 @@ def classes_in(mask: UInt8[np.ndarray, "height width"], classes: ClassSet) -> li
 
 
 def split_of(store: MaskStore) -> str:
-    """Return the name of the split that a store was made from."""
-    return str(store.header["data"].get("split") or "train")
+    """Return the name of the split that a store was made from, as a name of a file or folder."""
+    return str(store.header["data"].get("split") or "train").replace("\\", "_").replace("/", "_")
 
 
 def place_image(item: Item, target: Path, how: Literal["auto", "none", "link", "copy"]) -> None:
-    """Put the image at `target`: a link, or a copy where links cannot be made."""
+    """Put the image at `target`, where nothing may be yet: a link, or a copy where links cannot be made.
+
+    Raises:
+        ImageError: no such image, no image, or one of another size than its mask.
+        StoreError: something is there already.
+
+    """
     if how == "none":
         return
     if not item.image.is_file():
         raise ImageError(
             f"There is no image {item.image}; name the folder of the images with --root, or --images=none."
         )
+    _check_size(item)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if how == "link" or (how == "auto" and _ends_cleanly(item.image)):
-        with contextlib.suppress(OSError):
-            target.symlink_to(item.image.resolve())
-            return
-    shutil.copyfile(item.image, target)
+    if os.path.lexists(target):
+        raise StoreError(f"Two images of the store would be the file {target.name}; one is {item.image}: rename it.")
+    if (how == "link" or (how == "auto" and _ends_cleanly(item.image))) and _link(item.image, target):
+        return
+    with item.image.open("rb") as source, target.open("xb") as copy:  # x: never through a link that stands there
+        shutil.copyfileobj(source, copy)
+
+
+def _check_size(item: Item) -> None:
+    """Raise ImageError unless the file is an image of the mask's size: what a store names need not be an image."""
+    found, wanted = size_of(item.image), size_of_record(item.record)
+    if found != wanted:
+        raise ImageError(
+            f"The image {item.image} has {found[0]} x {found[1]} pixels (height x width), its mask {wanted[0]} x "
+            f"{wanted[1]}: was it replaced? Generate its mask again, or export with --images=none."
+        )
+
+
+def _link(image: Path, target: Path) -> bool:
+    """Make a link; return False where the system or the disk has none."""
+    try:
+        target.symlink_to(image.resolve())
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _ends_cleanly(image: Path) -> bool:

@@ -2,39 +2,47 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from data.classes import ClassSet
 from data.exporters.brush import encode_brush
-from data.exporters.items import Exported, ExportOptions, Item, classes_in, read_items
+from data.exporters.items import Exported, ExportOptions, Item, classes_in, place_image, read_items
 from data.files import write_atomically
 from data.masks import voc_palette
 from data.store.store import MaskStore
 
 
-def write_labelstudio(store: MaskStore, output: Path, options: ExportOptions) -> Exported:
-    """Write tasks.json (one task per image, one brush mask per class, as predictions) and label_config.xml."""
+def write_labelstudio(store: MaskStore, folder: Path, options: ExportOptions, output: Path) -> Exported:
+    """Write tasks.json (one task per image, one brush mask per class, as predictions) and label_config.xml.
+
+    A task names its image by the path below the folder of the data; where images are placed, by that below the exported
+    folder, images/<path>.
+    """
     version = str(store.header["model"].get("id", "text2mask-wsss"))
-    path = output / "tasks.json"
-    partial = output / f".tasks.json.{os.getpid()}.tmp"
-    count = 0
-    with partial.open("w", encoding="utf-8") as file:  # task by task: the lists of numbers are long
+    how = "none" if options.images == "auto" else options.images
+    path, count = folder / "tasks.json", 0
+    with path.open("x", encoding="utf-8") as file:  # task by task: the lists of numbers are long
         for item in read_items(store, options):
+            name = item.name if how == "none" else f"images/{item.name}"
+            place_image(item, folder / name, how)
             file.write("[\n" if count == 0 else ",\n")
-            json.dump(_task(item, store.classes, version, options), file, separators=(",", ":"))
+            address = options.url_prefix + quote(name, errors="surrogateescape")
+            json.dump(_task(item, address, store.classes, version), file, separators=(",", ":"))
             count += 1
         file.write("\n]\n")
-    partial.replace(path)
-    write_atomically(output / "label_config.xml", _label_config(store.classes).encode())
-    note = "Paste label_config.xml into the project's labelling interface, then import tasks.json."
-    return Exported(count, path, (note,))
+    write_atomically(folder / "label_config.xml", _label_config(store.classes).encode())
+    root = output.resolve() if how != "none" else options.root or store.root
+    notes = [
+        "Paste label_config.xml into the project's labelling interface, then import tasks.json.",
+        f"The addresses in tasks.json are {options.url_prefix} and paths below {root}.",
+    ]
+    return Exported(count, path, tuple(notes))
 
 
-def _task(item: Item, classes: ClassSet, version: str, options: ExportOptions) -> dict[str, Any]:
+def _task(item: Item, address: str, classes: ClassSet, version: str) -> dict[str, Any]:
     height, width = item.mask.shape
-    name = str(item.record.get("image", item.image.name))
     results = [
         {
             "id": hashlib.sha1(f"{item.record['id']}/{class_id}".encode(), usedforsecurity=False).hexdigest()[:10],
@@ -53,7 +61,7 @@ def _task(item: Item, classes: ClassSet, version: str, options: ExportOptions) -
         for class_id in classes_in(item.mask, classes)
     ]
     prediction = {"model_version": version, "result": results}
-    return {"data": {"image": options.url_prefix + name, "id": item.record["id"]}, "predictions": [prediction]}
+    return {"data": {"image": address, "id": item.record["id"]}, "predictions": [prediction]}
 
 
 def _label_config(classes: ClassSet) -> str:

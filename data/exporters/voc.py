@@ -1,5 +1,8 @@
 """Pascal VOC: JPEGImages, SegmentationClass and lists of ids, as other trainers read them."""
 
+import csv
+import io
+from collections.abc import Iterable
 from pathlib import Path
 
 from data.classes import save_classes
@@ -9,26 +12,26 @@ from data.masks import write_mask
 from data.store.store import MaskStore
 
 
-def write_voc(store: MaskStore, output: Path, options: ExportOptions) -> Exported:
+def write_voc(store: MaskStore, folder: Path, options: ExportOptions, output: Path) -> Exported:
     """Write JPEGImages, SegmentationClass, ImageSets/Segmentation, labels.csv and classes.yaml."""
     split = split_of(store)
-    for folder in ("SegmentationClass", "ImageSets/Segmentation", "ImageSets/SegmentationAug"):
-        (output / folder).mkdir(parents=True)
-    ids, pairs, rows, suffixes = [], [], ["image,labels"], set()
+    for name in ("SegmentationClass", "ImageSets/Segmentation", "ImageSets/SegmentationAug"):
+        (folder / name).mkdir(parents=True)
+    ids, pairs, rows, suffixes = [], [], [], set()
     for item in read_items(store, options):
         sample_id, suffix = item.record["id"], suffix_of(item.image)
-        write_mask(output / "SegmentationClass" / f"{sample_id}.png", item.mask)
-        place_image(item, output / "JPEGImages" / f"{sample_id}{suffix}", options.images)
+        write_mask(folder / "SegmentationClass" / f"{sample_id}.png", item.mask)
+        place_image(item, folder / "JPEGImages" / f"{sample_id}{suffix}", options.images)
         names = [store.classes.name(label) for label in item.record.get("labels", classes_in(item.mask, store.classes))]
         ids.append(sample_id)
         suffixes.add(suffix)
         pairs.append(f"/JPEGImages/{sample_id}{suffix} /SegmentationClass/{sample_id}.png")
-        rows.append(f'"{sample_id}{suffix}","{";".join(names)}"')
-    write_atomically(output / "ImageSets" / "Segmentation" / f"{split}.txt", _lines(ids))
-    write_atomically(output / "ImageSets" / "SegmentationAug" / f"{split}.txt", _lines(pairs))
-    write_atomically(output / "labels.csv", _lines(rows))
-    save_classes(store.classes, output / "classes.yaml")
-    return Exported(len(ids), output / "SegmentationClass", _voc_notes(ids, suffixes))
+        rows.append((f"{sample_id}{suffix}", ";".join(names)))
+    write_atomically(folder / "ImageSets" / "Segmentation" / f"{split}.txt", _lines(ids))
+    write_atomically(folder / "ImageSets" / "SegmentationAug" / f"{split}.txt", _lines(pairs))
+    write_atomically(folder / "labels.csv", _label_table(rows))
+    save_classes(store.classes, folder / "classes.yaml")
+    return Exported(len(ids), folder / "SegmentationClass", _voc_notes(ids, suffixes))
 
 
 def _voc_notes(ids: list[str], suffixes: set[str]) -> tuple[str, ...]:
@@ -40,6 +43,12 @@ def _voc_notes(ids: list[str], suffixes: set[str]) -> tuple[str, ...]:
     if any(len(sample_id.split()) > 1 for sample_id in ids):
         notes.append("Some ids hold spaces, which deeplab-pytorch's vocaug takes for separators; its voc reads them.")
     return tuple(notes)
+
+
+def _label_table(rows: Iterable[tuple[str, str]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows)
+    return f"image,labels\n{text.getvalue()}".encode()
 
 
 def _lines(lines: list[str]) -> bytes:

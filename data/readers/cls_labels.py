@@ -19,7 +19,7 @@ import numpy as np
 from data.classes import COCO, MAX_CLASSES, VOC, ClassSet
 from data.console import count
 from data.errors import LabelError
-from data.files import FileKind, read_bytes
+from data.texts import FileKind, read_bytes
 
 CLS_LABELS = FileKind("the label file", 256 * 1024 * 1024, "get the labels from another source", LabelError)
 _MAGIC = b"\x93NUMPY"

@@ -16,8 +16,8 @@ import numpy as np
 
 from data.classes import MAX_NAME, class_key
 from data.errors import LabelError
-from data.files import FileKind, read_json
 from data.images import MAX_PIXELS
+from data.texts import FileKind, read_json
 
 ANNOTATIONS = FileKind("the annotations", 2 * 1024**3, "unpack the annotations again", LabelError)
 MAX_COORDINATE = 1_000_000

@@ -25,10 +25,10 @@ from pathlib import Path
 
 from data.classes import MAX_NAME, ClassSet, class_key
 from data.errors import LabelError
-from data.files import FileKind, parse_json, read_text
 from data.readers.cls_labels import read_cls_label_names
 from data.readers.csv_labels import HINT, IMAGE_COLUMNS, LABEL_COLUMNS, is_image, read_rows
 from data.readers.listing import interned
+from data.texts import FileKind, json_of, read_text
 
 LABEL_FILE = FileKind(
     "the label file",
@@ -82,7 +82,7 @@ def _read_jsonl(text: str, path: Path) -> Iterable[tuple[str, list[str]]]:
     for number, line in enumerate(_LINES.split(text), start=1):
         if not line.strip():
             continue
-        row = parse_json(line, path, LABEL_FILE, f"line {number}")
+        row = json_of(line, path, LABEL_FILE, f"line {number}")
         image = next((row[key] for key in IMAGE_COLUMNS if key in row), None) if isinstance(row, dict) else None
         labels = next((row[key] for key in LABEL_COLUMNS if key in row), None) if isinstance(row, dict) else None
         if isinstance(labels, str):

@@ -29,13 +29,13 @@ from data.classes import VOC, load_classes
 from data.config import DataConfig
 from data.console import count
 from data.errors import ConfigError, LabelError
-from data.files import FileKind, read_bytes, read_text
 from data.images import IMAGE_SUFFIXES
 from data.readers.ids import make_ids
 from data.readers.labels import read_label_table
 from data.readers.listing import Listing, interned, some, to_samples
 from data.readers.rows import match_rows
 from data.samples import SampleSet, check_id
+from data.texts import FileKind, read_bytes, read_text
 
 LIST_FILE = FileKind("the list", 64 * 1024 * 1024, "write one image id a line", ConfigError)
 ANNOTATION = FileKind("the annotation", 16 * 1024 * 1024, "restore the file", LabelError)

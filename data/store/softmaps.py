@@ -1,15 +1,36 @@
 """Soft maps: the seam between the diffusion model and the masks, as they are kept on disk."""
 
 import io
+import math
+import re
+import struct
+import zipfile
+import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float16
 
 from data.console import count
 from data.errors import StoreError
+from data.images import MAX_PIXELS
 
 SOFT_VERSION = 1  # of the npz files
+MAX_SOFT_BYTES = 1 << 30
+_TOLERANCE = 0.001  # float16 rounds
+# The arrays of a file: number format as numpy writes it, and number of axes.
+_ARRAYS = {
+    "format_version": ("<i4", 0),
+    "maps": ("<f2", 3),
+    "labels": ("<i4", 1),
+    "background": ("|b1", 0),
+    "sizes": ("<i4", 2),
+}
+_NPY_HEADER = re.compile(
+    rb"\{'descr': '([<|=>]\w{2,3})', 'fortran_order': (True|False), 'shape': \(((?:\d{1,9},? ?){0,4})\), \} *\n"
+)
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, NotImplementedError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -80,11 +101,74 @@ def encode_soft(soft: SoftMaps) -> bytes:
 
 
 def decode_soft(content: bytes) -> SoftMaps:
-    """Return the soft maps of an .npz file's bytes; nothing pickled is read."""
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        padded, resized, image = ((int(height), int(width)) for height, width in file["sizes"])
-        labels = tuple(int(label) for label in file["labels"])
-        return SoftMaps(file["maps"], labels, bool(file["background"]), padded, resized, image)
+    """Return the soft maps of an .npz file's bytes; nothing pickled is read, and nothing is believed.
+
+    Raises:
+        StoreError: not such a file, of a newer version, or with values that soft maps cannot have.
+
+    """
+    arrays = _read_arrays(content)
+    version = int(arrays["format_version"])
+    if version != SOFT_VERSION:
+        raise StoreError(f"format version {version}, this program reads {SOFT_VERSION}")
+    labels = tuple(int(label) for label in arrays["labels"])
+    if list(labels) != sorted(set(labels)) or not all(1 <= label <= 254 for label in labels):
+        raise StoreError(f"labels {labels}, which must be class ids, ascending")
+    background = bool(arrays["background"])
+    maps, sizes = arrays["maps"], arrays["sizes"]
+    if not len(maps) or len(maps) != len(labels) + background:
+        raise StoreError(f"{len(maps)} maps for {len(labels)} labels (background={background}): one each")
+    if sizes.shape != (3, 2) or sizes.min() < 1:
+        raise StoreError("sizes that are not three heights and widths")
+    padded, resized, image = ((int(height), int(width)) for height, width in sizes)
+    if max(resized[0] - padded[0], resized[1] - padded[1], maps.shape[1] - padded[0], maps.shape[2] - padded[1]) > 0:
+        raise StoreError(f"a grid of {maps.shape[1:]} cells for {padded} pixels, {resized} of them image")
+    if math.prod(padded) > 4 * MAX_PIXELS or math.prod(image) > MAX_PIXELS or not maps.size:
+        raise StoreError(f"sizes {padded} and {image}, larger than any image that is read")
+    if not (maps.min() >= -_TOLERANCE and maps.max() <= 1 + _TOLERANCE):  # nan is neither
+        raise StoreError("values that are not numbers from 0 to 1")
+    return SoftMaps(maps, labels, background, padded, resized, image)
+
+
+def check_soft(soft: SoftMaps, record: dict[str, Any], n_classes: int) -> None:
+    """Raise StoreError if soft maps do not go with the line of their image in the index, as far as it says."""
+    if soft.labels and soft.labels[-1] > n_classes:
+        raise StoreError(f"label {soft.labels[-1]}, but class ids end at {n_classes}")
+    if "height" in record and "width" in record and soft.image_hw != (record["height"], record["width"]):
+        raise StoreError(f"made for {soft.image_hw} pixels, the index says {(record['height'], record['width'])}")
+    if "labels" in record and set(soft.labels) != set(record["labels"]):
+        raise StoreError(f"made for the labels {list(soft.labels)}, the index says {record['labels']}")
+
+
+def _read_arrays(content: bytes) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file, each of the number format and the axes that it must have."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            members = {info.filename: info for info in file.infolist()}
+            if set(members) != {f"{name}.npy" for name in _ARRAYS}:
+                raise StoreError(f"no .npz file of soft maps: it holds {', '.join(members)[:60]!r}")
+            if any(info.flag_bits & 1 or info.file_size > MAX_SOFT_BYTES for info in members.values()):
+                raise StoreError("encrypted, or larger than soft maps can be")
+            return {name: _decode_array(file.read(f"{name}.npy"), name) for name in _ARRAYS}
+    except _ZIP_ERRORS as error:
+        raise StoreError(f"no .npz file: {error or type(error).__name__}") from error
+
+
+def _decode_array(content: bytes, name: str) -> np.ndarray:
+    """Return the array of an .npy member; its header is read as text and never evaluated."""
+    kind, n_axes = _ARRAYS[name]
+    (length,) = struct.unpack("<H", content[8:10]) if content[:8] == b"\x93NUMPY\x01\x00" else (0,)
+    header = _NPY_HEADER.fullmatch(content[10 : 10 + length])
+    if header is None:
+        raise StoreError(f"{name} is no array of numbers")
+    shape = tuple(int(size) for size in re.findall(rb"\d+", header[3]))
+    values = content[10 + length :]
+    if header[1].decode() != kind or len(shape) != n_axes:
+        raise StoreError(f"{name} has the format {header[1].decode()} and {len(shape)} axes, not {kind} and {n_axes}")
+    if len(values) != math.prod(shape) * np.dtype(kind).itemsize:
+        raise StoreError(f"{name} is cut short")
+    flat = np.frombuffer(values, dtype=kind)
+    return flat.reshape(shape, order="F" if header[2] == b"True" else "C").copy()
 
 
 def resize_scores(

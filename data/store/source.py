@@ -1,15 +1,15 @@
 """Where a store's images and ground truth are: from a data set's settings to the header and back."""
 
-from dataclasses import fields, replace
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data.config import DataConfig, White, to_plain
 from data.errors import ConfigError
 from data.readers.layout import detect_format, open_samples
+from data.store.header import data_settings
 from data.store.store import MaskStore
-
-_PATHS = ("root", "classes", "labels")
 
 
 def stored_data(config: DataConfig) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def stored_data(config: DataConfig) -> dict[str, Any]:
 
 def stored_path(image: Path, root: Path) -> str:
     """Return what an index line says of an image file: its path below the data's root, or an absolute one."""
-    path, root = image.absolute(), root.absolute()
+    path, root = Path(os.path.abspath(image)), Path(os.path.abspath(root))
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
@@ -43,12 +43,10 @@ def data_config(store: MaskStore, root: Path | None = None) -> DataConfig:
         ConfigError: the store does not say where its images are.
 
     """
-    known = {field.name for field in fields(DataConfig)}
     stored = moved(store.header["data"], root)
-    stored = {name: value for name, value in stored.items() if name in known and value is not None}
-    if "root" not in stored:
+    if stored.get("root") is None:
         raise ConfigError(f"{store.path} does not say where its images are; name the data set's folder with --root")
-    return DataConfig(**(stored | {name: Path(stored[name]) for name in _PATHS if name in stored}))
+    return data_settings(stored)
 
 
 def truth_white(store: MaskStore, root: Path | None = None) -> White:

@@ -11,13 +11,15 @@ index.jsonl         one line for each finished image, written last
 Files appear whole or not at all. An image counts as finished when its line is in the index, and the line is written
 after its files, so a run that is killed anywhere does that image again. The index is only ever appended to, each line
 in one write under a lock; a line that was torn by a full disk or a power cut is skipped, and its image done again.
-Several processes may write different images of one store at once.
+Several processes may write different images of one store at once. Where two write the same image, or one is made again,
+the index has several lines about it: the last one counts, and the image counts once.
+
+What is read is checked here and nowhere else: header, index lines, paths, masks and soft maps (`header`, `records`,
+`softmaps`). Every fault is a UserError that names the file.
 """
 
 import contextlib
-import json
 import logging
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,28 +27,24 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from data.classes import IGNORE, ClassSet
-from data.console import written_by
+from data.classes import ClassSet
 from data.errors import StoreError
-from data.files import append_line, json_bytes, plain_json, write_atomically
+from data.files import append_line, parse_json, read_regular, write_atomically
 from data.masks import read_mask, write_mask
 from data.samples import check_id
-from data.store.softmaps import SoftMaps, decode_soft, encode_soft
+from data.store.folder import FOLDERS, INDEX, check_free, empty, is_headless, own_folder
+from data.store.header import header_bytes, header_differences, header_fault, make_header, read_header
+from data.store.records import check_mask, path_below, record_fault, size_of_record
+from data.store.softmaps import MAX_SOFT_BYTES, SoftMaps, check_soft, decode_soft, encode_soft
 
-FORMAT = "pseudolabel-masks"
-FORMAT_VERSION = 1
-_FOLDERS = ("masks", "argmax", "scores")
-_NO_MATTER = (
-    "data.cache:",
-    "data.truth:",
-    "data.truth_255:",
-    "data.crowd:",
-)  # settings of the data that change no mask
+MAX_LINE_BYTES = 4_000_000  # of the index; a line takes some hundred bytes
 logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
 
 
 class MaskStore:
-    """A folder of masks, soft maps and an index; made by `create`, `open` or `open_or_create`.
+    """A folder of masks, soft maps and an index; made by `create`, `open`, `open_or_create` or `start_over`.
 
     Attributes:
         path: the folder.
@@ -59,6 +57,7 @@ class MaskStore:
         self.path = path
         self.header = header
         self.classes = ClassSet.from_json(header["classes"])
+        self._has_told_of_repeats = False
 
     @classmethod
     def create(
@@ -90,13 +89,52 @@ class MaskStore:
             raise StoreError(
                 f"{path} is a mask store already; resume it with the same settings or name another --store."
             )
-        if path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
-            raise StoreError(f"{path} is not empty and not a mask store; name a new folder with --store.")
-        if path.exists() and not path.is_dir():
-            raise StoreError(f"{path} is a file; name a new folder with --store.")
-        header = _header(classes, config, model, data, program)
+        check_free(path)
+        return cls._started(path, classes, config, model, data, program)
+
+    @classmethod
+    def start_over(
+        cls,
+        path: Path,
+        *,
+        classes: ClassSet,
+        config: dict[str, Any],
+        model: dict[str, Any],
+        data: dict[str, Any],
+        program: str = "pseudolabel",
+    ) -> "MaskStore":
+        """Delete the masks of a store and start it with other settings; arguments as in `create`.
+
+        Nothing but index, masks and soft maps is deleted. Killed anywhere, it leaves a store of the old or of the new
+        settings, and can be called again.
+
+        Raises:
+            StoreError: the folder is no store, or one of a newer version.
+            OSError: a part of the store is a link.
+
+        """
+        path = Path(path)
+        if not is_headless(path):
+            read_header(path)
+        empty(path)
+        return cls._started(path, classes, config, model, data, program)
+
+    @classmethod
+    def _started(
+        cls,
+        path: Path,
+        classes: ClassSet,
+        config: dict[str, Any],
+        model: dict[str, Any],
+        data: dict[str, Any],
+        program: str,
+    ) -> "MaskStore":
+        header = make_header(classes, config, model, data, program)
+        fault = header_fault(header)
+        if fault:
+            raise StoreError(f"A store cannot be made at {path}: {fault}.")
         path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / "store.json", json_bytes(header, indent=1) + b"\n")
+        write_atomically(path / "store.json", header_bytes(header))
         return cls._prepared(path, header)
 
     @classmethod
@@ -104,30 +142,10 @@ class MaskStore:
         """Open a store.
 
         Raises:
-            StoreError: no store, a damaged store.json, or one of a newer format version.
+            StoreError: no store, or a store.json that is damaged, of a newer format version, or not what one can be.
 
         """
-        path = Path(path)
-        try:
-            header = json.loads((path / "store.json").read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise StoreError(f"There is no mask store at {path} (no store.json); --store must name one.") from error
-        except (OSError, ValueError) as error:
-            raise StoreError(
-                f"{path / 'store.json'} is damaged ({error}); restore it, or make the store again."
-            ) from error
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise StoreError(f"{path / 'store.json'} is not of the format {FORMAT!r}; --store must name a mask store.")
-        version = header.get("format_version")
-        if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise StoreError(
-                f"{path} has store format version {version}, this program reads up to {FORMAT_VERSION}: install a "
-                f"text2mask-wsss that reads version {version} (written by {header.get('written_by', 'another')})."
-            )
-        missing = [key for key in ("classes", "config", "model", "data") if key not in header]
-        if missing:
-            raise StoreError(f"{path / 'store.json'} lacks {', '.join(missing)}; restore it, or make the store again.")
-        return cls._prepared(path, header)
+        return cls._prepared(Path(path), read_header(Path(path)))
 
     @classmethod
     def open_or_create(
@@ -153,15 +171,7 @@ class MaskStore:
             with contextlib.suppress(FileExistsError):
                 return cls.create(path, classes=classes, config=config, model=model, data=data, program=program)
         store = cls.open(path)
-        wanted = _header(classes, config, model, data, program)
-        stored_root = store.header["data"].get("root")
-        differences = [
-            line
-            for key in ("classes", "config", "model", "data")
-            for line in _differences(key, store.header[key], wanted[key])
-            if not line.startswith(_NO_MATTER)
-            and not (line.startswith("data.root:") and stored_root and not Path(stored_root).exists())
-        ]
+        differences = header_differences(store.header, make_header(classes, config, model, data, program))
         if differences:
             shown = "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
             raise StoreError(f"{path} was made with other settings ({shown}); use those, or name another --store.")
@@ -170,10 +180,19 @@ class MaskStore:
     @classmethod
     def _prepared(cls, path: Path, header: dict[str, Any]) -> "MaskStore":
         store = cls(path, header)
-        with contextlib.suppress(PermissionError, OSError):  # a store on a read-only disk can still be read
-            for folder in _FOLDERS:
+        with contextlib.suppress(OSError):  # a store on a read-only disk can still be read
+            for folder in FOLDERS:
                 (path / folder).mkdir(exist_ok=True)
         return store
+
+    def own_folder(self, name: str) -> Path:
+        """Return a folder of the store to write to, which is made if it is not there.
+
+        Raises:
+            OSError: it cannot be made, or is a link to elsewhere.
+
+        """
+        return own_folder(self.path / name)
 
     def write(
         self,
@@ -195,53 +214,98 @@ class MaskStore:
 
         """
         check_id(sample_id)
-        write_mask(self.path / "masks" / f"{sample_id}.png", mask)
-        write_mask(self.path / "argmax" / f"{sample_id}.png", argmax)
+        write_mask(self.own_folder("masks") / f"{sample_id}.png", mask)
+        write_mask(self.own_folder("argmax") / f"{sample_id}.png", argmax)
         if soft is not None:
-            write_atomically(self.path / "scores" / f"{sample_id}.npz", encode_soft(soft))
+            write_atomically(self.own_folder("scores") / f"{sample_id}.npz", encode_soft(soft))
         line = {"id": sample_id, "height": mask.shape[0], "width": mask.shape[1]}
-        append_line(self.path / "index.jsonl", {**record, **line})
+        append_line(self.path / INDEX, {**record, **line})
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """Yield the record of each finished image in the order they were finished; the last one of an id wins."""
-        found: dict[str, dict[str, Any]] = {}
+    def records(self) -> Iterator[Record]:
+        """Yield the record of each finished image in the order they were finished; the last one of an id wins.
+
+        Raises:
+            StoreError: a line whose values cannot be what they stand for.
+
+        """
+        found: dict[str, Record] = {}
+        repeats = 0
         for record in self._lines():
-            found.pop(record["id"], None)  # so that it stands where it was finished last
+            repeats += found.pop(record["id"], None) is not None  # so that it stands where it was finished last
             found[record["id"]] = record
+        self._tell_of_repeats(repeats)
         yield from found.values()
 
     def finished(self) -> set[str]:
         """Return the ids of the images that need not be done again."""
         return {record["id"] for record in self._lines()}
 
+    def finished_labels(self) -> dict[str, tuple[int, ...] | None]:
+        """Return the labels that each finished mask was made with; None where its line does not say."""
+        same: dict[tuple[int, ...], tuple[int, ...]] = {}  # so that equal labels are kept once
+        found: dict[str, tuple[int, ...] | None] = {}
+        repeats = 0
+        for record in self._lines():
+            labels = tuple(record["labels"]) if "labels" in record else None
+            repeats += record["id"] in found
+            found[record["id"]] = None if labels is None else same.setdefault(labels, labels)
+        self._tell_of_repeats(repeats)
+        return found
+
     def ids(self) -> list[str]:
         """Return the ids of the finished images, sorted."""
         return sorted(self.finished())
 
-    def read_mask(self, sample_id: str) -> UInt8[np.ndarray, "height width"]:
-        """Return the mask of an image, 255 where there was no decision."""
-        return read_mask(self.path / "masks" / f"{check_id(sample_id)}.png")
+    def read_mask(self, sample: Record | str) -> UInt8[np.ndarray, "height width"]:
+        """Return the mask of an image, 255 where there was no decision.
 
-    def read_argmax(self, sample_id: str) -> UInt8[np.ndarray, "height width"]:
-        """Return the mask of an image without the 255 band."""
-        return read_mask(self.path / "argmax" / f"{check_id(sample_id)}.png")
-
-    def read_soft(self, sample_id: str) -> SoftMaps | None:
-        """Return the soft maps of an image, or None if none were kept.
+        Args:
+            sample: its record, or its id; the size is checked against a record alone.
 
         Raises:
-            StoreError: the file is damaged.
+            ImageError: missing, damaged, of another size than its image, or with a class that does not exist.
 
         """
-        path = self.path / "scores" / f"{check_id(sample_id)}.npz"
+        return self._read("masks", sample, undecided=True)
+
+    def read_argmax(self, sample: Record | str) -> UInt8[np.ndarray, "height width"]:
+        """Return the mask of an image without the 255 band; as `read_mask`."""
+        return self._read("argmax", sample, undecided=False)
+
+    def _read(self, folder: str, sample: Record | str, undecided: bool) -> UInt8[np.ndarray, "height width"]:
+        sample_id = sample if isinstance(sample, str) else sample["id"]
+        path = self.path / folder / f"{check_id(sample_id)}.png"
+        mask = read_mask(path)
+        size_hw = None if isinstance(sample, str) else size_of_record(sample)
+        check_mask(mask, size_hw, len(self.classes) + 1, path, undecided)
+        return mask
+
+    def read_soft(self, sample: Record | str) -> SoftMaps | None:
+        """Return the soft maps of an image, or None if none were kept.
+
+        Args:
+            sample: its record, or its id; size and labels are checked against a record alone.
+
+        Raises:
+            StoreError: the file is damaged, holds what soft maps cannot hold, or was made for other labels.
+
+        """
+        record = {"id": sample} if isinstance(sample, str) else sample
+        path = self.path / "scores" / f"{check_id(record['id'])}.npz"
         try:
-            return decode_soft(path.read_bytes())
+            content = read_regular(path, MAX_SOFT_BYTES)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        except OSError as error:
+            raise StoreError(f"The soft maps {path} cannot be read ({error.strerror}).") from error
+        try:
+            soft = decode_soft(content)
+            check_soft(soft, record, len(self.classes))
+        except StoreError as error:
             raise StoreError(
                 f"The soft maps {path} are damaged ({error}); delete the file and generate again."
             ) from error
+        return soft
 
     def image_path(self, record: dict[str, Any] | str, root: Path | None = None) -> Path:
         """Return the image file of a record (or an id, which is looked up in the index).
@@ -251,7 +315,7 @@ class MaskStore:
             root: folder of the data set, if it is not where the store says.
 
         Raises:
-            StoreError: no such id, or a record that names no image.
+            StoreError: no such id, a record that names no image, or one outside of the data's folder.
 
         """
         if isinstance(record, str):
@@ -261,60 +325,52 @@ class MaskStore:
             record = found
         if "image" not in record:
             raise StoreError(f"The index of {self.path} names no image file for {record.get('id')!r}.")
-        return Path(root if root is not None else self.header["data"].get("root", ".")) / record["image"]
+        folder = Path(root) if root is not None else self.root
+        return folder / path_below(record["image"], folder)
 
-    def _lines(self) -> Iterator[dict[str, Any]]:
+    @property
+    def root(self) -> Path:
+        """Folder of the data, as the store says."""
+        return Path(self.header["data"].get("root") or ".")
+
+    def _lines(self) -> Iterator[Record]:
         """Yield the readable lines of the index; memory does not grow with the file."""
+        path = self.path / INDEX
+        if path.exists() and not path.is_file():
+            raise StoreError(f"{path} is not a file; delete it and generate again.")
         try:
-            file = (self.path / "index.jsonl").open("rb")
+            file = path.open("rb")
         except FileNotFoundError:
             return
         with file:
-            for position, line in enumerate(file, start=1):
+            for position, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
                 if not line.strip():
                     continue
                 record = _parse(line)
                 if record is None:
-                    logger.warning("Line %d of %s is torn and was skipped.", position, self.path / "index.jsonl")
-                else:
-                    yield record
+                    logger.warning("Line %d of %s is torn and was skipped.", position, path)
+                    continue
+                fault = record_fault(record, len(self.classes))
+                if fault:
+                    raise StoreError(f"Line {position} of {path}: {fault}; delete the line and generate again.")
+                yield record
+
+    def _tell_of_repeats(self, repeats: int) -> None:
+        if repeats and not self._has_told_of_repeats:
+            self._has_told_of_repeats = True
+            logger.info(
+                "%s: %d lines are followed by another one about the same image, which was made again or by two runs at "
+                "once; the last line counts.",
+                self.path / INDEX,
+                repeats,
+            )
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> Record | None:
     if not line.endswith(b"\n"):
         return None  # being written, or torn
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
     return record if isinstance(record, dict) and isinstance(record.get("id"), str) else None
-
-
-def _header(
-    classes: ClassSet, config: dict[str, Any], model: dict[str, Any], data: dict[str, Any], program: str
-) -> dict[str, Any]:
-    header = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "written_by": written_by(program),
-        "classes": classes.to_json(),
-        "ignore_index": IGNORE,
-        "config": config,
-        "model": model,
-        "data": data,
-    }
-    return json.loads(
-        json.dumps(header, default=plain_json)
-    )  # what reading it back would give, so that they compare equal
-
-
-def _differences(key: str, stored: Any, wanted: Any) -> list[str]:
-    if isinstance(stored, dict) and isinstance(wanted, dict):
-        keys = [*stored, *(name for name in wanted if name not in stored)]
-        return [line for name in keys for line in _differences(f"{key}.{name}", stored.get(name), wanted.get(name))]
-    return [] if stored == wanted else [f"{key}: {_short(stored)} there, {_short(wanted)} now"]
-
-
-def _short(value: Any, limit: int = 60) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= limit else text[: limit - 3] + "..."

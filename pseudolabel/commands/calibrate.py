@@ -1,5 +1,6 @@
 """The command `calibrate`: layers, timestep and thresholds for a model and data."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -41,15 +42,17 @@ def calibrate(
     """
     import yaml
 
-    from data.files import write_atomically
+    from data.files import check_writable, write_atomically
     from data.readers.layout import open_samples
     from pseudolabel.calibrate.search import evenly, report_of, run_search
 
     config, output = GenerateConfig(**settings), Path(output)
-    if output.exists() and not replace_output:
+    if os.path.lexists(output) and not replace_output:
         raise StoreError(f"{output} exists already: choose another --output, or give --replace_output.")
     if images < 1 or draws < 1 or not timesteps:
         raise ConfigError(f"--images is {images}, --draws {draws}, --timesteps {timesteps}: each must be at least one.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(output)
     started = time.perf_counter()
     samples = open_samples(config.data, need_labels=True, need_truth=use_truth)
     chosen = evenly(samples.samples, images)
@@ -57,9 +60,12 @@ def calibrate(
     text = report_of(search, config.data.split, before, after) + yaml.safe_dump(
         differences(search.config), sort_keys=False, width=120
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, text.encode())
     print("\n".join(search.steps))
+    try:
+        write_atomically(output, text.encode())
+    except OSError:
+        print(f"{output} could not be written; it would hold:\n{text}")
+        raise
     if before is not None and after is not None:
         print(f"mIoU on these images, before / after the CRF: {before} as configured, {after} calibrated.")
     print(f"Wrote {output} after {time.perf_counter() - started:.0f} s.")

@@ -1,5 +1,6 @@
 """The command `init`: from a folder of images to a class file."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ def init(root: Path, output: Path | None = None, overwrite: bool = False) -> Non
     from data.readers.listing import listing_classes
 
     path = output or root / "classes.yaml"
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise ConfigError(f"{path} exists; edit it, write elsewhere with --output, or replace it with --overwrite.")
     config = DataConfig(root=root)
     config = replace(config, format=detect_format(config), split=_whole_split(config, detect_format(config)))

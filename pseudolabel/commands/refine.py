@@ -40,6 +40,8 @@ def refine(
     warn_of_idle(config.idle(background=holds_background(MaskStore.open(Path(store)))))
     tally = refine_masks(Path(store), Path(output), config, root, workers, on_error, device)
     print(f"{count(tally.written, 'mask')} in {Path(output) / 'masks'} in {tally.seconds:.0f} s.")
+    if tally.relabelled:
+        print(f"{tally.relabelled} of them again, because their labels have changed in {store}.")
     print_skipped(Path(output), tally.skipped)
     print(f"Next: pseudolabel score --store {output}     mIoU, where there is ground truth")
     print(f"      pseudolabel report --store {output}    a page of overlays, coverage and warnings")

@@ -54,13 +54,13 @@ def strips(folder: Path, number: int) -> list[Strip]:
 def _strip(masks: MaskStore, predictions: MaskStore, record: dict[str, Any], truth: Path) -> Strip:
     rgb_u8 = read_image(masks.image_path(record))
     size = (record["height"], record["width"])
-    soft = masks.read_soft(record["id"])
+    soft = masks.read_soft(record)
     assert soft is not None
     palette = scene_palette(soft.labels)
     pictures = (
         rgb_u8,
         tinted_attention(rgb_u8, blocks.heat_maps(soft, size), palette[list(soft.labels)]),
-        overlay(rgb_u8, masks.read_mask(record["id"]), palette, alpha=0.7),
+        overlay(rgb_u8, masks.read_mask(record), palette, alpha=0.7),
         overlay(rgb_u8, predictions.read_argmax(record["id"]), palette, alpha=0.7),
         overlay(rgb_u8, read_truth(truth, size), palette, alpha=0.7),
     )

@@ -1,6 +1,5 @@
 """From samples to mask jobs: which are left to do, their soft maps in groups of one size, and their store."""
 
-import contextlib
 import logging
 import time
 from collections.abc import Iterable, Iterator
@@ -9,16 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock
 from jaxtyping import UInt8
 
 from data.errors import LabelError, StoreError, UserError
 from data.images import read_image
 from data.samples import Sample, SampleSet
+from data.store.folder import check_can_be_emptied, check_free, is_headless
+from data.store.records import is_up_to_date
 from data.store.source import stored_data, stored_path
 from data.store.store import MaskStore
 from pseudolabel.config import DiffusionConfig, GenerateConfig, RunConfig, stored_settings
 from pseudolabel.generate.batches import grouped, in_shard, loaded_ahead
-from pseudolabel.generate.tally import SKIPPED
 from pseudolabel.generate.workers import MaskJob, Outcome
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 WINDOW_GROUPS = 4  # how far to look ahead for images of equal size, in groups of `images_together`
 PASSES, AUTO_CPU, AUTO_GPU = 2, 16, 64  # noised images to collect under batch_size=auto; the pipeline cuts them to fit
+
+Finished = dict[str, tuple[int, ...] | None]  # the labels that each mask was made with; None where nobody knows
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,18 @@ def load(sample: Sample) -> Loaded:
         return Loaded(sample, None, str(error))
 
 
-def pending_samples(samples: SampleSet, run: RunConfig, finished: set[str]) -> Iterator[Sample]:
-    """Yield the samples of this run's shard that are not finished, without holding more than one."""
+def pending_samples(samples: SampleSet, run: RunConfig, finished: Finished) -> Iterator[Sample]:
+    """Yield the samples of this run's shard that have no mask, or one of other labels, without holding more than one.
+
+    Args:
+        samples: the images, with the labels they have now.
+        run: says which shard and how many.
+        finished: the masks that are there, as `MaskStore.finished_labels` gives them.
+
+    """
     every = (samples.samples[position] for position in range(len(samples.samples)))
-    unfinished = (sample for sample in in_shard(every, run.shard) if sample.id not in finished)
+    mine = in_shard(every, run.shard)
+    unfinished = (sample for sample in mine if not is_up_to_date(finished, sample.id, sample.labels))
     for position, sample in enumerate(unfinished):
         if run.limit is not None and position >= run.limit:
             return
@@ -109,37 +120,49 @@ def images_together(diffusion: DiffusionConfig, run: RunConfig, device_type: str
     return max(1, PASSES * batch_size // noised_images)
 
 
+def finished_masks(store_path: Path, samples: SampleSet, config: GenerateConfig) -> Finished:
+    """Return the masks that need not be made again, with the labels they were made with; none under `overwrite`.
+
+    Called before a model is loaded, so that a store of other settings, or a folder that is something else, is an error
+    at once.
+
+    Raises:
+        StoreError: as `prepare_store`.
+        OSError: the masks are to be deleted (`overwrite`), and would be so through a link.
+
+    """
+    if not (store_path / "store.json").exists():
+        if not (config.run.overwrite and is_headless(store_path)):
+            check_free(store_path)
+        return {}
+    existing = MaskStore.open(store_path)
+    if config.run.overwrite:
+        check_can_be_emptied(store_path)
+        return {}
+    return prepare_store(store_path, samples, config, existing.header["model"]).finished_labels()
+
+
 def prepare_store(store_path: Path, samples: SampleSet, config: GenerateConfig, model: dict[str, Any]) -> MaskStore:
-    """Start the store or check that it was made with these settings; `overwrite` clears one that was not.
+    """Start the store or check that it was made with these settings; `overwrite` empties one that was not.
 
     Raises:
         StoreError: a store of other settings or of a newer version, or a folder that is something else.
+        OSError: a part of the store is a link, or the disk does not take it.
 
     """
-
-    def opened() -> MaskStore:
-        settings, data = stored_settings(config), stored_data(config.data)
-        return MaskStore.open_or_create(store_path, classes=samples.classes, config=settings, model=model, data=data)
-
+    header: dict[str, Any] = {"config": stored_settings(config), "model": model, "data": stored_data(config.data)}
     try:
-        return opened()
+        return MaskStore.open_or_create(store_path, classes=samples.classes, **header)
     except StoreError:
-        if not (store_path / "store.json").exists():
-            raise
-        existing = MaskStore.open(store_path)
-        if config.run.overwrite and config.run.shard == "1/1":
+        may_empty = config.run.overwrite and config.run.shard == "1/1"
+        if not may_empty or not ((store_path / "store.json").exists() or is_headless(store_path)):
+            # Perhaps another process has started the store meanwhile; if not, this raises again.
+            return MaskStore.open_or_create(store_path, classes=samples.classes, **header)
+    lock = store_path / ".store.json.lock"
+    check_can_be_emptied(store_path)
+    with FileLock(lock):  # of two processes that would empty the store, the second finds what the first has begun
+        try:
+            return MaskStore.open_or_create(store_path, classes=samples.classes, **header)
+        except StoreError:
             logger.warning("%s was made with other settings; its masks are deleted (--overwrite)", store_path)
-            _clear(existing)
-        # Otherwise perhaps another process has started the store meanwhile; if not, this raises again.
-        return opened()
-
-
-def _clear(store: MaskStore) -> None:
-    """Delete what a store consists of, the header first, and nothing else."""
-    for name in ("store.json", "index.jsonl", SKIPPED):
-        (store.path / name).unlink(missing_ok=True)
-    for folder, suffix in (("masks", "png"), ("argmax", "png"), ("scores", "npz")):
-        for path in (store.path / folder).glob(f"*.{suffix}"):
-            path.unlink()
-        with contextlib.suppress(OSError):
-            (store.path / folder).rmdir()
+            return MaskStore.start_over(store_path, classes=samples.classes, **header)

@@ -5,20 +5,22 @@ its id, its labels and the settings alone, so neither the order nor the batch si
 """
 
 import contextlib
+import logging
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from data.console import available_cpus
 from data.samples import SampleSet
-from data.store.store import MaskStore
 from pseudolabel.config import GenerateConfig, mask_config
-from pseudolabel.generate.jobs import mask_jobs, pending_samples, prepare_store
+from pseudolabel.generate.jobs import Finished, finished_masks, mask_jobs, pending_samples, prepare_store
 from pseudolabel.generate.tally import Tally, count_outcome, progress_bar
 from pseudolabel.generate.workers import MaskJob, Outcome, default_workers, run_jobs
 
+logger = logging.getLogger(__name__)
+
 
 def generate_masks(store_path: Path, samples: SampleSet, config: GenerateConfig) -> Tally:
-    """Make the masks of the samples that the store does not have yet.
+    """Make the masks of the samples that the store does not have yet, or has for other labels.
 
     Args:
         store_path: folder of the store; it appears with the first finished image.
@@ -26,15 +28,18 @@ def generate_masks(store_path: Path, samples: SampleSet, config: GenerateConfig)
         config: all settings.
 
     Returns:
-        How many masks were written, and which images were skipped and why.
+        How many masks were written, how many of them again because their labels have changed, and which images were
+        skipped and why.
 
     Raises:
         UserError: an input is wrong (under `on_error="stop"` a single image is enough); what is finished stays.
 
     """
-    finished = _finished(store_path, samples, config)
-    wanted = sum(1 for _ in pending_samples(samples, config.run, finished))
-    tally = Tally()
+    finished = finished_masks(store_path, samples, config)
+    pending = [sample.id in finished for sample in pending_samples(samples, config.run, finished)]
+    wanted, tally = len(pending), Tally(relabelled=sum(pending))
+    if tally.relabelled:
+        logger.info("Labels that changed since the masks were made: %d images, made again.", tally.relabelled)
     if not wanted:
         return tally
     if config.run.engine == "ray":
@@ -52,7 +57,7 @@ def generate_masks(store_path: Path, samples: SampleSet, config: GenerateConfig)
 
 
 def _local_outcomes(
-    store_path: Path, samples: SampleSet, config: GenerateConfig, finished: set[str]
+    store_path: Path, samples: SampleSet, config: GenerateConfig, finished: Finished
 ) -> Generator[Outcome]:
     """Yield the outcome of each image: the U-Net in this process, the masks in the worker processes."""
     import torch
@@ -82,13 +87,3 @@ def _local_outcomes(
                 yield faults.pop()
             yield outcome
     yield from faults
-
-
-def _finished(store_path: Path, samples: SampleSet, config: GenerateConfig) -> set[str]:
-    """Return the ids to leave alone; a store of other settings is an error here, before a model is loaded."""
-    if not (store_path / "store.json").exists():
-        return set()
-    existing = MaskStore.open(store_path)
-    if config.run.overwrite:
-        return set()
-    return prepare_store(store_path, samples, config, existing.header["model"]).finished()

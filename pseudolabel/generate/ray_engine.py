@@ -17,7 +17,7 @@ from data.console import available_cpus
 from data.errors import ConfigError, UserError
 from data.samples import Sample, SampleSet
 from pseudolabel.config import GenerateConfig, MaskConfig, mask_config
-from pseudolabel.generate.jobs import images_together, mask_jobs, pending_samples, prepare_store
+from pseudolabel.generate.jobs import Finished, images_together, mask_jobs, pending_samples, prepare_store
 from pseudolabel.generate.workers import MaskJob, Outcome, finish_image
 
 GROUPS_A_BATCH = 4  # groups of images handed to an actor at once, so that it can sort them by size
@@ -26,7 +26,7 @@ Batch = dict[str, np.ndarray]
 
 
 def ray_outcomes(
-    store_path: Path, samples: SampleSet, config: GenerateConfig, finished: set[str]
+    store_path: Path, samples: SampleSet, config: GenerateConfig, finished: Finished
 ) -> Generator[Outcome]:
     """Yield the outcome of each image as Ray finishes it, in no particular order.
 
@@ -62,7 +62,7 @@ def _import_ray() -> Any:
     return ray
 
 
-def _dataset(ray: Any, store_path: Path, samples: SampleSet, config: GenerateConfig, finished: set[str]) -> Any:
+def _dataset(ray: Any, store_path: Path, samples: SampleSet, config: GenerateConfig, finished: Finished) -> Any:
     """Return the stages, not yet running."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the bar over images is generate's
@@ -100,7 +100,7 @@ class SoftMapper:
         try:
             self._load()
             jobs: list[MaskJob | Outcome | str] = list(self._jobs(samples))
-        except UserError as error:
+        except (UserError, OSError) as error:
             jobs = [str(error)]
         return {"job": _column(jobs)}
 
@@ -127,7 +127,16 @@ class SoftMapper:
 def _finish(batch: Batch, config: MaskConfig) -> Batch:
     """Finish the jobs of a batch; outcomes and plain texts are handed on as they are."""
     jobs = [pickle.loads(item) for item in batch["job"]]
-    return {"outcome": _column([job if isinstance(job, str | Outcome) else finish_image(job, config) for job in jobs])}
+    return {"outcome": _column([_finished(job, config) for job in jobs])}
+
+
+def _finished(job: MaskJob | Outcome | str, config: MaskConfig) -> Outcome | str:
+    if isinstance(job, str | Outcome):
+        return job
+    try:
+        return finish_image(job, config)
+    except OSError as error:  # a full disk, for example: it concerns all images
+        return f"{error}; check the path, the permissions and the free space"
 
 
 def _column(values: list[Any]) -> np.ndarray:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.errors import StoreError, UserError
-from data.store.source import moved
+from data.store.records import is_up_to_date
+from data.store.source import moved, stored_path
 from data.store.store import MaskStore
 from pseudolabel.config import MASK_FIELDS, CrfConfig, MaskConfig
 from pseudolabel.generate.tally import Tally, count_outcome, progress_bar
@@ -27,7 +28,8 @@ def refine_masks(
 
     Args:
         source_path: the store read.
-        output_path: the store written; images it already has are left alone.
+        output_path: the store written; images it already has are left alone, unless the source has them with other
+            labels by now.
         config: threshold, CRF and ignore band.
         root: folder of the images, if it is not where the source says.
         workers: worker processes; None: one for each core but one; 0: none.
@@ -45,14 +47,18 @@ def refine_masks(
     where = _device_of(config.crf, device)
     source = MaskStore.open(source_path)
     header = refined_header(source, config, root)
-    finished: set[str] = set()
+    finished: dict[str, tuple[int, ...] | None] = {}
     if (output_path / "store.json").exists():
-        finished = MaskStore.open_or_create(output_path, classes=source.classes, **header).finished()
-    records = [record for record in source.records() if record["id"] not in finished]
+        finished = MaskStore.open_or_create(output_path, classes=source.classes, **header).finished_labels()
+    records = [
+        record
+        for record in source.records()
+        if not is_up_to_date(finished, record["id"], record.get("labels", finished.get(record["id"]) or ()))
+    ]
     if not records:
         return Tally()
     MaskStore.open_or_create(output_path, classes=source.classes, **header)
-    tally = Tally()
+    tally = Tally(relabelled=sum(record["id"] in finished for record in records))
     jobs = _jobs(source, output_path, records, root)
     outcomes = run_jobs(jobs, config, default_workers(workers), where)
     with contextlib.closing(outcomes), progress_bar(len(records)) as bar:
@@ -90,12 +96,14 @@ def refined_header(source: MaskStore, config: MaskConfig, root: Path | None) -> 
 
 def _jobs(source: MaskStore, output: Path, records: list[dict[str, Any]], root: Path | None) -> Iterator[MaskJob]:
     for record in records:
+        path = source.image_path(record, root)
         yield MaskJob(
             store=output,
             id=record["id"],
-            image=record["image"],
-            image_path=source.image_path(record, root),
+            image=stored_path(path, root or source.root),
+            image_path=path,
             rgb_u8=None,
             soft=None,
             soft_store=source.path,
+            source_record=record,
         )

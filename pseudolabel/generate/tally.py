@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from data.console import count, printable
 from data.errors import UserError
+from data.files import write_atomically
 from data.samples import SampleSet
+from data.store.folder import SKIPPED
 from data.store.store import MaskStore
 from pseudolabel.generate.workers import Outcome
 
-SKIPPED = "skipped.txt"
 SHOWN = 20  # skipped images named at the end; all of them are in skipped.txt
 
 
@@ -25,6 +26,7 @@ class Tally:
 
     Attributes:
         written: number of masks.
+        relabelled: number of images that had a mask of other labels and were to be made again.
         skipped: id and reason of each image that was left out.
         warned: number of masks with warnings.
         without_words: number of images whose sentence had no room for all background words.
@@ -34,6 +36,7 @@ class Tally:
     """
 
     written: int = 0
+    relabelled: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     warned: int = 0
     without_words: int = 0
@@ -76,15 +79,18 @@ def print_skipped(store_path: Path, skipped: list[tuple[str, str]]) -> None:
         print(f"  {printable(sample_id)}: {printable(reason)}")
     if store_path.is_dir():
         lines = "".join(f"{sample_id}\t{reason}\n" for sample_id, reason in sorted(skipped))
-        listing.write_text(lines, encoding="utf-8", errors="backslashreplace")  # a path may be of no encoding
+        write_atomically(listing, lines.encode(errors="backslashreplace"))
         print(f"  All of them: {listing}")
 
 
 def print_summary(store_path: Path, samples: SampleSet, tally: Tally) -> None:
     """Print what was written where, what was left out and why, and what to run next."""
-    there = len(MaskStore.open(store_path).finished()) if (store_path / "store.json").exists() else 0
+    found = MaskStore.open(store_path).finished_labels() if (store_path / "store.json").exists() else {}
+    there = len(found)
     rate = f", {tally.written / tally.seconds:.1f} images/s" if tally.written else ""
     print(f"{count(there, 'mask')} in {store_path / 'masks'}: {tally.written} made now in {tally.seconds:.0f} s{rate}.")
+    if tally.relabelled:
+        print(f"{tally.relabelled} of them again, because their labels have changed.")
     if tally.warned:
         print(f"Warnings (nothing found for a class, for example) for {tally.warned} of them; the report lists them.")
     print_skipped(store_path, tally.skipped)
@@ -92,9 +98,23 @@ def print_summary(store_path: Path, samples: SampleSet, tally: Tally) -> None:
         words = printable(", ".join(f"{word} ({number})" for word, number in tally.dropped_words.most_common()))
         images = count(tally.without_words, "image")
         print(f"Note: the sentences of {images} had no room for all background words: {words}.")
+    _print_label_notes(found, samples)
     for note in samples.notes:
         print(f"Note: {printable(note)}")
     if there:
         print(f"Next: pseudolabel report --store {store_path}    a page of overlays, coverage and warnings")
         print(f"      pseudolabel score --store {store_path}     mIoU, where there is ground truth")
         print(f"      segtrain fit --data.store {store_path}     train a network on the masks")
+
+
+def _print_label_notes(found: dict[str, tuple[int, ...] | None], samples: SampleSet) -> None:
+    """Say which masks of the store nobody can vouch for: of images without labels by now, or of labels unknown."""
+    listed = {samples.samples[position].id for position in range(len(samples.samples))} if found else set()
+    orphans = sorted(set(found) - listed)
+    if orphans:
+        names = ", ".join(orphans[:SHOWN]) + (", ..." if len(orphans) > SHOWN else "")
+        print(f"Note: {len(orphans)} masks are of images that the data no longer lists with labels: {names}.")
+        print("      They are kept, and a network would train on them; make a new store to be rid of them.")
+    unknown = sum(labels is None for labels in found.values())
+    if unknown:
+        print(f"Note: of {unknown} masks the store does not say the labels; whether they have changed is not known.")

@@ -44,6 +44,7 @@ class MaskJob:
         rgb_u8: the image, if it is at hand.
         soft: its soft maps; read from `soft_store` if None.
         soft_store: store the soft maps come from, for `refine`.
+        source_record: the image's line in that store, which the soft maps must agree with.
         seconds: time already spent on this image.
         dropped_words: background words for which its sentence had no room.
 
@@ -56,6 +57,7 @@ class MaskJob:
     rgb_u8: UInt8[np.ndarray, "height width 3"] | None
     soft: SoftMaps | None
     soft_store: Path | None = None
+    source_record: dict[str, Any] | None = None
     seconds: float = 0.0
     dropped_words: tuple[str, ...] = ()
 
@@ -69,14 +71,16 @@ class Outcome:
     error: str | None = None
 
 
-_OPEN: dict[Path, MaskStore] = {}
+_OPEN: dict[Path, tuple[tuple[int, int], MaskStore]] = {}
 
 
 def _store(path: Path) -> MaskStore:
-    """Open a store once for each process."""
-    if path not in _OPEN:
-        _OPEN[path] = MaskStore.open(path)
-    return _OPEN[path]
+    """Open a store once for each process, and again when it was started over."""
+    status = (path / "store.json").stat()
+    version = status.st_ino, status.st_mtime_ns
+    if path not in _OPEN or _OPEN[path][0] != version:
+        _OPEN[path] = version, MaskStore.open(path)
+    return _OPEN[path][1]
 
 
 def finish_image(job: MaskJob, config: MaskConfig, device: str = "cpu") -> Outcome:
@@ -96,7 +100,7 @@ def finish_image(job: MaskJob, config: MaskConfig, device: str = "cpu") -> Outco
         rgb_u8 = read_image(job.image_path) if job.rgb_u8 is None else job.rgb_u8
         soft = job.soft
         if soft is None and job.soft_store is not None:
-            soft = _store(job.soft_store).read_soft(job.id)
+            soft = _store(job.soft_store).read_soft(job.source_record or job.id)
         if soft is None:
             return Outcome(job.id, None, f"{job.id} has no soft maps in {job.soft_store}; run generate for it again")
         mask, argmax = label_map(rgb_u8, soft, config, device)

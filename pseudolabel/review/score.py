@@ -16,6 +16,7 @@ from data.errors import ConfigError, LabelError, UserError
 from data.masks import read_truth
 from data.scoring import Scores, confusion_matrix
 from data.scoring import score as score_matrix
+from data.store.records import size_of_record
 from data.store.source import truth_paths, truth_white
 from data.store.store import MaskStore
 from pseudolabel.config import MaskConfig, mask_settings
@@ -135,12 +136,11 @@ def _compare(
     from pseudolabel.masks.fuse import before_crf
 
     sample_id, n_classes = record["id"], len(store.classes) + 1
-    size_hw = (record["height"], record["width"])
-    truth = read_truth(truths[sample_id], size_hw, store.image_path(record, root), white)
-    soft = store.read_soft(sample_id)
+    truth = read_truth(truths[sample_id], size_of_record(record), store.image_path(record, root), white)
+    soft = store.read_soft(record)
     try:
         before = None if soft is None else confusion_matrix(truth, before_crf(soft, config.fuse), n_classes)
-        after = confusion_matrix(truth, store.read_argmax(sample_id), n_classes)
+        after = confusion_matrix(truth, store.read_argmax(record), n_classes)
     except LabelError as error:
         raise LabelError(f"Image {sample_id}, ground truth {truths[sample_id]}: {error}") from error
     return before, after, float(record.get("ignore_share", 0.0))

@@ -1,118 +1,145 @@
-"""Other people's files: read in bounded time and memory, or refused in one line."""
+"""Files and folders that appear whole or not at all, and that never reach through a link."""
 
+import errno
 import os
-import time
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from data.errors import ConfigError, LabelError
-from data.files import FileKind, read_bytes, read_json, read_text, read_yaml
-
-KIND = FileKind("the file", 100_000, "mend it", LabelError)
-BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
-    f"{name}: &{name} [{','.join(['*' + before] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
-)
+from data.errors import UserError
+from data.files import append_line, check_writable, is_free, json_bytes, new_folder, parse_json, write_atomically
 
 
-@pytest.mark.parametrize(
-    "make", ["device", "link to a device", "fifo", "folder", "large", "missing", "zero in the name"]
-)
-def test_only_regular_files_of_a_stated_size_are_read(tmp_path, make):
-    path = tmp_path / "file"
-    match make:
-        case "device":
-            path = "/dev/zero"
-        case "link to a device":
-            path.symlink_to("/dev/zero")
-        case "fifo":
-            os.mkfifo(path)
-        case "folder":
-            path.mkdir()
-        case "large":
-            path.write_bytes(bytes(KIND.limit_bytes + 1))
-        case "zero in the name":
-            path = tmp_path / "a\0b"
-    with pytest.raises(LabelError, match=r"^Cannot read the file .*; mend it\.$"):
-        read_bytes(path, KIND)
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-def test_texts_with_a_byte_order_mark(tmp_path, encoding):
-    (tmp_path / "a").write_bytes("schön: 1\n".encode(encoding))
-    assert read_text(tmp_path / "a", KIND) == "schön: 1\n"
-    assert read_yaml(tmp_path / "a", KIND) == {"schön": 1}
+def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("dear")
+    (tmp_path / "out").symlink_to(tmp_path / "mine")
+    write_atomically(tmp_path / "out", b"new")
+    assert (tmp_path / "mine").read_text() == "dear"
+    assert not (tmp_path / "out").is_symlink()
+    assert (tmp_path / "out").read_bytes() == b"new"
 
 
-@pytest.mark.parametrize("content", ["a: 1".encode("utf-16-le"), b"\xff\xfea", b"\xff", b"a\0b", "ä".encode("cp1252")])
-def test_what_is_no_text_is_said(tmp_path, content):
-    (tmp_path / "a").write_bytes(content)
-    for read in (read_text, read_json, read_yaml):
-        with pytest.raises(LabelError, match=r"zero characters|no text file in UTF"):
-            read(tmp_path / "a", KIND)
+def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path):
+    import threading
+
+    (tmp_path / "mine").write_text("dear")
+    (tmp_path / f".out.{os.getpid()}.{threading.get_ident()}.tmp").symlink_to(tmp_path / "mine")
+    write_atomically(tmp_path / "out", b"new")
+    assert (tmp_path / "mine").read_text() == "dear"
+    assert names(tmp_path) == ["mine", "out"]
 
 
-@pytest.mark.parametrize("text", ["[" * 40_000, '{"a":' * 20_000, "[", '{"a": ' + "9" * 5000 + "}"])
-def test_json_that_cannot_be_read(tmp_path, text):
-    (tmp_path / "a").write_text(text)
-    with pytest.raises(LabelError, match=r"nested too deeply|not JSON"):
-        read_json(tmp_path / "a", KIND)
+@pytest.mark.parametrize("linked", ["index.jsonl", ".index.jsonl.lock"])
+def test_lines_are_not_appended_through_a_link(tmp_path, linked):
+    (tmp_path / "mine").write_text("dear")
+    (tmp_path / linked).symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="link"):
+        append_line(tmp_path / "index.jsonl", {"id": "x"})
+    assert (tmp_path / "mine").read_text() == "dear"
 
 
-@pytest.mark.parametrize(
-    ("text", "match"),
-    [
-        (BOMB, "more than 50,000 values"),
-        ("&a [*a]", "more than 50,000 values|nested too deeply"),
-        ("a: &a " + "x" * 50_000 + "\nb: [" + "*a," * 5000 + "]", "more than 50,000 values"),
-        ("[" * 50_000, "nested too deeply"),
-        ("a: 1\na: 2", "the key 'a' stands twice"),
-        ("a: !!python/object/apply:os.system [ls]", "the tag"),
-        ("a: !!int x", "the tag"),
-        ("a: !!set {x}", "the tag"),
-        ("? [a]\n: 1", "no single value"),
-        ("a: 0b_", "a number that cannot be read"),
-        ("a: " + "9" * 5000, "a number that cannot be read"),
-        ("<<: 1", "merges what is no mapping"),
-        ("a: b: c", "mapping values are not allowed"),
-        ("a: 1\n---\nb: 1", "but found another document"),
-    ],
-)
-def test_yaml_that_is_refused_quickly(tmp_path, text, match):
-    (tmp_path / "a").write_text(text)
-    start = time.perf_counter()
-    with pytest.raises(LabelError, match=match) as caught:
-        read_yaml(tmp_path / "a", KIND)
-    assert "\n" not in str(caught.value)
-    assert time.perf_counter() - start < 10
+def test_the_error_names_the_file_and_not_the_temporary_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"'.*/gone/out'"):
+        write_atomically(tmp_path / "gone" / "out", b"")
+    with pytest.raises(IsADirectoryError, match="A folder"):
+        check_writable(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"'.*/gone/out'"):
+        check_writable(tmp_path / "gone" / "out")
+    check_writable(tmp_path / "out")
+    assert names(tmp_path) == []
 
 
-def test_yaml_of_plain_values(tmp_path):
-    text = "a: &x [sky, 2020-01-02, 1.5, yes, ~]\nb: *x\nc: &m {d: 1}\ne: {<<: *m, f: 2}\n"
-    (tmp_path / "a").write_text(text)
-    words = ["sky", "2020-01-02", 1.5, True, None]
-    assert read_yaml(tmp_path / "a", KIND) == {"a": words, "b": words, "c": {"d": 1}, "e": {"d": 1, "f": 2}}
-    (tmp_path / "a").write_text("# nothing")
-    assert read_yaml(tmp_path / "a", KIND) is None
+def test_a_new_folder_stands_there_when_the_block_ends(tmp_path):
+    with new_folder(tmp_path / "deep" / "out") as folder:
+        (folder / "a").write_text("x")
+        assert not (tmp_path / "deep" / "out").exists()
+    assert names(tmp_path / "deep") == ["out"]
+    assert names(tmp_path / "deep" / "out") == ["a"]
 
 
-@pytest.mark.parametrize("program", ["pseudolabel", "train"])
-@pytest.mark.parametrize("make", ["bomb", "device"])
-def test_config_files_are_read_the_same_way(tmp_path, capsys, program, make):
-    from importlib import import_module
-
-    path = tmp_path / "config.yaml"
-    if make == "bomb":
-        path.write_text(BOMB)
-    else:
-        path.symlink_to("/dev/zero")
-    command = "check" if program == "pseudolabel" else "fit"
-    start = time.perf_counter()
-    for flags in (["--config", str(path)], [f"--config={path}"]):
-        assert import_module(f"{program}.cli").main([command, *flags]) == 2
-        assert capsys.readouterr().err.startswith("error: Cannot read the config file")
-    assert time.perf_counter() - start < 5
+def test_an_empty_folder_is_filled_where_it_is(tmp_path):
+    """It may be the root of another disk, which nothing can be renamed to."""
+    (tmp_path / "out").mkdir()
+    inode = (tmp_path / "out").stat().st_ino
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a").write_text("x")
+        assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["sub"]
+    assert (tmp_path / "out").stat().st_ino == inode
 
 
-def test_the_error_is_the_kinds():
-    with pytest.raises(ConfigError, match="other"):
-        read_bytes("/dev/zero", FileKind("the other file", 1, "mend it", ConfigError))
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_nothing_is_left_of_one_that_failed(tmp_path, existing, fault):
+    if existing:
+        (tmp_path / "out").mkdir()
+
+    def fill() -> None:
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "a").write_text("x")
+            raise fault
+
+    with pytest.raises(type(fault)):
+        fill()
+    assert [path.name for path in tmp_path.rglob("*")] == (["out"] if existing else [])
+    assert is_free(tmp_path / "out")
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_what_a_killed_process_left_is_cleared_away(tmp_path, existing):
+    (tmp_path / "photo").write_text("dear")
+    if existing:
+        (tmp_path / "out").mkdir()
+    left = tmp_path / "out" / ".partial" if existing else tmp_path / ".out.partial"
+    (left / "images").mkdir(parents=True)
+    (left / "images" / "a").symlink_to(tmp_path / "photo")
+    assert is_free(tmp_path / "out")
+    with new_folder(tmp_path / "out") as folder:
+        assert names(folder) == []
+        (folder / "b").write_text("x")
+    assert names(tmp_path / "out") == ["b"]
+    assert names(tmp_path) == ["out", "photo"]
+    assert (tmp_path / "photo").read_text() == "dear"
+
+
+def test_what_is_taken_stays(tmp_path):
+    (tmp_path / "file").write_text("dear")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").write_text("dear")
+    for name in ("file", "nowhere", "full"):
+        assert not is_free(tmp_path / name)
+        with pytest.raises(UserError, match="not empty"), new_folder(tmp_path / name):
+            pass
+    assert (tmp_path / "full" / "a").read_text() == "dear"
+
+
+def test_two_processes_do_not_fill_one_folder(tmp_path):
+    with (
+        FileLock(tmp_path / ".out.partial.lock"),
+        pytest.raises(UserError, match="Another process"),
+        new_folder(tmp_path / "out"),
+    ):
+        pass
+
+
+def test_json_is_read_with_care():
+    assert parse_json(b'\xef\xbb\xbf{"a": "[[["}') == {"a": "[[["}
+    deep = b"[" * 90 + b"]" * 90
+    assert parse_json(deep)
+    for content in (b"[" * 5000 + b"]" * 5000, b'{"a":' * 5000 + b"1" + b"}" * 5000, b"\xff", b"", b"[1" + b"0" * 5000):
+        with pytest.raises(ValueError, match=r"."):
+            parse_json(content)
+    assert parse_json(b"[" + b'"[",' * 200 + b"1]")[0] == "["
+
+
+def test_a_name_of_no_encoding_is_written_and_comes_back():
+    path = os.fsdecode(b"photo\xe9.jpg")
+    assert parse_json(json_bytes({"image": path}))["image"] == path
+    assert json_bytes({"image": "né"}) == '{"image": "né"}'.encode()

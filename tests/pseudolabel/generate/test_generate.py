@@ -216,7 +216,7 @@ class ManySamples(Sequence):
 def test_a_hundred_thousand_images_are_listed_quickly_in_flat_memory(world, tiny_config, tmp_path):
     config = replace(tiny_config, data=DataConfig(root=world), crf=replace(tiny_config.crf, iterations=1))
     many = SampleSet(VOC, ManySamples(list(open_samples(config.data).samples), 100_000))
-    finished = {f"image_{position:06d}" for position in range(99_997)}
+    finished = dict.fromkeys(f"image_{position:06d}" for position in range(99_997))
     start = time.process_time()
     left = [sample.id for sample in pending_samples(many, config.run, finished)]
     assert left == ["image_099997", "image_099998", "image_099999"]
