@@ -124,7 +124,7 @@ class ClassSet:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "ClassSet":
         """Build from what `to_json` returned."""
-        parts = [
+        parts: list[Any] = [
             value.get(key) if isinstance(value, dict) else None for key in ("names", "phrases", "background_words")
         ]
         names, phrases, words = parts
@@ -212,7 +212,7 @@ def load_classes(path: Path) -> ClassSet:
         raise ConfigError(
             f"{path} has format_version {_short(version)}; this program reads up to {CLASSES_VERSION}: update it."
         )
-    default = DEFAULT_BACKGROUND
+    default: tuple[str, ...] = DEFAULT_BACKGROUND
     if isinstance(content, dict) and "default_background" in content:
         default = _words(content["default_background"], f"{path}: default_background")
     parsed = [_entry(entry, default, path) for entry in entries]

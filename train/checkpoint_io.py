@@ -39,7 +39,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Read a checkpoint, once every byte of it is known to be as it was written."""
         verify_archive(Path(path))
-        return super().load_checkpoint(path, map_location, weights_only)
+        return super().load_checkpoint(Path(path), map_location, weights_only)
 
 
 def remove_leftovers(folder: Path) -> None:

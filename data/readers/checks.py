@@ -127,8 +127,8 @@ def _check_labels(report: DataReport, listing: Listing, classes: ClassSet, confi
     for name, number in spelt.items():
         known = by_key.get(class_key(name))
         if known is None:
-            hint = len(report.unknown_classes) < MAX_HINTS
-            report.unknown_classes[name] = nearest(name, classes.names) if hint else ""
+            few = len(report.unknown_classes) < MAX_HINTS
+            report.unknown_classes[name] = nearest(name, classes.names) if few else ""
         else:
             report.classes[known] += number
     report.with_truth = sum(1 for at in range(report.images) if listing.drawn_truth or listing.truth(at) is not None)

@@ -12,7 +12,7 @@ import pickletools
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class _Kind:
 
     def __init__(self, text: Any, *_: Any) -> None:
         self.text = text if isinstance(text, str) else ""
-        self.order = "<"
+        self.order: Literal["<", ">"] = "<"
 
     def __setstate__(self, state: Any) -> None:
         self.order = ">" if isinstance(state, tuple) and len(state) > 1 and state[1] == ">" else "<"
@@ -174,7 +174,9 @@ def _read_npy(content: bytes) -> Any:
         raise ValueError("it is a plain array, without image ids")
     stream = content[end:]
     for opcode, argument, _ in pickletools.genops(stream):  # ValueError where a length goes beyond the end
-        if "PUT" in opcode.name and argument > len(stream):  # the unpickler would take memory for all numbers below
+        if "PUT" in opcode.name and int(argument or 0) > len(
+            stream
+        ):  # the unpickler would take memory for all numbers below
             raise ValueError("it numbers more objects than it has bytes")
     return ArrayUnpickler(io.BytesIO(stream), encoding="latin1").load()
 

@@ -84,7 +84,9 @@ def read_instances(path: Path) -> Instances:
 
 
 def _instances(content: Any) -> Instances:
-    parts = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations", "categories")]
+    parts: list[Any] = [
+        content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations", "categories")
+    ]
     for name, part in zip(("images", "annotations", "categories"), parts, strict=True):
         if not isinstance(part, list):
             raise LabelError(f"It has no {name!r}, a list; it must be an instances JSON of COCO.")
@@ -196,7 +198,7 @@ def _segment(entry: dict[str, Any], category: Id, image: CocoImage, name: str, p
             _check_polygon(polygon, size_hw, name)
     else:
         raise LabelError(f"The segmentation of {name} is {_short(shape)}; it must be polygons or run lengths.")
-    number = entry.get("id")
+    number: Any = entry.get("id")
     own: Id = number if type(number) in (int, str) else f"at position {position}"
     return Segment(own, category, int(crowd), None if area is None else area, shape)
 

@@ -168,10 +168,10 @@ def test_mutants_are_read_or_refused(good, tmp_path, name):
         (folder / name).write_bytes(mutant)
         try:
             use(folder)
-        except (StoreError, ImageError, ConfigError) as error:
-            assert "\n" not in str(error)
         except Exception as error:
-            pytest.fail(f"seed {seed}: {error!r} for {mutant[:300]!r}")
+            clean = isinstance(error, StoreError | ImageError | ConfigError) and "\n" not in str(error)
+            if not clean:
+                pytest.fail(f"seed {seed}: {error!r} for {mutant[:300]!r}")
 
 
 def rewrite(good: dict[str, bytes], folder: Path, name: str, content: bytes) -> MaskStore:
