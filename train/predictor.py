@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # by content, not by name
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -81,9 +82,12 @@ def read_rgb(path: str | Path) -> np.ndarray:
 
     Turned as EXIF says; grey repeated in the three channels; palettes looked up; transparency laid over white; CMYK
     without colour profiles; of 16-bit values the high byte; of several pictures the first. Floating-point and 32-bit
-    values are refused. (In the project these are the rules of `data/images.py`; a test holds the two together.)
+    values are refused, and so are more than `MAX_PIXELS`. (In the project these are the rules of `data/images.py`; a
+    test holds the two together.)
     """
     with Image.open(path, formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{path} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read.")
         image.load()  # a TIFF is turned while it is decoded
         method = _UPRIGHT.get(_orientation(image))
         return np.array(_to_rgb(image if method is None else image.transpose(method)))
