@@ -393,7 +393,7 @@ def mask_settings(stored: dict[str, Any]) -> MaskConfig:
     given = {name: stored[name] for name in MASK_FIELDS if name in stored}
     try:
         config: MaskConfig = parser.instantiate(parser.parse_object({"masks": given})).masks
-    except (ArgumentError, ConfigError) as error:
+    except (ArgumentError, ConfigError, TypeError) as error:  # TypeError: the parser takes a null for any setting
         raise StoreError(
             f"The settings in the store cannot be read ({' '.join(str(error).split())}): restore its store.json, or "
             "make the store again; --store names it."
