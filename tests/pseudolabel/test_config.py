@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from data.config import DataConfig
-from data.errors import ConfigError
+from data.errors import ConfigError, StoreError
 from pseudolabel import config as module
 from pseudolabel.config import (
     AffinityConfig,
@@ -115,6 +115,32 @@ def test_the_store_keeps_what_changes_masks_and_nothing_else():
     changed = dataclasses.replace(defaults(), fuse=FuseConfig(threshold=0.3), ignore_below=0.5)
     assert mask_settings(stored_settings(changed)) == MaskConfig(fuse=FuseConfig(threshold=0.3), ignore_below=0.5)
     assert mask_settings({}) == MaskConfig()
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"fuse": 3},
+        {"fuse": {"thresh": 1}},
+        {"fuse": {"threshold": "x"}},
+        {"fuse": {"threshold": 7}},
+        {"fuse": {"threshold": None}},
+        {"crf": None},
+        {"crf": {"kind": "new"}},
+        {"crf": {"iterations": 2.5}},
+        {"ignore_below": None},
+    ],
+)
+def test_settings_of_a_store_that_are_none_of_ours_are_an_error(stored):
+    with pytest.raises(StoreError, match="settings in the store cannot be read"):
+        mask_settings(stored)
+
+
+def test_a_background_that_is_there_needs_no_fusing():
+    config = MaskConfig(FuseConfig(threshold=0.3, clamp=False), CrfConfig(kind="none", scale=0.5))
+    assert config.idle() == ("crf.scale",)
+    assert config.idle(background=True) == ("fuse.threshold", "fuse.clamp", "crf.scale")
+    assert MaskConfig().idle(background=True) == ()
 
 
 @pytest.mark.parametrize(

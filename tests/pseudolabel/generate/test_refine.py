@@ -34,10 +34,61 @@ def test_settings_that_are_not_given_are_the_stores(made_store, tmp_path, capsys
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["fuse"]["threshold"] == 0.4
     assert printed["crf"]["iterations"] == 2  # what the store was made with; the default in code is 10
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"store": str(made_store), "output": str(tmp_path / "s")}))
-    with pytest.raises(SystemExit):
-        main(["refine", f"--config={tmp_path / 'c.yaml'}", "--print_config"])
-    assert yaml.safe_load(capsys.readouterr().out)["crf"]["iterations"] == 2
+
+
+def started_from(capsys, *args) -> tuple[str, int]:
+    """Return the store that `refine` would read, and the CRF iterations it would start from."""
+    with pytest.raises(SystemExit) as done:
+        main([*args, "--print_config"])
+    assert done.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    printed = printed.get("refine", printed)
+    return Path(printed["store"]).name, printed["crf"]["iterations"]
+
+
+def test_the_store_is_found_wherever_it_is_named_and_the_last_one_counts(tmp_path, capsys):
+    for name, iterations in (("two", 2), ("seven", 7)):
+        header = {"config": {"crf": {"iterations": iterations}}, "model": {}, "data": {"root": "."}}
+        MaskStore.create(tmp_path / name, classes=VOC, **header)
+        (tmp_path / f"{name}.yaml").write_text(f"store: {tmp_path / name}\n")
+    (tmp_path / "all.yaml").write_text(f"refine: {{store: {tmp_path / 'two'}}}\ngenerate: {{store: other}}\n")
+    (tmp_path / "one.yaml").write_text(f"refine: {{store: {tmp_path / 'two'}, output: o}}\n")
+    two, seven = f"--store={tmp_path / 'two'}", f"--config={tmp_path / 'seven.yaml'}"
+    assert started_from(capsys, "refine", two) == ("two", 2)
+    assert started_from(capsys, "refine", *two.split("=")) == ("two", 2)
+    assert started_from(capsys, "refine", seven) == ("seven", 7)
+    assert started_from(capsys, "refine", seven, two) == ("two", 2)
+    assert started_from(capsys, "refine", two, seven) == ("seven", 7)
+    assert started_from(capsys, "refine", f"--config={tmp_path / 'two.yaml'}", seven) == ("seven", 7)
+    assert started_from(capsys, "refine", f"--config={{store: {tmp_path / 'two'}}}") == ("two", 2)
+    assert started_from(capsys, f"--config={tmp_path / 'all.yaml'}", "refine") == ("two", 2)
+    assert started_from(capsys, f"--config={tmp_path / 'one.yaml'}") == ("two", 2)
+    assert started_from(capsys, "refine", seven, "--crf.iterations=3") == ("seven", 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "There is no mask store at"),
+        ("nothing", "store.json is damaged"),
+        ("[]", "is not of the format"),
+        ({"fuse": {"thresh": 0.5}}, "settings in the store cannot be read"),
+    ],
+)
+def test_a_bad_store_is_one_line(content, expected, tmp_path, capsys):
+    store = tmp_path / "bad"
+    if isinstance(content, dict):
+        MaskStore.create(store, classes=VOC, config=content, model={}, data={"root": "."})
+    elif content is not None:
+        store.mkdir()
+        (store / "store.json").write_text(content)
+    (tmp_path / "c.yaml").write_text(f"store: {store}\n")
+    for named in (f"--store={store}", f"--config={tmp_path / 'c.yaml'}"):
+        assert main(["refine", named, "--output", str(tmp_path / "s")]) == 2
+        message = capsys.readouterr().err.splitlines()
+        assert len(message) == 1
+        assert expected in message[0]
+    assert not (tmp_path / "s").exists()
 
 
 def test_refined_as_if_generated_with_these_settings(made_store, world, tiny_options, tmp_path, store_bytes):
@@ -88,12 +139,22 @@ def network_store(path: Path, world: Path) -> MaskStore:
     return store
 
 
-def test_predictions_of_a_network(world, tmp_path):
+def test_predictions_of_a_network(world, tmp_path, capsys):
     network_store(tmp_path / "n", world)
     assert refine(tmp_path / "n", tmp_path / "s", "--crf.kind=none", "--ignore_below=0", "--threshold=0.9") == 0
     argmax = MaskStore.open(tmp_path / "s").read_argmax("val_000000")
     assert (argmax[:60] == 3).all()
     assert (argmax[-60:] == 12).all()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "No effect" in line]
+    assert len(lines) == 1
+    assert lines[0].endswith("--fuse.threshold.")
+    assert refine(tmp_path / "n", tmp_path / "t", "--crf.kind=none", "--ignore_below=0") == 0
+    assert "No effect" not in capsys.readouterr().err
+
+
+def test_the_threshold_has_an_effect_where_the_background_is_fused(made_store, tmp_path, capsys):
+    assert refine(made_store, tmp_path / "s", "--threshold=0.3") == 0
+    assert "No effect" not in capsys.readouterr().err
 
 
 def test_pamr_takes_a_device_and_the_dense_crf_none(made_store, tmp_path, capsys, store_bytes):
