@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.classes import IGNORE, ClassSet
+from data.masks import value_counts
 
 FEW_PIXELS = 0.001  # a class below this share of the image is worth a warning
 MOSTLY_IGNORED = 0.9
@@ -39,7 +40,7 @@ def image_record(
         with the 255 band, by name; `ignore_share` that of 255; `warnings` say what a person should look at.
 
     """
-    shares = np.bincount(mask.ravel(), minlength=256) / mask.size
+    shares = value_counts(mask) / mask.size
     record = {
         "id": sample_id,
         "image": image,
@@ -58,7 +59,7 @@ def mask_warnings(
     argmax: UInt8[np.ndarray, "height width"], labels: Sequence[int], classes: ClassSet, ignore_share: float
 ) -> list[str]:
     """Return one line for each thing about a mask that a person should look at; most masks have none."""
-    shares = np.bincount(argmax.ravel(), minlength=256) / argmax.size
+    shares = value_counts(argmax) / argmax.size
     if shares[0] == 1.0:
         return ["all background"]
     warnings = [f"{classes.name(i)}: no pixels" for i in labels if shares[i] == 0]

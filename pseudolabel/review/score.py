@@ -121,7 +121,7 @@ def _compare(
     sample_id, count = record["id"], len(store.classes) + 1
     truth = read_truth(truths[sample_id], (record["height"], record["width"]), store.image_path(record, root))
     soft = store.read_soft(sample_id)
-    before = None if soft is None else confusion_matrix(truth, before_crf(soft, config.fuse), count)
+    before = None if soft is None else confusion_matrix(truth, before_crf(soft, config.fuse, config.crf), count)
     after = confusion_matrix(truth, store.read_argmax(sample_id), count)
     return before, after, float(record.get("ignore_share", 0.0))
 
