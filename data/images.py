@@ -18,6 +18,7 @@ at the kind of file first, so that a named pipe or a device is refused and not w
 
 import stat
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ from data.errors import ImageError
 # Reading one takes about 0.7 GB for a moment, 1 GB if it lies on its side.
 MAX_PIXELS = 89_478_485
 _BAND_PIXELS = 4_194_304
+_LARGE_PIXELS = 16_777_216
+_DECODING = threading.Lock()
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # by content, not by name
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jfif"})
 # What Pillow's decoders raise for damaged bytes: found by cutting and flipping bytes of each format (see the tests).
@@ -71,7 +74,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
         ImageError: missing, no regular file, damaged, cut short, of an unknown kind, or larger than `MAX_PIXELS`.
 
     """
-    with open_image(path) as image:
+    with open_image(path) as image, _alone_if_large(image):
         upright = turned_upright(image)
         rgb = np.empty((upright.height, upright.width, 3), np.uint8)
         rows = max(1, _BAND_PIXELS // upright.width)  # in bands, so that conversions take no second and third image
@@ -110,6 +113,16 @@ def open_image(path: Path, what: str = "image") -> Iterator[Image.Image]:
     except _DAMAGED as error:
         raise _unreadable(path, what, " ".join(str(error).split()) or type(error).__name__) from error
     raise _unreadable(path, what, fault)
+
+
+@contextmanager
+def _alone_if_large(image: Image.Image) -> Iterator[None]:
+    """Let threads decode one large image at a time, so that memory has a bound whatever their number."""
+    if image.width * image.height < _LARGE_PIXELS:
+        yield
+        return
+    with _DECODING:
+        yield
 
 
 def _file_fault(path: Path) -> str:

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from data.classes import IGNORE
@@ -16,6 +16,7 @@ from data.files import write_atomically
 from data.images import open_image, read_orientation, to_upright
 
 logger = logging.getLogger(__name__)
+BAND = 4_194_304  # pixels counted at a time
 
 
 def encode_mask(mask: UInt8[np.ndarray, "height width"], palette: UInt8[np.ndarray, "256 3"] | None = None) -> bytes:
@@ -50,6 +51,13 @@ def read_mask(path: Path) -> UInt8[np.ndarray, "height width"]:
                 "greyscale PNG whose pixel values are the class ids."
             )
         return np.array(image, dtype=np.uint8)
+
+
+def value_counts(mask: UInt8[np.ndarray, "height width"]) -> Int64[np.ndarray, "256"]:
+    """Return how many pixels hold each value; in bands, because counting takes eight bytes a pixel."""
+    flat = mask.reshape(-1)
+    parts = (np.bincount(flat[at : at + BAND], minlength=256) for at in range(0, flat.size, BAND))
+    return sum(parts, np.zeros(256, np.int64))
 
 
 def colorize(

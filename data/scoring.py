@@ -8,6 +8,7 @@ from jaxtyping import Float64, Int64, UInt8
 from data.classes import IGNORE
 from data.errors import LabelError
 
+BAND = 4_194_304  # pixels counted at a time
 BOUNDARY_SHARE = 0.02  # depth of a boundary region as a share of the image's diagonal, as Cheng et al. measure
 
 
@@ -56,12 +57,17 @@ def confusion_matrix(
            [1, 1]])
 
     """
-    counted = truth != ignore
-    true, predicted = truth[counted].astype(np.int64), prediction[counted]
-    for name, values in (("ground truth", true), ("prediction", predicted)):
-        _check_ids(name, values, n_classes)
-    counts = np.bincount(true * n_classes + predicted, minlength=n_classes**2)
-    return counts.reshape(n_classes, n_classes).astype(np.int64)
+    if truth.shape != prediction.shape:
+        raise LabelError(f"The ground truth has the shape {truth.shape}, the prediction {prediction.shape}: one shape.")
+    flat, found = truth.reshape(-1), prediction.reshape(-1)
+    total = np.zeros(n_classes**2, np.int64)
+    for at in range(0, flat.size, BAND):  # in bands, because counting takes eight bytes a pixel
+        counted = flat[at : at + BAND] != ignore
+        true, predicted = flat[at : at + BAND][counted].astype(np.int64), found[at : at + BAND][counted]
+        for name, values in (("ground truth", true), ("prediction", predicted)):
+            _check_ids(name, values, n_classes)
+        total += np.bincount(true * n_classes + predicted, minlength=n_classes**2)
+    return total.reshape(n_classes, n_classes)
 
 
 def _check_ids(name: str, values: np.ndarray, n_classes: int) -> None:

@@ -18,9 +18,8 @@ from data.errors import ConfigError, ModelError
 from data.store.softmaps import Frame, SoftMaps
 from pseudolabel.config import GenerateConfig, mask_config
 from pseudolabel.explain import Explanation, Readings, assemble, given_prompts, given_text
-from pseudolabel.masks.crf import refine_scores
-from pseudolabel.masks.fuse import image_scores
-from pseudolabel.masks.labelmap import mask_from_marginals
+from pseudolabel.masks.labelmap import image_marginals, mask_from_marginals
+from pseudolabel.masks.working import enlarged_to, shrunk_to, working_size
 from pseudolabel.softmaps.attention import Layer, resolve_layers
 from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding, pick_device, pick_dtype
@@ -166,11 +165,15 @@ class Pipeline:
 
         """
         reader, masks = self.reader, mask_config(self.config)
+        image_hw = None if image is None else (image.shape[0], image.shape[1])
+        if image is not None and image_hw is not None:
+            image = shrunk_to(image, working_size(image_hw, masks.crf))
         # prompt
         prompts = reader.plan(labels) if spans is None else given_prompts(spans)
         texts = [reader.text(prompt.text) if prompt_embeds is None else given_text(prompt_embeds) for prompt in prompts]
         # diffusion
         frame = self._frame_of(image, latents)
+        frame = replace(frame, image_hw=image_hw or frame.image_hw)
         if latents is not None:
             clean = latents.reshape(latents.shape[-3:])
         else:
@@ -192,9 +195,10 @@ class Pipeline:
         if image is None:
             return result
         # crf
-        marginals = refine_scores(image, image_scores(result.soft, masks.fuse), masks.crf)
+        marginals = image_marginals(image, result.soft, masks)
         # labelmap
-        mask, argmax = mask_from_marginals(marginals, labels, masks.ignore_below)
+        found = mask_from_marginals(marginals, labels, masks.ignore_below)
+        mask, argmax = (enlarged_to(each, result.soft.image_hw) for each in found)
         return replace(result, marginals=marginals, mask=mask, argmax=argmax)
 
     def _mean_maps(

@@ -174,9 +174,7 @@ def _read_npy(content: bytes) -> Any:
         raise ValueError("it is a plain array, without image ids")
     stream = content[end:]
     for opcode, argument, _ in pickletools.genops(stream):  # ValueError where a length goes beyond the end
-        if "PUT" in opcode.name and int(argument or 0) > len(
-            stream
-        ):
+        if "PUT" in opcode.name and int(argument or 0) > len(stream):
             # the unpickler would take memory for all the numbers below
             raise ValueError("it numbers more objects than it has bytes")
     return ArrayUnpickler(io.BytesIO(stream), encoding="latin1").load()

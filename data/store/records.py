@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from data.classes import IGNORE, ClassSet
 from data.errors import ImageError, LabelError, StoreError
 from data.images import MAX_PIXELS
+from data.masks import value_counts
 from data.samples import check_id
 
 FEW_PIXELS = 0.001  # a class below this share of the image is worth a warning
@@ -48,7 +49,7 @@ def image_record(
         with the 255 band, by name; `ignore_share` that of 255; `warnings` say what a person should look at.
 
     """
-    shares = np.bincount(mask.ravel(), minlength=256) / mask.size
+    shares = value_counts(mask) / mask.size
     record = {
         "id": sample_id,
         "image": image,
@@ -67,7 +68,7 @@ def mask_warnings(
     argmax: UInt8[np.ndarray, "height width"], labels: Sequence[int], classes: ClassSet, ignore_share: float
 ) -> list[str]:
     """Return one line for each thing about a mask that a person should look at; most masks have none."""
-    shares = np.bincount(argmax.ravel(), minlength=256) / argmax.size
+    shares = value_counts(argmax) / argmax.size
     if shares[0] == 1.0:
         return ["all background"]
     warnings = [f"{classes.name(i)}: no pixels" for i in labels if shares[i] == 0]

@@ -18,9 +18,10 @@ from data.store.folder import check_can_be_emptied, check_free, is_headless
 from data.store.records import is_up_to_date
 from data.store.source import stored_data, stored_path
 from data.store.store import MaskStore
-from pseudolabel.config import DiffusionConfig, GenerateConfig, RunConfig, stored_settings
+from pseudolabel.config import CrfConfig, DiffusionConfig, GenerateConfig, RunConfig, stored_settings
 from pseudolabel.generate.batches import grouped, in_shard, loaded_ahead
 from pseudolabel.generate.workers import MaskJob, Outcome
+from pseudolabel.masks.working import shrunk_to, working_size
 
 if TYPE_CHECKING:
     from pseudolabel.pipeline import Pipeline
@@ -35,21 +36,24 @@ Finished = dict[str, tuple[int, ...] | None]  # the labels that each mask was ma
 
 @dataclass(frozen=True)
 class Loaded:
-    """A sample with its decoded image, or with the reason why it has none."""
+    """A sample with its decoded image at its working size, and the file's size; or the reason why it has none."""
 
     sample: Sample
     rgb_u8: UInt8[np.ndarray, "height width 3"] | None
+    image_hw: tuple[int, int] = (0, 0)
     error: str | None = None
 
 
-def load(sample: Sample) -> Loaded:
-    """Read a sample's image; a fault comes back in the result."""
+def load(sample: Sample, crf: CrfConfig) -> Loaded:
+    """Read a sample's image and make a large one smaller at once; a fault comes back in the result."""
     try:
         if not sample.labels:
             raise LabelError(f"{sample.id} has no labels; give it some, or leave it out with --on_error skip.")
-        return Loaded(sample, read_image(sample.image_path))
+        rgb_u8 = read_image(sample.image_path)
     except UserError as error:
-        return Loaded(sample, None, str(error))
+        return Loaded(sample, None, error=str(error))
+    image_hw = (rgb_u8.shape[0], rgb_u8.shape[1])
+    return Loaded(sample, shrunk_to(rgb_u8, working_size(image_hw, crf)), image_hw)
 
 
 def pending_samples(samples: SampleSet, run: RunConfig, finished: Finished) -> Iterator[Sample]:
@@ -88,7 +92,7 @@ def mask_jobs(
     reader = pipeline.reader
     together = images_together(reader.diffusion, reader.run, pipeline.parts.device.type)
     for group in grouped(
-        loaded_ahead(samples, load, ahead=together),
+        loaded_ahead(samples, lambda sample: load(sample, pipeline.config.crf), ahead=together),
         key=lambda item: None if item.rgb_u8 is None else reader.frame(item.rgb_u8.shape[:2]).padded_hw,
         size=lambda key: 1 if key is None else together,
         window=WINDOW_GROUPS * together,
@@ -107,6 +111,7 @@ def mask_jobs(
                 yield Outcome(sample.id, None, str(soft))
                 continue
             dropped = reader.dropped_words(sample.labels)
+            soft = replace(soft, image_hw=item.image_hw)
             job = MaskJob(store_path, sample.id, stored_path(path, root), path, item.rgb_u8, soft)
             yield replace(job, seconds=seconds, dropped_words=dropped)
 

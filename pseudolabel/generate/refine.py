@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ from data.errors import StoreError, UserError
 from data.store.records import is_up_to_date
 from data.store.source import moved, stored_path
 from data.store.store import MaskStore
-from pseudolabel.config import MASK_FIELDS, CrfConfig, MaskConfig
+from pseudolabel.config import CrfConfig, MaskConfig, stored_mask_settings
 from pseudolabel.generate.tally import Tally, count_outcome, progress_bar
 from pseudolabel.generate.workers import MaskJob, default_workers, run_jobs
 
@@ -88,8 +87,7 @@ def _device_of(config: CrfConfig, device: str) -> str:
 
 def refined_header(source: MaskStore, config: MaskConfig, root: Path | None) -> dict[str, Any]:
     """Return the header fields of a refined store: the source's, with the mask settings replaced."""
-    fields = asdict(config)
-    settings = source.header["config"] | {name: fields[name] for name in MASK_FIELDS}
+    settings = source.header["config"] | stored_mask_settings(config)
     data = moved(source.header["data"], root)
     return {"config": settings, "model": source.header["model"], "data": data}
 

@@ -18,6 +18,7 @@ def refine_scores(
     scores: Float[np.ndarray, "rows height width"],
     config: CrfConfig,
     device: str = "cpu",
+    shrunk: float = 1.0,
 ) -> Float32[np.ndarray, "rows height width"]:
     """Return the marginals of background and labels at every pixel; they sum to 1.
 
@@ -27,33 +28,35 @@ def refine_scores(
         config: kind and its parameters; `scale` below 1 runs it on a smaller image, with its ranges scaled alike, and
             enlarges the marginals.
         device: where PAMR runs; the dense CRF runs on the CPU.
+        shrunk: side length of `rgb_u8` relative to the image file's; `scale` and the ranges are those of the file.
 
     """
     if config.kind == "none" or config.iterations == 0:
         return _normalise(scores.astype(np.float32))
     size_hw = rgb_u8.shape[:2]
     guide = wrapped_bgr(rgb_u8) if config.wrapped_image else rgb_u8
-    small_hw = (max(1, round(size_hw[0] * config.scale)), max(1, round(size_hw[1] * config.scale)))
+    scale = min(1.0, config.scale / shrunk)
+    small_hw = (max(1, round(size_hw[0] * scale)), max(1, round(size_hw[1] * scale)))
     if small_hw != size_hw:
         guide = cv2.resize(guide, small_hw[::-1], interpolation=cv2.INTER_AREA)
         scores = resize_scores(scores.astype(np.float32), small_hw)
-    marginals = _refine(guide, scores.astype(np.float32), config, device)
+    marginals = _refine(guide, scores.astype(np.float32), config, scale * shrunk, device)
     if small_hw != size_hw:
         marginals = _normalise(resize_scores(marginals, size_hw))
     return marginals
 
 
-def _refine(guide_u8: np.ndarray, scores: np.ndarray, config: CrfConfig, device: str) -> np.ndarray:
-    """Refine at the scale asked for."""
+def _refine(guide_u8: np.ndarray, scores: np.ndarray, config: CrfConfig, scale: float, device: str) -> np.ndarray:
+    """Refine a picture of this side length relative to the image file's."""
     match config.kind:
         case "densecrf":
             return dense_crf(
                 guide_u8,
                 scores,
                 iterations=config.iterations,
-                sxy_gaussian=config.sxy_gaussian * config.scale,
+                sxy_gaussian=config.sxy_gaussian * scale,
                 compat_gaussian=config.compat_gaussian,
-                sxy_bilateral=config.sxy_bilateral * config.scale,
+                sxy_bilateral=config.sxy_bilateral * scale,
                 srgb_bilateral=config.srgb_bilateral,
                 compat_bilateral=config.compat_bilateral,
             )

@@ -8,7 +8,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from data.store.softmaps import SoftMaps, upsample
-from pseudolabel.config import FuseConfig
+from pseudolabel.config import CrfConfig, FuseConfig
+from pseudolabel.masks.working import enlarged_to, working_size
+
+_DEFAULT_CRF = CrfConfig()
 
 
 def background_score(
@@ -37,7 +40,15 @@ def image_scores(soft: SoftMaps, config: FuseConfig) -> Float[np.ndarray, "rows 
     return upsample(scores_with_background(soft, config), soft)
 
 
-def before_crf(soft: SoftMaps, config: FuseConfig) -> UInt8[np.ndarray, "height width"]:
-    """Return the class id of the highest score at each pixel, without any refinement."""
+def before_crf(soft: SoftMaps, config: FuseConfig, crf: CrfConfig = _DEFAULT_CRF) -> UInt8[np.ndarray, "height width"]:
+    """Return the class id of the highest score at each pixel, without any refinement.
+
+    Args:
+        soft: soft maps of an image.
+        config: how the background's score is made.
+        crf: says at which size a large image is worked on.
+
+    """
     ids = np.array([0, *soft.labels], np.uint8)
-    return ids[image_scores(soft, config).argmax(axis=0)]
+    scores = upsample(scores_with_background(soft, config), soft, working_size(soft.image_hw, crf))
+    return enlarged_to(ids[scores.argmax(axis=0)], soft.image_hw)

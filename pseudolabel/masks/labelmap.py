@@ -4,18 +4,19 @@ Needs no diffusion model and no torch (but for PAMR), and can be sent to worker 
 """
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from data.classes import IGNORE
 from data.errors import ImageError, StoreError
-from data.store.softmaps import SoftMaps
+from data.store.softmaps import SoftMaps, upsample
 from pseudolabel.config import MaskConfig
 from pseudolabel.masks.crf import refine_scores
-from pseudolabel.masks.fuse import image_scores
+from pseudolabel.masks.fuse import scores_with_background
+from pseudolabel.masks.working import enlarged_to, shrunk_to, working_size
 
 
 def label_map(
-    rgb_u8: UInt8[np.ndarray, "height width 3"],
+    rgb_u8: UInt8[np.ndarray, "rows columns 3"],
     soft: SoftMaps,
     config: MaskConfig,
     device: str = "cpu",
@@ -23,17 +24,30 @@ def label_map(
     """Return a mask with 255 where it is unsure, and the same mask without that band, which is what scoring uses.
 
     Args:
-        rgb_u8: the image as it is in its file.
+        rgb_u8: the image as it is in its file, or at its working size.
         soft: its soft maps.
         config: threshold, refinement and ignore band.
         device: where PAMR runs.
 
     Raises:
         ImageError: the image is not of the size the soft maps were made for.
-        StoreError: NaN or infinite values in the soft maps; an argmax over them would be background everywhere.
+        StoreError: NaN or infinite values in the soft maps.
 
     """
-    if rgb_u8.shape[:2] != soft.image_hw:
+    marginals = image_marginals(rgb_u8, soft, config, device)
+    mask, argmax = mask_from_marginals(marginals, soft.labels, config.ignore_below)
+    return enlarged_to(mask, soft.image_hw), enlarged_to(argmax, soft.image_hw)
+
+
+def image_marginals(
+    rgb_u8: UInt8[np.ndarray, "rows columns 3"], soft: SoftMaps, config: MaskConfig, device: str = "cpu"
+) -> Float32[np.ndarray, "labels height width"]:
+    """Return the marginals of background and labels at the image's working size; arguments and errors as `label_map`.
+
+    An argmax over NaN would be background everywhere, and sure of it: soft maps that hold any are refused.
+    """
+    work_hw = working_size(soft.image_hw, config.crf)
+    if rgb_u8.shape[:2] not in (soft.image_hw, work_hw):
         raise ImageError(
             f"The image is {rgb_u8.shape[:2]} but its soft maps are for {soft.image_hw}: the file has changed; "
             "generate it again (--run.overwrite)"
@@ -42,8 +56,9 @@ def label_map(
         raise StoreError(
             "its soft maps hold NaN or infinite values; generate it again (--overwrite --run.dtype float32)"
         )
-    marginals = refine_scores(rgb_u8, image_scores(soft, config.fuse), config.crf, device)
-    return mask_from_marginals(marginals, soft.labels, config.ignore_below)
+    shrunk = max(work_hw) / max(soft.image_hw)
+    scores = upsample(scores_with_background(soft, config.fuse), soft, work_hw)
+    return refine_scores(shrunk_to(rgb_u8, work_hw), scores, config.crf, device, shrunk)
 
 
 def mask_from_marginals(

@@ -139,7 +139,9 @@ def _compare(
     truth = read_truth(truths[sample_id], size_of_record(record), store.image_path(record, root), white)
     soft = store.read_soft(record)
     try:
-        before = None if soft is None else confusion_matrix(truth, before_crf(soft, config.fuse), n_classes)
+        before = None
+        if soft is not None:
+            before = confusion_matrix(truth, before_crf(soft, config.fuse, config.crf), n_classes)
         after = confusion_matrix(truth, store.read_argmax(record), n_classes)
     except LabelError as error:
         raise LabelError(f"Image {sample_id}, ground truth {truths[sample_id]}: {error}") from error
