@@ -42,7 +42,8 @@ class Explanation:
         latents: scaled latent of the image.
         noise: noise of each draw.
         timesteps: timestep of each draw.
-        marginals: of background and labels at each pixel (of a large image: at its working size); this and what follows is None without an image.
+        marginals: of background and labels at each pixel (of a large image: at its working size); this and what
+            follows is None without an image.
         argmax: class id at each pixel after refinement.
         mask: the same with 255 where it is unsure.
 
