@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,22 @@ def test_a_bare_count_would_be_found(tmp_path):
 
 def test_no_package_below_tests_shadows_a_real_one():
     assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_every_file_a_package_reads_is_packed():
+    """An installed copy holds what the sources hold, but for texts and pictures about them."""
+    packed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    found = {
+        path
+        for package, patterns in packed.items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", *PACKAGES], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout
+    wanted = [name for name in listed.split("\0") if name and not name.endswith((".py", ".md"))]
+    assert [name for name in wanted if ROOT / name not in found and name != "data/demo/figure.png"] == []
 
 
 def test_every_tracked_file_speaks_of_the_project_alone():

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from data.console import count
+from data.console import count, printable
 
 
 def export(
@@ -43,4 +43,4 @@ def export(
     exported = export_store(opened, format, target, options)
     print(f"Wrote the masks of {count(exported.n_images, 'image')} to {target}; open {exported.opens}.")
     for note in exported.notes:
-        print(note)
+        print(printable(note))

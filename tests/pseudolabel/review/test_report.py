@@ -75,6 +75,8 @@ def test_one_file_without_outside_references(made_store, tmp_path):
     assert not re.search(r"https?://|@import|url\(", html)
     assert len(html) < 2e6
     assert "prefers-color-scheme: dark" in html
+    assert "overflow-x" not in html  # nothing scrolls sideways; rows of pictures break instead
+    assert ".strip { display: flex; flex-wrap: wrap" in html
 
 
 def test_without_truth_there_are_no_scores_and_with_it_there_are(made_store, tmp_path, capsys):
