@@ -19,7 +19,9 @@ FLOORS = {
     "data": (
         ("data.errors",),
         ("data.console",),
-        ("data.files", "data.classes", "data.config"),
+        ("data.files", "data.config"),
+        ("data.texts",),
+        ("data.classes",),
         ("data.images", "data.samples", "data.scoring", "data.densecrf"),
         ("data.masks",),
         ("data.readers", "data.store.softmaps", "data.store.records"),

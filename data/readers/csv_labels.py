@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.classes import MAX_CLASSES
+from data.console import count
 from data.errors import LabelError
 from data.images import IMAGE_SUFFIXES
 
@@ -105,8 +106,8 @@ def _is_doubtful(values: set[str], marks: set[str]) -> bool:
 def _marked_rows(names: dict[int, str], body: Sequence[list[str]], image: int, path: Path) -> list[Row]:
     """Return the rows of a table with a column for each class, from the columns' names."""
     if len(names) > MAX_CLASSES:
-        raise LabelError(f"{path} has a column each for {len(names)} classes; a mask holds at most {MAX_CLASSES}.")
-    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+        raise LabelError(f"{path} has columns for {count(len(names), 'class')}; a mask holds at most {MAX_CLASSES}.")
+    twice = [name for name, times in Counter(names.values()).items() if times > 1]
     if twice:
         raise LabelError(f"{path} has several columns {twice[0]!r}; keep one.")
     found, width = [], max((image, *names)) + 1

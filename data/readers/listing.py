@@ -152,7 +152,7 @@ def to_samples(listing: Listing, config: DataConfig, need_labels: bool, need_tru
 
 def _check_white(config: DataConfig, listing: Listing, classes: ClassSet, need_truth: bool) -> None:
     if need_truth and config.truth_255 == "class" and (len(classes) > 1 or listing.drawn_truth):
-        what = "masks drawn from COCO's annotations" if listing.drawn_truth else f"{len(classes)} classes"
+        what = "masks drawn from COCO's annotations" if listing.drawn_truth else count(len(classes), "class")
         raise ConfigError(
             f"--data.truth_255=class reads 255 as the one class of black-and-white masks, but there are {what}; "
             "drop it."
@@ -221,8 +221,8 @@ def none_matched(listing: Listing) -> str:
         return ""
     first = listing.orphans[0]
     return (
-        f"None of the {len(listing.orphans)} rows of {listing.source} names an image in {listing.base}: the first is "
-        f"{first[:MAX_NAME]!r}{nearest_file(first, listing.images, cutoff=0)}; write the path of each image below that "
+        f"None of the {count(len(listing.orphans), 'row')} of {listing.source} names an image in {listing.base}: the first "
+        f"is {first[:MAX_NAME]!r}{nearest_file(first, listing.images, cutoff=0)}; write the path of each image below that "
         "folder."
     )
 
@@ -308,7 +308,7 @@ def distinct_names(names: Sequence[tuple[str, ...]]) -> list[str]:
         )
     if len(spelt) > MAX_CLASSES:
         raise LabelError(
-            f"The labels name {len(spelt)} classes, such as {some(spelt)}; a mask holds at most {MAX_CLASSES}."
+            f"The labels name {count(len(spelt), 'class')}, such as {some(spelt)}; a mask holds at most {MAX_CLASSES}."
         )
     same = repeated_names(spelt)
     if same:

@@ -79,7 +79,8 @@ def list_voc(config: DataConfig, need_labels: bool = True) -> Listing:
     images = [f"JPEGImages/{file}" for file in files]
     ids = make_ids(files, stems)
     missing = tuple(sample_id for sample_id, stem in zip(ids, stems, strict=True) if stem not in suffixes)
-    notes = (f"{len(beside)} files beside a .jpg of the same name were left out ({some(beside)}).",) if beside else ()
+    others = count(len(beside), "file beside a .jpg of its name was", "files beside a .jpg of the same name were")
+    notes = (f"{others} left out ({some(beside)}).",) if beside else ()
     truth = _truth_folders(root, config)
     return Listing(
         root, ids, images, names, classes, truth, orphans=orphans, missing=missing, notes=notes, source=source

@@ -117,7 +117,9 @@ def decode_soft(content: bytes) -> SoftMaps:
     background = bool(arrays["background"])
     maps, sizes = arrays["maps"], arrays["sizes"]
     if not len(maps) or len(maps) != len(labels) + background:
-        raise StoreError(f"{len(maps)} maps for {len(labels)} labels (background={background}): one each")
+        raise StoreError(
+            f"{count(len(maps), 'map')} for {count(len(labels), 'label')} (background={background}): one each"
+        )
     if sizes.shape != (3, 2) or sizes.min() < 1:
         raise StoreError("sizes that are not three heights and widths")
     padded, resized, image = ((int(height), int(width)) for height, width in sizes)

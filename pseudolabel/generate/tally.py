@@ -113,8 +113,11 @@ def _print_label_notes(found: dict[str, tuple[int, ...] | None], samples: Sample
     orphans = sorted(set(found) - listed)
     if orphans:
         names = ", ".join(orphans[:SHOWN]) + (", ..." if len(orphans) > SHOWN else "")
-        print(f"Note: {len(orphans)} masks are of images that the data no longer lists with labels: {names}.")
+        masks = count(len(orphans), "mask is of an image", "masks are of images")
+        print(f"Note: {masks} that the data no longer lists with labels: {printable(names)}.")
         print("      They are kept, and a network would train on them; make a new store to be rid of them.")
     unknown = sum(labels is None for labels in found.values())
     if unknown:
-        print(f"Note: of {unknown} masks the store does not say the labels; whether they have changed is not known.")
+        print(
+            f"Note: of {count(unknown, 'mask')} the store does not say the labels; whether they have changed is not known."
+        )
