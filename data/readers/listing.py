@@ -220,10 +220,10 @@ def none_matched(listing: Listing) -> str:
     if not listing.orphans or any(listing.names):
         return ""
     first = listing.orphans[0]
+    near = nearest_file(first, listing.images, cutoff=0)
     return (
-        f"None of the {count(len(listing.orphans), 'row')} of {listing.source} names an image in {listing.base}: the first "
-        f"is {first[:MAX_NAME]!r}{nearest_file(first, listing.images, cutoff=0)}; write the path of each image below that "
-        "folder."
+        f"None of the {count(len(listing.orphans), 'row')} of {listing.source} names an image in {listing.base}: the "
+        f"first is {first[:MAX_NAME]!r}{near}; write the path of each image below that folder."
     )
 
 

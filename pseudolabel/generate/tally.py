@@ -118,6 +118,5 @@ def _print_label_notes(found: dict[str, tuple[int, ...] | None], samples: Sample
         print("      They are kept, and a network would train on them; make a new store to be rid of them.")
     unknown = sum(labels is None for labels in found.values())
     if unknown:
-        print(
-            f"Note: of {count(unknown, 'mask')} the store does not say the labels; whether they have changed is not known."
-        )
+        masks = count(unknown, "mask")
+        print(f"Note: of {masks} the store does not say the labels; whether they have changed is not known.")
