@@ -18,10 +18,10 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 FLOORS = {
     "data": (
         ("data.errors",),
-        ("data.console",),
-        ("data.files", "data.config"),
+        ("data.files",),
         ("data.texts",),
-        ("data.classes",),
+        ("data.console",),
+        ("data.config", "data.classes"),
         ("data.images", "data.samples", "data.scoring", "data.densecrf"),
         ("data.masks",),
         ("data.readers", "data.store.softmaps", "data.store.records"),

@@ -33,7 +33,7 @@ def test_class_folders(tmp_path, save_image):
     found = open_samples(DataConfig(tmp_path))
     assert found.classes.names == ("cat", "garden gnome")
     assert [one.id for one in found.samples] == ["cat__1", "cat__2", "garden gnome__1"]
-    assert found.notes == ("1 of 4 images has no labels in the class folders (the first is loose); it was left out.",)
+    assert found.notes == ("1 of 4 images has no labels in the class folders (the first is loose); left out.",)
 
 
 def test_a_class_called_train_is_no_split(tmp_path, save_image):

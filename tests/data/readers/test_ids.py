@@ -78,7 +78,7 @@ def test_voc_images_that_differ_in_suffix(tmp_path, make_voc, save_image):
     for split in ("train", "all"):
         found = open_samples(DataConfig(tmp_path, split=split))
         assert [one.image_path.name for one in found.samples] == ["1.jpg", "2.jpg"]
-        assert found.notes == ("1 files beside a .jpg of the same name were left out (1.png).",)
+        assert found.notes == ("1 file beside a .jpg of its name was left out (1.png).",)
     save_image(tmp_path / "JPEGImages" / "3.png")
     save_image(tmp_path / "JPEGImages" / "3.webp")
     assert len(open_samples(DataConfig(tmp_path)).samples) == 2
