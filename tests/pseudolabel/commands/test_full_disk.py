@@ -149,7 +149,8 @@ def test_output_that_does_not_fit_where_it_is_sent(made_store, world, json):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and "No space left" in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "No space left" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -169,11 +170,14 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("room", [0, 12_000])
 @pytest.mark.parametrize("name", NAMES)
-def test_on_a_disk_that_is_really_full(commands, tmp_path, capsys, name):
-    """At the disk's root and in a folder of it: one line, nothing cut, and success once there is room."""
+def test_on_a_disk_that_is_really_full(commands, tmp_path, capsys, name, room):
+    """One line, nothing cut, and success once there is room."""
+    if room and name in ("init", "generate", "calibrate"):
+        pytest.skip("writes less than that")
     with small_disk(tmp_path / "disk", "240k") as disk:
-        (disk / "ballast").write_bytes(b"x" * 220_000)
+        (disk / "ballast").write_bytes(b"x" * (240 * 1024 - room))
         command = commands(disk / "out")[name]
         assert main(command) == 2
         assert "No space left on device" in one_line(capsys)
