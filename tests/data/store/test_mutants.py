@@ -157,17 +157,6 @@ def use(path: Path) -> None:
     data_config(store)
 
 
-def outcome(path: Path, what: str) -> str:
-    """Return the one line that a store is refused with, or nothing."""
-    try:
-        use(path)
-    except (StoreError, ImageError, ConfigError) as error:
-        return str(error)
-    except Exception as error:
-        pytest.fail(f"{what}: {error!r}")
-    return ""
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_mutants_are_read_or_refused(good, tmp_path, name):
     for seed in range(120 if name.endswith(("json", "jsonl", "npz")) else 60):
@@ -177,8 +166,12 @@ def test_mutants_are_read_or_refused(good, tmp_path, name):
             (folder / other).write_bytes(content)
         mutant = mutate(name, good[name], random.Random(f"{name} {seed}"))
         (folder / name).write_bytes(mutant)
-        message = outcome(folder, f"seed {seed}, {mutant[:300]!r}")
-        assert "\n" not in message
+        try:
+            use(folder)
+        except Exception as error:
+            clean = isinstance(error, StoreError | ImageError | ConfigError) and "\n" not in str(error)
+            if not clean:
+                pytest.fail(f"seed {seed}: {error!r} for {mutant[:300]!r}")
 
 
 def rewrite(good: dict[str, bytes], folder: Path, name: str, content: bytes) -> MaskStore:
