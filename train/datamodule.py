@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from data.classes import ClassSet
-from data.config import DataConfig
+from data.config import DataConfig, require
 from data.console import available_cpus, count
 from data.errors import ConfigError, StoreError
 from data.store.store import MaskStore
@@ -53,6 +53,9 @@ class SegmentationData(pl.LightningDataModule):
         need_truth: bool = True,
     ) -> None:
         super().__init__()
+        require("data.batch_size", batch_size, batch_size >= 1, "at least 1")
+        require("data.workers", workers, workers is None or workers >= 0, "at least 0")
+        require("data.val_limit", val_limit, val_limit is None or val_limit >= 1, "at least 1")
         self.store_path, self.root, self.masks, self.truth, self.weights = store, root, masks, truth, weights
         self.augment, self.val, self.val_limit = augment, val, val_limit
         self.batch_size, self.cache = batch_size, cache
