@@ -35,11 +35,23 @@ def test_two_processes_measure_what_one_does(checkpoint, world, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_and_resume(world, tmp_path):
-    more = ["--data.batch_size", "2", "--trainer.max_epochs", "2", "--checkpoint_every", "2", *TWO]
+    more = [
+        "--data.batch_size",
+        "2",
+        "--trainer.max_epochs",
+        "2",
+        "--checkpoint_every",
+        "2",
+        "--ema_decay",
+        "0.9",
+        *TWO,
+    ]
     segtrain(*world.fit(tmp_path / "two", *more))
     last = tmp_path / "two" / "checkpoints" / "last.ckpt"
     content = torch.load(last, weights_only=True)
     assert content["global_step"] == 8  # 16 images, two processes, batches of two, two epochs
     more[more.index("2", 2)] = "3"
     segtrain(*world.fit(tmp_path / "two", *more, "--ckpt_path", str(last)))
-    assert torch.load(last, weights_only=True)["global_step"] == 12
+    content = torch.load(last, weights_only=True)
+    assert content["global_step"] == content["averaging_state"]["n_averaged"] == 12
+    assert content["state_dict"].keys() == content["raw_state_dict"].keys()
