@@ -1,20 +1,30 @@
-"""What a U-Net's attention layers looked at: naming them, recording them, and cutting off what comes after.
+"""What a model's attention layers looked at: naming the layers and recording them.
 
 Source: arXiv 2309.04109, sections 3.2 and 3.3. Attention of layer l and head h is softmax(Q K^T / sqrt(d)); queries
-are grid cells, row-major. Cross-attention (`attn2` of a transformer block) has text tokens as keys; self-attention
-(`attn1`) has cells.
+are grid cells, row-major. In a U-Net cross-attention has text tokens as keys and self-attention cells; in joint
+attention both kinds of tokens are queries and keys at once, and the cross-attention is the image's rows of the softmax
+over all tokens, cut to the text's columns.
+
+Every family of models ends in one function, `scaled_dot_product_attention`, with queries and keys as they are used:
+after norms and rotary embedding. There they are read, whatever computed them.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from data.errors import ModelError
+
+# Queries times keys of one head that are held at once; above, the queries are taken in slices.
+SLICE_ELEMENTS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,9 @@ class Layer:
         place: which part of the U-Net it is in.
         factor: side of the latent divided by the side of this layer's grid.
         heads: the heads read; None reads all.
+        cross: module in a transformer block whose queries are cells and whose keys are, or hold, the text.
+        cells: module in a transformer block whose queries are, or hold, cells and whose keys are too.
+        text: where the text is among the keys of `cross`: it is all of them, or comes before or after the image's.
 
     """
 
@@ -35,6 +48,9 @@ class Layer:
     place: Literal["down", "mid", "up"]
     factor: int
     heads: tuple[int, ...] | None = None
+    cross: str = "attn2"
+    cells: str = "attn1"
+    text: Literal["all", "first", "last"] = "all"
 
     def grid_hw(self, latent_hw: tuple[int, int]) -> tuple[int, int]:
         """Return height and width of this layer's grid; strided convolutions round up."""
@@ -66,7 +82,7 @@ def resolve_layers(available: Sequence[Layer], specs: Sequence[str], flag: str) 
         found = [layer for layer in (_match(layer, body) for layer in available) if layer is not None]
         heads_valid = re.fullmatch(r"(\d+(\+\d+)*)?", head_text) is not None
         if not found or not heads_valid:
-            raise ModelError(f"--{flag} names {spec!r}, which this U-Net does not have; it has {_describe(available)}")
+            raise ModelError(f"--{flag} names {spec!r}, which this model does not have; it has {_describe(available)}")
         heads = tuple(int(head) for head in head_text.split("+")) if head_text else None
         chosen |= {layer.name: replace(layer, heads=heads) for layer in found}
     order = [layer.name for layer in available]
@@ -146,21 +162,199 @@ def _share_out(
     return (kept / kept.sum(dim=-1, keepdim=True).clamp_min(1e-12)).transpose(1, 2)
 
 
-def cross_columns(
-    queries: Float[Tensor, "batch heads cells dim"],
-    keys: Float[Tensor, "batch heads tokens dim"],
-    weights: Float[Tensor, "batch columns tokens"],
-) -> Float[Tensor, "batch columns cells"]:
-    """Return column sums of the cross-attention: softmax over tokens, mean over heads, then the tokens' weights.
+@dataclass(frozen=True)
+class Call:
+    """One call of scaled_dot_product_attention.
 
-    One head at a time, in float32, so that memory is that of a single head's map.
+    Attributes:
+        queries: of every row, all heads.
+        keys: of every column; heads that share keys have them side by side already.
+        mask: what is added to the scores, or where columns take part; None where all do.
+        scale: what the scores are multiplied by.
+
     """
-    _, heads, cells, dim = queries.shape
-    total = torch.zeros(len(queries), cells, keys.shape[2], device=queries.device)
-    for head in range(heads):
-        scores = queries[:, head].float() @ keys[:, head].float().transpose(1, 2)
-        total += torch.softmax(scores * dim**-0.5, dim=-1)
-    return weights @ (total / heads).transpose(1, 2)
+
+    queries: Float[Tensor, "batch heads rows dim"]
+    keys: Float[Tensor, "batch heads columns dim"]
+    mask: Tensor | None
+    scale: float
+
+    def of_image(self, layer: Layer, n_text: int) -> "Call":
+        """Return the image's rows of joint attention; any other call as it is."""
+        if layer.text == "all":
+            return self
+        rows = _image_part(layer, n_text)
+        mask = self.mask
+        if mask is not None and mask.shape[-2] > 1:
+            mask = mask[..., rows, :]
+        return replace(self, queries=self.queries[:, :, rows], mask=mask)
+
+    def among_cells(self, layer: Layer, n_text: int) -> tuple[Tensor, Tensor]:
+        """Return queries and keys of the cells alone, such that the usual scale 1 / sqrt(dim) gives their attention.
+
+        A softmax over some columns of a row is the whole row's, made to sum to one over these columns.
+
+        Raises:
+            ModelError: a mask between cells, which queries and keys cannot express.
+
+        """
+        image = self.of_image(layer, n_text)
+        keys, mask = self.keys, image.mask
+        if layer.text != "all":
+            columns = _image_part(layer, n_text)
+            keys, mask = keys[:, :, columns], None if mask is None else mask[..., columns]
+        if mask is not None and not bool((mask if mask.dtype == torch.bool else mask == 0).all()):
+            raise ModelError(f"{layer.name} has a mask between cells, under which its self-attention cannot be read")
+        usual = self.queries.shape[-1] ** -0.5
+        return image.queries if self.scale == usual else image.queries * (self.scale / usual), keys
+
+
+def _image_part(layer: Layer, n_text: int) -> slice:
+    """Return where the image's tokens are among those of joint attention."""
+    return slice(n_text, None) if layer.text == "first" else slice(None, -n_text)
+
+
+def cross_columns(
+    call: Call, layer: Layer, weights: Float[Tensor, "batch columns tokens"]
+) -> Float[Tensor, "batch columns cells"]:
+    """Return column sums of the cross-attention: softmax over all keys, mean over heads, then the tokens' weights.
+
+    One head and so many cells at a time, in float32, that memory is linear in the cells.
+    """
+    n_text = weights.shape[-1]
+    image = call.of_image(layer, n_text)
+    queries, keys = pick_heads(image.queries, layer.heads), pick_heads(image.keys, layer.heads)
+    text = {"all": slice(None), "first": slice(None, n_text), "last": slice(-n_text, None)}[layer.text]
+    cells, step = queries.shape[2], max(1, SLICE_ELEMENTS // keys.shape[2])
+    parts = []
+    for start in range(0, cells, step):
+        rows = slice(start, start + step)
+        total = torch.zeros(len(queries), len(range(cells)[rows]), n_text, device=queries.device)
+        for head in range(queries.shape[1]):
+            scores = queries[:, head, rows].float() @ keys[:, head].float().transpose(1, 2) * call.scale
+            total += torch.softmax(_masked(scores, image.mask, head, rows), dim=-1)[..., text]
+        parts.append(weights @ (total / queries.shape[1]).transpose(1, 2))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def _masked(scores: Float[Tensor, "batch rows columns"], mask: Tensor | None, head: int, rows: slice) -> Tensor:
+    """Return scores under the mask of a call: a truth value keeps a column, a number is added."""
+    if mask is None:
+        return scores
+    own = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+    own = own[:, head if own.shape[1] > 1 else 0]
+    own = own[:, rows] if own.shape[1] > 1 else own
+    return scores.masked_fill(~own, -torch.inf) if own.dtype == torch.bool else scores + own.float()
+
+
+class AllRead(Exception):
+    """Ends a pass after the last layer that is read; `record_attention` catches it."""
+
+
+class _Watch(TorchFunctionMode):
+    """Hands the arguments of scaled_dot_product_attention to the sink of the module that is running."""
+
+    def __init__(self, sinks: Mapping[str, Sequence[Callable[[Call], None]]], stop: bool) -> None:
+        super().__init__()
+        self.sinks, self.stop = sinks, stop
+        self.running: str | None = None
+        self.seen: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.scaled_dot_product_attention and self.running is not None:
+            for sink in self.sinks[self.running]:
+                sink(_call_of(*args, **kwargs))
+            self.seen.add(self.running)
+            if self.stop and len(self.seen) == len(self.sinks):
+                raise AllRead
+        return func(*args, **kwargs)
+
+
+def _call_of(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **more: Any) -> Call:
+    """Return what is read of the arguments of scaled_dot_product_attention."""
+    scale = more.get("scale")
+    if key.shape[1] != query.shape[1]:  # enable_gqa: several heads share a key
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    return Call(query, key, attn_mask, query.shape[-1] ** -0.5 if scale is None else float(scale))
+
+
+@contextmanager
+def record_attention(
+    model: nn.Module,
+    cross: Sequence[Layer],
+    self_layers: Sequence[Layer],
+    columns: Float[Tensor, "batch columns tokens"],
+    stop: bool = False,
+) -> Iterator[Recording]:
+    """Record chosen layers of every pass made inside the `with` block; the last pass is kept.
+
+    Recorded cross-attention is reduced to the columns at once; of self-attention queries and keys are kept, never the
+    map. The model computes what it computes without recording, bit for bit, and is left as it was, on exceptions too.
+
+    Args:
+        model: the denoiser.
+        cross: layers whose cross-attention is read.
+        self_layers: layers whose self-attention is read.
+        columns: weights of the text's tokens in each column that is kept.
+        stop: end the pass, and with it the block, as soon as every layer was read.
+
+    Raises:
+        ModelError: a layer was not seen, because something computes its attention in another way.
+
+    """
+    recording = Recording()
+    n_text = columns.shape[-1]
+    sinks: dict[str, list[Callable[[Call], None]]] = {}
+
+    def keep_cross(block: str, layer: Layer) -> Callable[[Call], None]:
+        def sink(call: Call) -> None:
+            recording.cross[block] = cross_columns(call, layer, columns)
+
+        return sink
+
+    def keep_cells(block: str, layer: Layer) -> Callable[[Call], None]:
+        def sink(call: Call) -> None:
+            recording.queries[block], recording.keys[block] = call.among_cells(layer, n_text)
+
+        return sink
+
+    for layer in cross:
+        for block in layer.blocks:
+            sinks.setdefault(f"{block}.{layer.cross}", []).append(keep_cross(block, layer))
+    for layer in self_layers:
+        for block in layer.blocks:
+            sinks.setdefault(f"{block}.{layer.cells}", []).append(keep_cells(block, layer))
+    watch = _Watch(sinks, stop)
+    hooks = [hook for name in sinks for hook in _announce(model.get_submodule(name), name, watch)]
+    try:
+        with watch:
+            yield recording
+    except AllRead:
+        return
+    finally:
+        for hook in hooks:
+            hook.remove()
+    unseen = [name for name in sinks if name not in watch.seen]
+    if unseen:
+        processor = type(getattr(model.get_submodule(unseen[0]), "processor", None)).__name__
+        raise ModelError(
+            f"The attention of {unseen[0]} ({processor}) was not seen: it must be computed by PyTorch's "
+            "scaled_dot_product_attention; unset DIFFUSERS_ATTN_BACKEND, or call set_attention_backend('native') or "
+            "set_attn_processor(AttnProcessor2_0())"
+        )
+
+
+def _announce(module: nn.Module, name: str, watch: _Watch) -> list[Any]:
+    """Let a module say when it is running."""
+
+    def begin(*_: Any) -> None:
+        watch.running = name
+
+    def end(*_: Any) -> None:
+        watch.running = None
+
+    return [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
 
 
 def per_head(layers: Sequence[Layer], n_heads: int) -> list[list[Layer]]:

@@ -16,10 +16,10 @@ from data.errors import ModelError
 from data.store.softmaps import Frame
 from pseudolabel.config import AffinityConfig
 from pseudolabel.softmaps.affinity import SelfAttention, spread
-from pseudolabel.softmaps.attention import Layer, Recording
+from pseudolabel.softmaps.attention import Layer, Recording, record_attention
 from pseudolabel.softmaps.boxes import Box, batch_boxes, box_mask
 from pseudolabel.softmaps.diffusion.parts import Parts
-from pseudolabel.softmaps.diffusion.unet import record_attention, run_unet
+from pseudolabel.softmaps.diffusion.unet import run_unet
 from pseudolabel.softmaps.grids import common_grid, min_max, resize_maps, valid_mask, valid_sizes
 from pseudolabel.softmaps.passes import Pass, stack_texts
 from pseudolabel.softmaps.prompt import Prompt
@@ -115,7 +115,7 @@ def run_passes(
 ) -> Recording:
     """Run passes of equal size in one batch and return what the layers recorded."""
     text = stack_texts([item.text for item in passes])
-    with record_attention(parts.unet, cross_layers, self_layers, columns) as recording:
+    with record_attention(parts.unet, cross_layers, self_layers, columns, stop=True) as recording:
         noised = torch.stack([item.noised for item in passes])
         run_unet(parts, noised, [item.timestep for item in passes], text, passes[0].frame.padded_hw)
     return recording

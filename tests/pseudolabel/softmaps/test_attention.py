@@ -2,11 +2,23 @@ import copy
 
 import pytest
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor, CustomDiffusionAttnProcessor
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor,
+    CustomDiffusionAttnProcessor2_0,
+)
+from torch import nn
 
 from data.errors import ModelError
-from pseudolabel.softmaps.attention import Layer, Recording, cross_columns, resolve_layers
-from pseudolabel.softmaps.diffusion.unet import _project, cut_unet, list_layers, record_attention
+from pseudolabel.softmaps.attention import (
+    Call,
+    Layer,
+    Recording,
+    cross_columns,
+    record_attention,
+    resolve_layers,
+)
+from pseudolabel.softmaps.diffusion.unet import cut_unet, list_layers
 
 
 def names(layers) -> list[str]:
@@ -30,8 +42,8 @@ def run(unet, size: int = 16, batch: int = 2, **kwargs) -> torch.Tensor:
         return unet(sample, 150, encoder_hidden_states=text, **kwargs).sample
 
 
-def record(unet, cross, self_layers, **kwargs) -> Recording:
-    with record_attention(unet, cross, self_layers, columns_for(2)) as recording:
+def record(unet, cross, self_layers, stop: bool = False, **kwargs) -> Recording:
+    with record_attention(unet, cross, self_layers, columns_for(2), stop) as recording:
         run(unet, **kwargs)
     return recording
 
@@ -119,19 +131,50 @@ def test_recording_changes_no_bit_of_the_output(bare_unet):
     assert torch.equal(before, run(bare_unet))
 
 
-def test_processors_are_put_back_on_exceptions_too(bare_unet):
-    before = bare_unet.attn_processors
-    state = set(bare_unet.state_dict())
+def test_the_model_is_left_as_it_was_on_exceptions_too(bare_unet):
+    def hooks() -> int:
+        return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in bare_unet.modules())
 
     def record_and_raise() -> None:
         with record_attention(bare_unet, list_layers(bare_unet), list_layers(bare_unet), columns_for(2)):
-            assert all(type(p).__name__ == "_RecordingProcessor" for p in bare_unet.attn_processors.values())
+            assert hooks() > 0
             raise RuntimeError("stop")
 
+    before = run(bare_unet)
     with pytest.raises(RuntimeError, match="stop"):
         record_and_raise()
-    assert bare_unet.attn_processors == before
-    assert set(bare_unet.state_dict()) == state
+    assert hooks() == 0
+    assert torch.equal(before, run(bare_unet))
+
+
+def test_a_pass_ends_when_everything_was_read(bare_unet):
+    layers = resolve_layers(list_layers(bare_unet), ["mid"], "flag")
+    ran = []
+    for name in ("mid_block.attentions.0.transformer_blocks.0.ff", "up_blocks.0", "conv_out"):
+        bare_unet.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    stopped = record(bare_unet, layers, layers, stop=True)
+    assert ran == []
+    whole = record(bare_unet, layers, layers)
+    assert len(ran) == 3
+    assert all(torch.equal(value, stopped.cross[name]) for name, value in whole.cross.items())
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_compiled_model_is_read_too(bare_unet, stop):
+    layers = resolve_layers(list_layers(bare_unet), ["mid"], "flag")
+    plain = record(bare_unet, layers, layers)
+    bare_unet.forward = torch.compile(bare_unet.forward, backend="eager")  # traced as for any backend
+    for _ in range(2):
+        compiled = record(bare_unet, layers, layers, stop=stop)
+        assert all(torch.equal(value, compiled.cross[name]) for name, value in plain.cross.items())
+        assert all(torch.equal(value, compiled.queries[name]) for name, value in plain.queries.items())
+
+
+def test_attention_that_is_computed_elsewhere_is_an_error(bare_unet):
+    layers = resolve_layers(list_layers(bare_unet), ["mid"], "flag")
+    bare_unet.set_attn_processor(AttnProcessor())  # builds the probabilities by itself
+    with pytest.raises(ModelError, match=r"mid_block.*attn2 \(AttnProcessor\) was not seen.*DIFFUSERS_ATTN_BACKEND"):
+        record(bare_unet, layers, ())
 
 
 def test_maps_are_the_softmax_that_diffusers_computes(bare_unet):
@@ -194,7 +237,7 @@ def test_a_cut_unet_records_the_same_bits_with_fewer_weights(bare_unet, cross, s
     assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in bare_unet.parameters())
     for size in (16, 13):
         whole = record(bare_unet, cross_layers, self_layers, size=size)
-        part = record(cut, cross_layers, self_layers, size=size)
+        part = record(cut, cross_layers, self_layers, stop=True, size=size)
         for kind in ("cross", "queries", "keys"):
             assert getattr(whole, kind).keys() == getattr(part, kind).keys()
             for name, value in getattr(whole, kind).items():
@@ -214,7 +257,7 @@ def test_cutting_inside_a_layer_of_several_blocks(sdxl_unet, last):
     layers = resolve_layers(available, [last], "flag")
     cut = copy.deepcopy(sdxl_unet)
     cut_unet(cut, (), layers)
-    whole, part = record(sdxl_unet, (), layers), record(cut, (), layers)
+    whole, part = record(sdxl_unet, (), layers), record(cut, (), layers, stop=True)
     assert all(torch.equal(value, part.queries[name]) for name, value in whole.queries.items())
 
 
@@ -224,14 +267,16 @@ def test_what_a_cut_leaves_is_what_runs(bare_unet):
     assert len(bare_unet.up_blocks) == 2
     assert len(bare_unet.up_blocks[1].attentions) == len(bare_unet.up_blocks[1].resnets) == 2
     assert bare_unet.up_blocks[1].upsamplers is None
-    assert bare_unet.conv_norm_out is None
+    assert bare_unet.conv_out is None
 
 
 def test_custom_diffusion_weights_are_kept_and_read(bare_unet):
     [layer] = resolve_layers(list_layers(bare_unet), ["mid"], "flag")
     attention = bare_unet.get_submodule(f"{layer.blocks[0]}.attn2")
     plain = record(bare_unet, [layer], []).cross_map(layer, (16, 24))
-    processor = CustomDiffusionAttnProcessor(train_kv=True, train_q_out=False, hidden_size=16, cross_attention_dim=16)
+    processor = CustomDiffusionAttnProcessor2_0(
+        train_kv=True, train_q_out=False, hidden_size=16, cross_attention_dim=16
+    )
     with torch.no_grad():
         processor.to_k_custom_diffusion.weight.copy_(attention.to_k.weight * 2)
         processor.to_v_custom_diffusion.weight.copy_(attention.to_v.weight)
@@ -244,48 +289,125 @@ def test_custom_diffusion_weights_are_kept_and_read(bare_unet):
     assert any("to_k_custom_diffusion" in name for name in bare_unet.state_dict())
 
 
+class OneAttention(nn.Module):
+    """A model of a single attention module."""
+
+    def __init__(self, **settings) -> None:
+        super().__init__()
+        self.block = nn.Module()
+        self.block.attn2 = Attention(**settings)
+
+    def forward(self, *args, **kwargs) -> torch.Tensor:
+        return self.block.attn2(*args, **kwargs)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {"norm_num_groups": 4, "spatial_norm_dim": 4, "residual_connection": True, "rescale_output_factor": 2.0},
         {"cross_attention_dim": 12, "cross_attention_norm": "layer_norm"},
-        {"qk_norm": "layer_norm"},
+        {"kv_heads": 1},
     ],
 )
 def test_queries_and_keys_of_unusual_attention_modules(settings):
-    """Group norm, spatial norm, 4-D input, a norm on text, queries or keys: as the plain processor has them."""
+    """Group norm, spatial norm, 4-D input, a norm on text, shared keys: as the plain processor has them."""
     torch.manual_seed(0)
-    module = Attention(query_dim=32, heads=2, dim_head=4, **settings).eval()
+    shared = settings.pop("kv_heads", None)
+    model = OneAttention(query_dim=32, heads=2, dim_head=4, **settings).eval()
+    module = model.block.attn2
     text = torch.randn(1, 5, 12) if "cross_attention_dim" in settings else None
     hidden = torch.randn(1, 32, 4, 4) if "norm_num_groups" in settings else torch.randn(1, 16, 32)
     temb = torch.randn(1, 4, 4, 4) if "spatial_norm_dim" in settings else None
-    caught = []
-    scores = module.get_attention_scores
-    module.get_attention_scores = lambda *args: caught.append(scores(*args)) or caught[-1]
-    module.set_processor(AttnProcessor())
-    with torch.no_grad():
-        queries, keys = _project(module, module.processor, hidden, text, temb)
-        if "qk_norm" in settings:  # the plain processor leaves these norms out
-            assert queries.shape == (1, 2, 16, 4)
-            return
-        module(hidden, encoder_hidden_states=text, temb=temb)
-    ours = torch.softmax(queries @ keys.transpose(-1, -2) * 4**-0.5, dim=-1)
-    torch.testing.assert_close(ours[0], caught[0])
+    if shared:
+        queries, keys = torch.randn(1, 2, 16, 4), torch.randn(1, 1, 16, 4)
+
+        def grouped(*_, **__) -> torch.Tensor:
+            return nn.functional.scaled_dot_product_attention(queries, keys, keys, enable_gqa=True)
+
+        module.forward = grouped
+        expected = torch.softmax(queries @ keys.repeat(1, 2, 1, 1).transpose(-1, -2) * 4**-0.5, dim=-1)[0]
+    else:
+        caught = []
+        scores = module.get_attention_scores
+        module.get_attention_scores = lambda *args: caught.append(scores(*args)) or caught[-1]
+        processor = module.processor
+        module.set_processor(AttnProcessor())
+        with torch.no_grad():
+            model(hidden, encoder_hidden_states=text, temb=temb)
+        module.set_processor(processor)
+        expected = caught[0]
+    layer = Layer("block", ("block",), "mid", 1)
+    n_text = 5 if text is not None else 16
+    with torch.no_grad(), record_attention(model, [layer], [], torch.eye(n_text)[None]) as recording:
+        model(hidden, encoder_hidden_states=text, temb=temb)
+    torch.testing.assert_close(recording.cross["block"][0].T, expected.mean(dim=0))
 
 
-def test_a_mask_is_refused_rather_than_ignored(bare_unet):
-    with (
-        pytest.raises(ModelError, match="attention mask"),
-        record_attention(bare_unet, list_layers(bare_unet), (), columns_for(2)),
-    ):
-        run(bare_unet, encoder_attention_mask=torch.ones(2, 77))
+@pytest.mark.parametrize("kind", ["keeps", "adds"])
+def test_a_mask_is_applied(bare_unet, kind):
+    """Tokens behind the mask get no attention, and the others what a shorter sentence would give them."""
+    layers = resolve_layers(list_layers(bare_unet), ["mid"], "flag")
+    mask = torch.ones(2, 77)
+    mask[:, 5:] = 0
+    given = mask if kind == "keeps" else (1 - mask) * -10_000.0
+    with record_attention(bare_unet, layers, (), torch.eye(77).expand(2, -1, -1)) as recording:
+        run(bare_unet, **{"encoder_attention_mask": given.bool() if kind == "keeps" else given[:, None]})
+    [columns] = recording.cross.values()
+    assert (columns[:, 5:] < 1e-6).all()
+    torch.testing.assert_close(columns[:, :5].sum(dim=1), torch.ones(2, columns.shape[-1]))
+
+
+def reference_columns(call: Call, first: int, n_text: int) -> torch.Tensor:
+    scores = call.queries.double() @ call.keys.double().transpose(-1, -2) * call.scale
+    if call.mask is not None:
+        scores = scores + torch.where(call.mask, 0.0, -torch.inf)
+    whole = torch.softmax(scores, dim=-1).mean(dim=1)
+    rows = slice(n_text, None) if first else slice(None, -n_text)
+    columns = slice(None, n_text) if first else slice(-n_text, None)
+    return whole[:, rows, columns].transpose(1, 2).float()
+
+
+@pytest.mark.parametrize("text", ["first", "last"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_joint_attention_is_the_softmax_over_all_tokens(text, masked, monkeypatch):
+    torch.manual_seed(0)
+    mask = None
+    if masked:
+        mask = torch.ones(2, 1, 1, 17, dtype=torch.bool)
+        mask[:, ..., 1 if text == "first" else -2] = False
+    call = Call(torch.randn(2, 3, 17, 4), torch.randn(2, 3, 17, 4), mask, 0.7)
+    layer = Layer("block", ("block",), "mid", 1, text=text)
+    expected = reference_columns(call, text == "first", 5)
+    weights = torch.eye(5).expand(2, -1, -1)
+    torch.testing.assert_close(cross_columns(call, layer, weights), expected)
+    monkeypatch.setattr("pseudolabel.softmaps.attention.SLICE_ELEMENTS", 40)  # two cells at a time
+    torch.testing.assert_close(cross_columns(call, layer, weights), expected)
+
+
+@pytest.mark.parametrize("text", ["first", "last"])
+def test_self_attention_of_joint_attention_sums_to_one_over_cells(text):
+    torch.manual_seed(0)
+    call = Call(torch.randn(1, 2, 17, 4), torch.randn(1, 2, 17, 4), None, 0.7)
+    queries, keys = call.among_cells(Layer("block", ("block",), "mid", 1, text=text), 5)
+    whole = torch.softmax(call.queries @ call.keys.transpose(-1, -2) * call.scale, dim=-1)
+    cells = slice(5, None) if text == "first" else slice(None, -5)
+    expected = whole[:, :, cells, cells]
+    expected = expected / expected.sum(dim=-1, keepdim=True)
+    torch.testing.assert_close(torch.softmax(queries @ keys.transpose(-1, -2) * 0.5, dim=-1), expected)
+
+
+def test_a_mask_between_cells_is_an_error():
+    mask = torch.eye(6, dtype=torch.bool)[None, None]
+    call = Call(torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 4), mask, 0.5)
+    with pytest.raises(ModelError, match="block has a mask between cells"):
+        call.among_cells(Layer("block", ("block",), "mid", 1), 5)
 
 
 def test_content_tokens_share_out_the_attention():
     content = torch.zeros(1, 5, dtype=torch.bool)
     content[0, 1:3] = True
-    tokens = cross_columns(torch.randn(1, 2, 6, 4), torch.randn(1, 2, 5, 4), torch.eye(5)[None])
     layer = Layer("mid", ("a", "b"), "mid", 1)
+    tokens = cross_columns(Call(torch.randn(1, 2, 6, 4), torch.randn(1, 2, 5, 4), None, 0.5), layer, torch.eye(5)[None])
     recording = Recording(cross={"a": tokens, "b": tokens.flip(-1)})
     maps = recording.cross_map(layer, (2, 3), content).flatten(2)
     torch.testing.assert_close(maps[0, 1:3].sum(dim=0), torch.ones(6))
