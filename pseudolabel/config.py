@@ -48,6 +48,15 @@ class ModelConfig:
     variant: str | None = None
     """Weight files of this variant, for example fp16 for model.fp16.safetensors; none: the plain files."""
 
+    tokens: tuple[str, ...] = ()
+    """Learned tokens (textual inversion): FILE, or TOKEN=FILE to name it; give the flag once for each file."""
+
+    lora: tuple[str, ...] = ()
+    """LoRA merged into the weights: FILE, or FILE:SCALE; give the flag once for each file."""
+
+    custom_diffusion: Path | None = None
+    """Custom Diffusion weights (safetensors or .bin) copied into the cross-attention layers."""
+
     @property
     def folder(self) -> Path | None:
         """The local folder that the id names, `~` expanded; None where it is a model on the hub.
@@ -365,11 +374,14 @@ class GenerateConfig:
 
 SOFT_FIELDS = ("model", "resize", "prompt", "diffusion", "attention", "affinity")
 MASK_FIELDS = ("fuse", "crf", "ignore_below")
+ADAPTERS = ("tokens", "lora", "custom_diffusion")  # of the model; a store that was made with none does not name them
 
 
 def stored_settings(config: GenerateConfig) -> dict[str, Any]:
     """Return the settings that change masks as JSON values, for a store header; data and run settings stay out."""
-    return {name: to_plain(getattr(config, name)) for name in SOFT_FIELDS + MASK_FIELDS}
+    stored = {name: to_plain(getattr(config, name)) for name in SOFT_FIELDS + MASK_FIELDS}
+    stored["model"] = {name: value for name, value in stored["model"].items() if value or name not in ADAPTERS}
+    return stored
 
 
 def mask_settings(stored: dict[str, Any]) -> MaskConfig:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data.errors import ModelError
 from pseudolabel.config import ModelConfig
+from pseudolabel.softmaps.diffusion.adapters import adapters_digest, apply_adapters
 from pseudolabel.softmaps.diffusion.parts import Parts, scaled_linear_schedule
 
 # Ids that have left the hub, and mirrors of the same weights (huggingface/diffusers#12874 and the threads it links).
@@ -56,7 +57,8 @@ def load_parts(config: ModelConfig, device: torch.device, dtype: torch.dtype) ->
     """Load the parts of a model that are needed, from safetensors alone and without running code from the model.
 
     Raises:
-        ModelError: no such model, a part is missing or unreadable, or it is not a U-Net with CLIP text encoders.
+        ModelError: no such model, a part is missing or unreadable, it is not a U-Net with CLIP text encoders, or what
+            is to be added to it (`adapters`) does not fit.
 
     """
     folder = find_model(config)
@@ -76,11 +78,11 @@ def load_parts(config: ModelConfig, device: torch.device, dtype: torch.dtype) ->
     if getattr(vae.config, "force_upcast", False) and unet.config.addition_embed_type == "text_time":
         vae.to(torch.float32)  # SDXL's image encoder overflows in half precision.
     tokenizers, encoders = _load_text(folder, index, variant, dtype)
+    apply_adapters(config, unet, tokenizers, encoders)
     for part in (unet, vae, *encoders):
         part.to(device).eval().requires_grad_(False)
-    return Parts(
-        unet, vae, tokenizers, encoders, _load_schedule(folder), config.id, files_digest(folder, variant), device
-    )
+    fingerprint = adapters_digest(config, files_digest(folder, variant))
+    return Parts(unet, vae, tokenizers, encoders, _load_schedule(folder), config.id, fingerprint, device)
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
