@@ -19,6 +19,7 @@ from pseudolabel.commands.demo import demo
 from pseudolabel.commands.export import export
 from pseudolabel.commands.generate import generate
 from pseudolabel.commands.init import init
+from pseudolabel.commands.personalize import personalize
 from pseudolabel.commands.refine import refine, stored_defaults
 from pseudolabel.commands.report import report
 from pseudolabel.commands.score import score
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Any] = {
     "score": score,
     "report": report,
     "export": export,
+    "personalize": personalize,
 }
 
 # Short names of settings that are typed often; each is one more spelling of the long one, shown in the help.

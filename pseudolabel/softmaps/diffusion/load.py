@@ -148,6 +148,21 @@ def _load_schedule(folder: Path) -> Tensor:
     return alphas
 
 
+def prediction_type(config: ModelConfig) -> str:
+    """Return what a model predicts, "epsilon" or "v_prediction"; what its scheduler's configuration says.
+
+    Raises:
+        ModelError: it predicts something else.
+
+    """
+    path = find_model(config) / "scheduler" / "scheduler_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    kind = str(settings.get("prediction_type", "epsilon"))
+    if kind not in ("epsilon", "v_prediction"):
+        raise ModelError(f"{config.id} predicts {kind!r}; only models of epsilon and v_prediction can be trained here")
+    return kind
+
+
 def files_digest(folder: Path, variant: str | None = None) -> str:
     """Return a hash of a model's weights and vocabularies: sizes, headers, and 64 blocks spread over each file."""
     digest = blake2b(digest_size=16)

@@ -117,18 +117,21 @@ def record_attention(
     cross: Sequence[Layer],
     self_layers: Sequence[Layer],
     columns: Float[Tensor, "batch columns tokens"],
+    through_keys: bool = False,
 ) -> Iterator[Recording]:
     """Record chosen layers of every pass made inside the `with` block; the last pass is kept.
 
     Recorded cross-attention is reduced to the columns at once; of self-attention queries and keys are kept, never the
     map. The layers' outputs are computed by their own processors, bit for bit as without recording, and all
-    processors are put back at the end, on exceptions too.
+    processors are put back at the end, on exceptions too. With `through_keys` gradients reach the words' side of
+    cross-attention alone, and not what the image looks like.
     """
     recording = Recording()
 
     def cross_sink(block: str, layer: Layer) -> Callable[[Tensor, Tensor], None]:
         def sink(queries: Tensor, keys: Tensor) -> None:
-            picked = pick_heads(queries, layer.heads), pick_heads(keys, layer.heads)
+            seen = queries.detach() if through_keys else queries
+            picked = pick_heads(seen, layer.heads), pick_heads(keys, layer.heads)
             recording.cross[block] = cross_columns(*picked, columns)
 
         return sink
@@ -147,6 +150,13 @@ def record_attention(
             attention = unet.get_submodule(name)
             stack.enter_context(_swap_processor(attention, _RecordingProcessor(attention.processor, sink)))
         yield recording
+
+
+def use_plain_attention(unet: Any) -> None:
+    """Compute attention as plain products: on a CPU the fused kernel's backward pass takes a third longer."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    unet.set_attn_processor(AttnProcessor())
 
 
 class _PassThrough(nn.Module):
@@ -203,18 +213,19 @@ def run_unet(
     timesteps: Sequence[int],
     text: TextEmbedding,
     image_px_hw: tuple[int, int],
-) -> None:
-    """Run one conditional pass; what it looked at is in the surrounding `record_attention`."""
+) -> Tensor:
+    """Run one conditional pass and return its output; what it looked at is in the surrounding `record_attention`."""
     unet = parts.unet
     added = None
     if getattr(unet.config, "addition_embed_type", None) == "text_time":
         # SDXL's conditions: original size, crop corner, target size.
         sizes = torch.tensor([[*image_px_hw, 0, 0, *image_px_hw]], device=parts.device, dtype=parts.dtype)
         added = {"text_embeds": text.pooled.to(parts.dtype), "time_ids": sizes.expand(len(noised), -1)}  # type: ignore[union-attr]
-    unet(
+    output: Tensor = unet(
         noised.to(parts.dtype),
         torch.tensor(list(timesteps), device=parts.device),
         encoder_hidden_states=text.tokens.to(parts.dtype),
         added_cond_kwargs=added,
         return_dict=False,
-    )
+    )[0]
+    return output
