@@ -77,15 +77,18 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=40, help="scenes of each subset")
     parser.add_argument("--steps", type=int, default=None, help="training steps, in place of the config's")
     parser.add_argument("--seed", type=int, default=0, help="of scenes, training and noise")
+    parser.add_argument("--only", nargs="*", default=[], help="KIND/CONCEPT: learn and read these alone, write no page")
     parser.add_argument("--output", type=Path, default=HERE / "personal", help="name of the files, without suffix")
     options = parser.parse_args()
     root = options.work / f"scenes_{options.scenes}_{options.seed}"
     write_personal(root, options.scenes, options.seed)
     kinds = {"taught": None, "plain": LookConfig()}  # plain: textual inversion as published
     maps: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-    for kind, look in kinds.items():
-        for concept in CONCEPTS:
+    for (kind, look), concept in product(kinds.items(), CONCEPTS):
+        if not options.only or f"{kind}/{concept.name}" in options.only:
             maps[kind, concept.name] = maps_of(options, root, concept, kind, look)
+    if options.only:
+        return
     truths = {concept.name: read_truths(root / concept.name) for concept in CONCEPTS}
     found = {kind: compare(maps, truths, kind) for kind in kinds}
     content = {"scenes": options.scenes, "seed": options.seed, "machine": machine(), "rows": found}
@@ -273,11 +276,11 @@ def report(content: dict[str, Any], options: argparse.Namespace) -> str:
 {machine_line(content["machine"])} Written by `python -m benchmarks.personal`.
 
 Eight drawings of the demo world, {content["scenes"]} scenes of each subset of each (`data.demo.personal`), a token
-learned for each from five pictures without masks. IoU in percent: sum(I) / sum(U) over a concept's scenes (those without
-the drawing count too: what is marked there is union), mean over concepts. Everything that is chosen (layers, spreading,
-scaling, lambda, cut) is chosen for each rule on the tuning half: {concepts[True]}. False alarms: scenes of
-`semantic_distractor` without the drawing in which more than {VISIBLE_PX} pixels are marked. Oracle: the best cut for each
-concept and subset, by the truth.
+learned for each from five pictures without masks. IoU in percent: sum(I) / sum(U) over a concept's scenes (those
+without the drawing count too: what is marked there is union), mean over concepts. Everything that is chosen (layers,
+spreading, scaling, lambda, cut) is chosen for each rule on the tuning half: {concepts[True]}. False alarms: scenes of
+`semantic_distractor` without the drawing in which more than {VISIBLE_PX} pixels are marked. Oracle: the best cut for
+each concept and subset, by the truth.
 
 ## Final half, on which nothing was chosen: {concepts[False]}
 
