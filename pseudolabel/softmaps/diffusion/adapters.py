@@ -191,8 +191,8 @@ def _learned(source: str, token: Any, vectors: Any, encoder: int | None = None) 
     """Check what a file holds for one token."""
     if not token:
         raise ModelError(f"{source} does not say what its token is called: write TOKEN=FILE")
-    if not isinstance(token, str) or token != token.strip() or len(token.split()) != 1 or "," in token:
-        raise ModelError(f"{source} calls its token {token!r}: it must be one word without spaces; write TOKEN=FILE")
+    if not isinstance(token, str):
+        raise ModelError(f"{source} calls its token {token!r}: it must be a word; write TOKEN=FILE")
     good = isinstance(vectors, Tensor) and vectors.is_floating_point() and vectors.ndim in (1, 2) and vectors.numel()
     if not good:
         raise ModelError(f"{source} holds {_shape(vectors)} for {token!r}: it must be (width) or (vectors, width)")
@@ -220,8 +220,8 @@ def add_tokens(learned: Sequence[LearnedToken], tokenizers: Sequence[Any], encod
     A token's n vectors become n tokens; `prompt.expand_placeholders` spells "<t>" in a sentence "<t> <t>_1 ...".
 
     Raises:
-        ModelError: a token is in the vocabulary already, a vector has another width than every text encoder, or one of
-            the text encoders is left without.
+        ModelError: a token is not one word or is in the vocabulary already, a vector has another width than every text
+            encoder, or one of the text encoders is left without.
 
     """
     widths = [int(encoder.get_input_embeddings().weight.shape[1]) for encoder in encoders]
@@ -238,7 +238,7 @@ def add_tokens(learned: Sequence[LearnedToken], tokenizers: Sequence[Any], encod
             )
         names = token_names(token, next(iter(counts.values())))
         for index, (tokenizer, encoder) in enumerate(zip(tokenizers, encoders, strict=True)):
-            _refuse_known(names, tokenizer)
+            _refuse_unfit(names, tokenizer)
             tokenizer.add_tokens(names)
             encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             weights = encoder.get_input_embeddings().weight
@@ -261,10 +261,15 @@ def _encoder_of(item: LearnedToken, widths: list[int], taken: dict[int, Tensor])
     )
 
 
-def _refuse_known(names: Iterable[str], tokenizer: Any) -> None:
-    """Refuse tokens the vocabulary has: a word would lose its meaning in every sentence."""
+def _refuse_unfit(names: Iterable[str], tokenizer: Any) -> None:
+    """Refuse tokens that are not one word, and those the vocabulary has: a word would lose its meaning everywhere."""
     vocabulary = tokenizer.get_vocab()
     for name in names:
+        if len(name.split()) != 1 or name != name.strip() or set(name) & set(",{}"):
+            raise ModelError(
+                f"The token {name!r} must be one word without spaces, commas and braces: give it another name, as in "
+                "<my-mug>"
+            )
         if name in vocabulary or f"{name.lower()}</w>" in vocabulary or name.lower() in vocabulary:
             raise ModelError(
                 f"The token {name!r} is in the tokenizer's vocabulary already: give it another name, as in"
