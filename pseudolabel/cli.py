@@ -3,6 +3,7 @@
 The commands import what they need when they are called, so `pseudolabel --help` stays quick.
 """
 
+import json
 import logging
 import re
 import sys
@@ -21,6 +22,7 @@ from pseudolabel.commands.demo import demo
 from pseudolabel.commands.export import export
 from pseudolabel.commands.generate import generate
 from pseudolabel.commands.init import init
+from pseudolabel.commands.personalize import personalize
 from pseudolabel.commands.refine import refine, stored_defaults
 from pseudolabel.commands.report import report
 from pseudolabel.commands.score import score
@@ -35,6 +37,7 @@ COMMANDS: dict[str, Any] = {
     "score": score,
     "report": report,
     "export": export,
+    "personalize": personalize,
 }
 
 # Short names of settings that are typed often; each is one more spelling of the long one, shown in the help.
@@ -119,6 +122,50 @@ def _defaults(args: Sequence[str]) -> dict[str, Any]:
     return {f"refine.{key}": value for key, value in stored_defaults(parsed.refine.store).items()}
 
 
+# Flags that are given once for each value; what is given replaces a config file's, as every other flag does.
+REPEATED = ("--model.tokens", "--model.lora")
+
+
+def gather_repeated(args: Sequence[str], flags: Sequence[str] = REPEATED) -> list[str]:
+    """Put the values of a flag that is given several times into one list, where the flag stood first.
+
+    >>> gather_repeated(["--model.lora", "a", "--x", "--model.lora=b"])
+    ['--model.lora=["a", "b"]', '--x']
+    """
+    gathered: list[str] = []
+    values: dict[str, list[str]] = {}
+    places: dict[str, int] = {}
+    waiting = ""  # the flag whose value comes next
+    for arg in args:
+        flag, equals, value = (waiting, "=", arg) if waiting and not arg.startswith("--") else arg.partition("=")
+        if waiting and arg.startswith("--"):
+            gathered.append(waiting)  # without a value: the parser says so
+        waiting = flag if flag in flags and not equals else ""
+        if flag not in flags:
+            gathered.append(arg)
+        elif equals:
+            if flag not in values:
+                places[flag] = len(gathered)
+                gathered.append(flag)
+            values.setdefault(flag, []).extend(yaml_list(value))
+    gathered += [waiting] if waiting else []
+    for flag, place in places.items():
+        gathered[place] = f"{flag}={json.dumps(values[flag], ensure_ascii=False)}"
+    return gathered
+
+
+def yaml_list(value: str) -> list[str]:
+    """Return the items of a list written as YAML ([a, b]), or the value alone."""
+    if not value.startswith("["):
+        return [value]
+    import yaml
+
+    try:
+        return [str(item) for item in yaml.safe_load(value)]
+    except yaml.YAMLError:
+        return [value]
+
+
 class _ProgressFriendlyHandler(logging.Handler):
     """Writes log lines above a progress bar instead of through it."""
 
@@ -134,7 +181,7 @@ def run(args: Sequence[str]) -> None:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     auto_cli(
         COMMANDS,
-        args=list(args),
+        args=gather_repeated(args),
         as_positional=False,
         set_defaults=_defaults(args) or None,
         parser_class=CommandParser,

@@ -34,7 +34,7 @@ FLOORS = {
         ("pseudolabel.softmaps", "pseudolabel.masks"),
         ("pseudolabel.review", "pseudolabel.explain"),
         ("pseudolabel.pipeline",),
-        ("pseudolabel.calibrate", "pseudolabel.generate", "pseudolabel.demo"),
+        ("pseudolabel.calibrate", "pseudolabel.generate", "pseudolabel.demo", "pseudolabel.personalize"),
         ("pseudolabel.commands",),
         ("pseudolabel.cli",),
     ),

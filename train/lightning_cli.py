@@ -13,10 +13,10 @@ import pytorch_lightning as pl
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse._link_arguments import skip_apply_links
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from data.classes import ClassSet
 from data.config import find_paths, require, to_plain

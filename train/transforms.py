@@ -90,7 +90,9 @@ class Augmentation:
     def _enlarged(missing_hw: Sequence[int], rgb: Any, mask: Any, weight: Any) -> tuple[Any, Any, Any]:
         """Return the three with pixels added at the right and at the bottom that are ignored."""
         rows, columns = ((0, missing) for missing in missing_hw)
-        filled = np.broadcast_to(np.uint8(FILL_RGB), (rgb.shape[0] + rows[1], rgb.shape[1] + columns[1], 3)).copy()
+        filled = np.broadcast_to(
+            np.array(FILL_RGB, np.uint8), (rgb.shape[0] + rows[1], rgb.shape[1] + columns[1], 3)
+        ).copy()
         filled[: rgb.shape[0], : rgb.shape[1]] = rgb
         mask = np.pad(mask, (rows, columns), constant_values=IGNORE)
         return filled, mask, None if weight is None else np.pad(weight, (rows, columns))

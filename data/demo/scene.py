@@ -146,10 +146,18 @@ def drawing_mask(scene: Scene, drawing: str) -> UInt8[np.ndarray, "size size"]:
     return np.isin(scene.owners, indices).astype(np.uint8)
 
 
-def compose(glyphs: list[Glyph], rng: np.random.Generator, size_px: int = SIZE_PX) -> Scene:
-    """Draw a scene of given drawings, the first farthest back, at random places on random grounds."""
+def compose(
+    glyphs: list[Glyph],
+    rng: np.random.Generator,
+    size_px: int = SIZE_PX,
+    sides: Sequence[tuple[int, int] | None] | None = None,
+) -> Scene:
+    """Draw a scene of given drawings, the first farthest back, at random places on random grounds.
+
+    `sides` gives a drawing's longer side, least and most, in hundredths of the scene's; None: as in other scenes.
+    """
     rgb, grounds = _draw_grounds(rng, size_px)
-    cutouts, owners = _arrange(glyphs, rng, size_px)
+    cutouts, owners = _arrange(glyphs, rng, size_px, sides or [None] * len(glyphs))
     return _finish(rgb, grounds, cutouts, owners, rng)
 
 
@@ -219,7 +227,7 @@ def _choose_grounds(rng: np.random.Generator) -> tuple[str, ...]:
 
 
 def _arrange(
-    glyphs: list[Glyph], rng: np.random.Generator, size_px: int
+    glyphs: list[Glyph], rng: np.random.Generator, size_px: int, sides: Sequence[tuple[int, int] | None]
 ) -> tuple[list[_Cutout], UInt8[np.ndarray, "size size"]]:
     """Place the drawings; those with too few visible pixels are left out.
 
@@ -229,9 +237,11 @@ def _arrange(
 
     """
     least_px = VISIBLE_PX * size_px * size_px // (SIZE_PX * SIZE_PX)
-    sides = ALONE_SIDES if len(glyphs) == 1 else SIDES
+    usual = ALONE_SIDES if len(glyphs) == 1 else SIDES
     boxes: list[tuple[int, int, int, int]] = []
-    cutouts = [_place_somewhere(glyph, rng, size_px, sides, boxes) for glyph in glyphs]
+    cutouts = [
+        _place_somewhere(glyph, rng, size_px, own or usual, boxes) for glyph, own in zip(glyphs, sides, strict=True)
+    ]
     while True:
         owners = _owners(cutouts, size_px)
         visible = np.bincount(owners.ravel(), minlength=len(cutouts) + 1)[1:]

@@ -286,6 +286,7 @@ def record_attention(
     self_layers: Sequence[Layer],
     columns: Float[Tensor, "batch columns tokens"],
     stop: bool = False,
+    through_keys: bool = False,
 ) -> Iterator[Recording]:
     """Record chosen layers of every pass made inside the `with` block; the last pass is kept.
 
@@ -298,6 +299,7 @@ def record_attention(
         self_layers: layers whose self-attention is read.
         columns: weights of the text's tokens in each column that is kept.
         stop: end the pass, and with it the block, as soon as every layer was read.
+        through_keys: gradients reach the words' side of cross-attention alone, and not what the image looks like.
 
     Raises:
         ModelError: a layer was not seen, because something computes its attention in another way.
@@ -309,7 +311,8 @@ def record_attention(
 
     def keep_cross(block: str, layer: Layer) -> Callable[[Call], None]:
         def sink(call: Call) -> None:
-            recording.cross[block] = cross_columns(call, layer, columns)
+            seen = replace(call, queries=call.queries.detach()) if through_keys else call
+            recording.cross[block] = cross_columns(seen, layer, columns)
 
         return sink
 

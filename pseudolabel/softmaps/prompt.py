@@ -308,7 +308,9 @@ def _plan_group(
         words = background_words([labels[row] for row in group], classes)
         others = {classes.phrases[label - 1] for label in labels}
         words = tuple(word for word in words if word not in others)
-    fitted = _fit([items[row] for row in group], words, config.template, tokenizer, window)
+    spelt = [expand_placeholders(word, tokenizer) for word in words]
+    template = expand_placeholders(config.template, tokenizer)
+    fitted = _fit([items[row] for row in group], spelt, template, tokenizer, window)
     if fitted is None:
         return None
     text, spans, length, kept = fitted

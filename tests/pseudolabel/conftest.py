@@ -24,6 +24,9 @@ from pseudolabel.config import (
     RunConfig,
 )
 
+SCHEDULE = {  # Stable Diffusion's
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1, "clip_sample": False,
+}  # fmt: skip
 WORDS = ("a", "photo", "including", "and", "dog", "cat", "plane", "person", "tree", "river", "bird")
 
 
@@ -104,7 +107,7 @@ def sd_folder(tmp_path_factory) -> Path:
         "text_encoder": CLIPTextModel(_text_config(tokenizer, 16)),
         "vae": _vae(),
         "unet": tiny_unet(),
-        "scheduler": DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        "scheduler": DDIMScheduler(**SCHEDULE),
     }
     _save(root, parts, "StableDiffusionPipeline")
     return root
@@ -116,13 +119,12 @@ def sd2_folder(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("models") / "sd2"
     torch.manual_seed(0)
     tokenizer = make_tokenizer(WORDS)
-    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     parts = {
         "tokenizer": tokenizer,
         "text_encoder": CLIPTextModel(_text_config(tokenizer, 16)),
         "vae": _vae(),
         "unet": tiny_unet(use_linear_projection=True, attention_head_dim=(2, 4, 4), upcast_attention=True),
-        "scheduler": DDIMScheduler(**schedule, prediction_type="v_prediction"),
+        "scheduler": DDIMScheduler(**SCHEDULE, prediction_type="v_prediction"),
     }
     _save(root, parts, "StableDiffusionPipeline")
     return root
@@ -147,7 +149,7 @@ def sdxl_folder(tmp_path_factory) -> Path:
         "text_encoder_2": CLIPTextModelWithProjection(_text_config(tokenizer, 16)),
         "vae": _vae(),
         "unet": unet,
-        "scheduler": DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        "scheduler": DDIMScheduler(**SCHEDULE),
     }
     _save(root, parts, "StableDiffusionXLPipeline")
     return root

@@ -1,4 +1,4 @@
-"""The parts every training loop of the demo model shares: where it works, its schedule, its checkpoints, its log."""
+"""The parts every training loop of stage one shares: where it works, its schedule, its checkpoints, its log."""
 
 import csv
 import math
@@ -29,11 +29,14 @@ def schedule(step: int, steps: int, decay_from: float, warm_up: int = 100) -> fl
 
 
 def optimise(loss: Tensor, parameters: Any, optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """One clipped optimiser step; a loss that is not finite stops the training before it spoils the weights."""
+    """One clipped optimiser step; a loss that is not finite stops the training before it spoils the weights.
+
+    A group of the optimiser that has a "rate" of its own takes that, times `learning_rate`.
+    """
     if not math.isfinite(loss.item()):
         raise FloatingPointError(f"the loss is {loss.item()}: resume with a smaller learning rate (--recipe.lr)")
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("rate", 1.0)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from data.errors import ModelError
 from data.files import file_sha256
 from pseudolabel.config import ModelConfig
+from pseudolabel.softmaps.diffusion.adapters import adapters_digest, apply_adapters
 from pseudolabel.softmaps.diffusion.parts import Parts, scaled_linear_schedule
 
 # Ids that have left the hub, and mirrors of the same weights (huggingface/diffusers#12874 and the threads it links).
@@ -58,7 +59,8 @@ def load_parts(config: ModelConfig, device: torch.device, dtype: torch.dtype) ->
     """Load the parts of a model that are needed, from safetensors alone and without running code from the model.
 
     Raises:
-        ModelError: no such model, a part is missing or unreadable, or it is not a U-Net with CLIP text encoders.
+        ModelError: no such model, a part is missing or unreadable, it is not a U-Net with CLIP text encoders, or what
+            is to be added to it (`adapters`) does not fit.
 
     """
     folder = find_model(config)
@@ -79,11 +81,11 @@ def load_parts(config: ModelConfig, device: torch.device, dtype: torch.dtype) ->
     if getattr(vae.config, "force_upcast", False) and unet.config.addition_embed_type == "text_time":
         vae.to(torch.float32)  # SDXL's image encoder overflows in half precision.
     tokenizers, encoders = _load_text(folder, index, variant, dtype)
+    apply_adapters(config, unet, tokenizers, encoders)
     for part in (unet, vae, *encoders):
         part.to(device).eval().requires_grad_(False)
-    return Parts(
-        unet, vae, tokenizers, encoders, _load_schedule(folder), config.id, files_digest(folder, variant), device
-    )
+    fingerprint = adapters_digest(config, files_digest(folder, variant))
+    return Parts(unet, vae, tokenizers, encoders, _load_schedule(folder), config.id, fingerprint, device)
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -177,6 +179,21 @@ def _load_schedule(folder: Path) -> Tensor:
 
     alphas: Tensor = DDIMScheduler.from_config(json.loads(path.read_text(encoding="utf-8"))).alphas_cumprod
     return alphas
+
+
+def prediction_type(config: ModelConfig) -> str:
+    """Return what a model predicts, "epsilon" or "v_prediction"; what its scheduler's configuration says.
+
+    Raises:
+        ModelError: it predicts something else.
+
+    """
+    path = find_model(config) / "scheduler" / "scheduler_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    kind = str(settings.get("prediction_type", "epsilon"))
+    if kind not in ("epsilon", "v_prediction"):
+        raise ModelError(f"{config.id} predicts {kind!r}; only models of epsilon and v_prediction can be trained here")
+    return kind
 
 
 def files_digest(folder: Path, variant: str | None = None) -> str:

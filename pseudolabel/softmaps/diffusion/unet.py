@@ -84,18 +84,19 @@ def run_unet(
     timesteps: Sequence[int],
     text: TextEmbedding,
     image_px_hw: tuple[int, int],
-) -> None:
-    """Run one conditional pass; what it looked at is in the surrounding `attention.record_attention`."""
+) -> Tensor:
+    """Run one conditional pass and return its output; `attention.record_attention` around it sees what it looked at."""
     unet = parts.unet
     added = None
     if getattr(unet.config, "addition_embed_type", None) == "text_time":
         # SDXL's conditions: original size, crop corner, target size.
         sizes = torch.tensor([[*image_px_hw, 0, 0, *image_px_hw]], device=parts.device, dtype=parts.dtype)
         added = {"text_embeds": text.pooled.to(parts.dtype), "time_ids": sizes.expand(len(noised), -1)}  # type: ignore[union-attr]
-    unet(
+    output: Tensor = unet(
         noised.to(parts.dtype),
         torch.tensor(list(timesteps), device=parts.device),
         encoder_hidden_states=text.tokens.to(parts.dtype),
         added_cond_kwargs=added,
         return_dict=False,
-    )
+    )[0]
+    return output

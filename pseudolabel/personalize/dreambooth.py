@@ -1,0 +1,56 @@
+"""DreamBooth: the whole U-Net is trained, and a whole model is written, to be named in `--model.id`.
+
+Source: Ruiz et al., arXiv 2208.12242, without the pictures of its kind that keep the class from drifting.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pseudolabel.softmaps.diffusion.load import PARTS
+from pseudolabel.softmaps.diffusion.parts import Parts
+
+
+def start_dreambooth(unet: Any) -> list[nn.Parameter]:
+    """Return the weights that are trained: all of the U-Net's own."""
+    unet.requires_grad_(True)
+    return list(unet.parameters())
+
+
+def write_model(output: Path, source: Path, parts: Parts) -> None:
+    """Write a model in diffusers' layout; the folder appears as a whole or not at all.
+
+    Args:
+        output: folder to make.
+        source: folder of the model that was trained: what has not changed is copied from there.
+        parts: the trained model, the token among them.
+
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        partial.chmod(0o755)  # mkdtemp makes it private
+        parts.unet.save_pretrained(partial / "unet")
+        for index, (tokenizer, encoder) in enumerate(zip(parts.tokenizers, parts.text_encoders, strict=True)):
+            suffix = f"_{index + 1}" if index else ""
+            tokenizer.save_pretrained(partial / f"tokenizer{suffix}")
+            encoder.save_pretrained(partial / f"text_encoder{suffix}")
+        for name in PARTS:
+            if (source / name).is_dir() and not (partial / name).exists():
+                shutil.copytree(source / name, partial / name)
+        index_file: dict[str, Any] = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
+        kept = {
+            # a safety checker, say, that was not fetched
+            name: [None, None] if isinstance(value, list) and not (partial / name).is_dir() else value
+            for name, value in index_file.items()
+        }
+        (partial / "model_index.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
