@@ -21,6 +21,7 @@ from pseudolabel.commands.init import init
 from pseudolabel.commands.refine import refine, stored_defaults
 from pseudolabel.commands.report import report
 from pseudolabel.commands.score import score
+from pseudolabel.commands.synthesize import synthesize
 
 COMMANDS: dict[str, Any] = {
     "demo": demo,
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Any] = {
     "score": score,
     "report": report,
     "export": export,
+    "synthesize": synthesize,
 }
 
 # Short names of settings that are typed often; each is one more spelling of the long one, shown in the help.

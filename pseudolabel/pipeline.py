@@ -224,7 +224,8 @@ class Pipeline:
         grids = [self._grid(frame) for frame in frames]
         totals = [torch.zeros(n, *grid, device=self.parts.device) for n, grid in zip(n_labels, grids, strict=True)]
         counts = [torch.zeros(n, 1, 1, device=self.parts.device) for n in n_labels]
-        for batch, reading in self.reader.batches(passes, partial(self._read, attention=attention)):
+        read = partial(self._read, attention=True) if attention else self._read
+        for batch, reading in self.reader.batches(passes, read):
             for item, maps in zip(batch, reading.refined, strict=True):
                 rows = list(item.prompt.rows)
                 own = maps[: len(rows)]
