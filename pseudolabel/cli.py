@@ -3,6 +3,7 @@
 The commands import what they need when they are called, so `pseudolabel --help` stays quick.
 """
 
+import json
 import logging
 import re
 import sys
@@ -17,6 +18,7 @@ from pseudolabel.commands.check import check
 from pseudolabel.commands.demo import demo
 from pseudolabel.commands.export import export
 from pseudolabel.commands.generate import generate
+from pseudolabel.commands.ground import ground
 from pseudolabel.commands.init import init
 from pseudolabel.commands.refine import refine, stored_defaults
 from pseudolabel.commands.report import report
@@ -33,6 +35,7 @@ COMMANDS: dict[str, Any] = {
     "score": score,
     "report": report,
     "export": export,
+    "ground": ground,
     "synthesize": synthesize,
 }
 
@@ -91,6 +94,35 @@ def _defaults(args: Sequence[str]) -> dict[str, Any]:
     return {f"refine.{key}": value for key, value in stored_defaults(args).items()}
 
 
+# Flags that are given once for each value; what is given replaces a config file's, as every other flag does.
+REPEATED = ("--phrase", "--image")
+
+
+def gather_repeated(args: Sequence[str], flags: Sequence[str] = REPEATED) -> list[str]:
+    """Put the values of a flag that is given several times into one list, where the flag stood first.
+
+    >>> gather_repeated(["--image", "a", "--x", "--image=b"])
+    ['--image=["a", "b"]', '--x']
+    """
+    gathered: list[str] = []
+    values: dict[str, list[str]] = {}
+    places: dict[str, int] = {}
+    rest = iter(args)
+    for arg in rest:
+        flag, equals, value = arg.partition("=")
+        if flag not in flags:
+            gathered.append(arg)
+            continue
+        value = value if equals else next(rest, "")
+        if flag not in values:
+            places[flag] = len(gathered)
+            gathered.append(flag)
+        values.setdefault(flag, []).append(value)
+    for flag, place in places.items():
+        gathered[place] = f"{flag}={json.dumps(values[flag], ensure_ascii=False)}"
+    return gathered
+
+
 class _ProgressFriendlyHandler(logging.Handler):
     """Writes log lines above a progress bar instead of through it."""
 
@@ -106,7 +138,7 @@ def run(args: Sequence[str]) -> None:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     auto_cli(
         COMMANDS,
-        args=list(args),
+        args=gather_repeated(args),
         as_positional=False,
         set_defaults=_defaults(args) or None,
         parser_class=CommandParser,

@@ -98,7 +98,11 @@ class Localizer:
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path | None = None, config: GroundConfig | None = None, device: str | None = None
+        cls,
+        model: str | Path | None = None,
+        config: GroundConfig | None = None,
+        device: str | None = None,
+        whole: bool = False,
     ) -> "Localizer":
         """Load a model.
 
@@ -107,6 +111,7 @@ class Localizer:
             config: all settings; the defaults if not given. Settings for a model and its images come from
                 `pseudolabel calibrate`.
             device: "auto", "cpu", "cuda", "cuda:1" or "mps"; the config's if not given.
+            whole: keep what only drawing needs; otherwise it is cut off and its memory released.
 
         Raises:
             ModelError: it cannot be loaded, or has no such layers.
@@ -117,7 +122,7 @@ class Localizer:
             config = replace(config, model=replace(config.model, id=str(model)))
         if device is not None:
             config = replace(config, run=replace(config.run, device=device))
-        return cls(Pipeline.load(config.pipeline, None), config)
+        return cls(Pipeline.load(config.pipeline, None, cut=not whole), config)
 
     @classmethod
     def from_parts(cls, parts: Parts, config: GroundConfig) -> "Localizer":
