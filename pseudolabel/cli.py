@@ -20,6 +20,7 @@ from pseudolabel.commands.export import export
 from pseudolabel.commands.generate import generate
 from pseudolabel.commands.ground import ground
 from pseudolabel.commands.init import init
+from pseudolabel.commands.refer import refer
 from pseudolabel.commands.refine import refine, stored_defaults
 from pseudolabel.commands.report import report
 from pseudolabel.commands.score import score
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Any] = {
     "report": report,
     "export": export,
     "ground": ground,
+    "refer": refer,
     "synthesize": synthesize,
 }
 

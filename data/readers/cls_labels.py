@@ -62,7 +62,7 @@ def read_cls_labels(path: Path) -> dict[str, np.ndarray]:
 
     """
     try:
-        content = read_pickled_npy(Path(path))
+        content = _read_npy(Path(path))
     except pickle.UnpicklingError as error:
         raise LabelError(
             f"{path} wants to run {error}, which has no place in a label file; do not open it with numpy, and get the "
@@ -77,14 +77,7 @@ def read_cls_labels(path: Path) -> dict[str, np.ndarray]:
     return {_id(key, len(_vector(value, key, path))): _vector(value, key, path) for key, value in content.items()}
 
 
-def read_pickled_npy(path: Path) -> Any:
-    """Read the object in an .npy file without running anything that is inside it.
-
-    Raises:
-        pickle.UnpicklingError: it holds more than arrays, numbers, text and containers; the message names what.
-        ValueError: not an .npy file, or one of a plain array.
-
-    """
+def _read_npy(path: Path) -> Any:
     with path.open("rb") as file:
         if file.read(6) != npy_format.MAGIC_PREFIX:
             raise ValueError("it does not begin as an .npy file does")

@@ -12,7 +12,7 @@ Layout:
 
 Masks:
     Everything but black is the thing. An image without its mask is an error, not an absent thing. masks.npz.npy is a
-    pickle; it is read by an unpickler that builds arrays and containers alone (`data.readers.cls_labels`).
+    pickle; it is read by an unpickler that builds arrays and containers alone (`data.readers.pickled`).
 
 Metric:
     Our layout and PerSeg: sum(I) / sum(U) over a concept's images, mean over concepts; mean accuracy sum(I) / sum(true)
@@ -30,7 +30,6 @@ Source:
     Segmentation and Retrieval", NeurIPS 2024 (PerMIS).
 """
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ import numpy as np
 
 from data.errors import ConfigError, ImageError, LabelError
 from data.images import IMAGE_SUFFIXES, size_of
-from data.readers.cls_labels import read_pickled_npy
+from data.readers.pickled import PickleFault, load_npy_objects
 from data.readers.targets import MaskArray, MaskFile, Target, TargetSet
 
 REFERENCES = "references"
@@ -216,12 +215,9 @@ def _permis_mask(folder: Path, frame: int) -> np.ndarray:
     """Return the mask of a frame: the file is a list of dictionaries, a frame each, of object id to mask."""
     path = folder / PERMIS_MASKS[0] if (folder / PERMIS_MASKS[0]).is_file() else folder / PERMIS_MASKS[1]
     try:
-        content = read_pickled_npy(path)
-    except pickle.UnpicklingError as error:
-        raise LabelError(f"{path} wants to run {error}, which has no place in a mask file; do not open it.") from error
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, IndexError, KeyError) as error:
-        raise LabelError(f"{path} is no mask file of PerMIS ({' '.join(str(error).split())}).") from error
-    frames: Any = content.tolist() if isinstance(content, np.ndarray) else content
+        frames: Any = load_npy_objects(path.read_bytes())
+    except PickleFault as error:
+        raise LabelError(f"{path} is no mask file of PerMIS ({error}); do not open it with numpy.") from error
     entry = frames[frame] if isinstance(frames, list) and len(frames) > frame else None
     mask = next(iter(entry.values()), None) if isinstance(entry, dict) else None
     if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype.kind not in "biuf":

@@ -12,7 +12,7 @@ Layout:
 Masks:
     RefCOCO: the polygons or run-length code of the referred object in instances.json. PNG: the union of the segments
     that the phrase names. refs(unc).p is a pickle; it is read by an unpickler that builds numbers, text and containers
-    alone (`data.readers.cls_labels`).
+    alone (`data.readers.pickled`).
 
 Metric:
     RefCOCO: oIoU = sum(I) / sum(U) and mIoU over all expressions of the split. PNG: average recall over IoU thresholds,
@@ -26,14 +26,13 @@ Source:
 
 import csv
 import json
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.errors import ConfigError, LabelError
-from data.readers.cls_labels import ArrayUnpickler
+from data.readers.pickled import PickleFault, load_pickle
 from data.readers.targets import CocoShape, PanopticSegments, Target, TargetSet
 
 _HINT = "write `image,phrase` as the first line and `street.jpg,a brown dog` below it"
@@ -137,12 +136,9 @@ def _read_refs(root: Path) -> list[Any]:
     if path is None:
         raise ConfigError(f"{root} holds no refs(unc).p; --root must name the folder refcoco, refcoco+ or refcocog.")
     try:
-        with path.open("rb") as file:
-            return _list_of(ArrayUnpickler(file, encoding="latin1").load(), root)
-    except pickle.UnpicklingError as error:
-        raise LabelError(f"{path} wants to run {error}, which has no place in a list of phrases.") from error
-    except (ValueError, EOFError, AttributeError, TypeError, IndexError, KeyError) as error:
-        raise LabelError(f"{path} is no list of referring expressions ({' '.join(str(error).split())}).") from error
+        return _list_of(load_pickle(path.read_bytes()), root)
+    except PickleFault as error:
+        raise LabelError(f"{path} is no list of referring expressions ({error}).") from error
 
 
 def _list_of(content: Any, root: Path) -> list[Any]:

@@ -74,7 +74,7 @@ def write_image_files(
         entries.append(
             {
                 "phrase": one.phrase,
-                "presence": round(one.presence, 4),
+                "presence": one.presence,
                 "share": round(float(one.mask.mean()), 6),
                 "words": list(one.words),
                 "positions": list(one.positions),

@@ -227,7 +227,7 @@ class Localizer:
         self, rgb_u8: RGB, phrases: tuple[str, ...], plan: tuple[Prompt, ...], maps: PhraseMaps, independent: bool
     ) -> Localization:
         """Turn what was read into masks."""
-        scores = tuple(presence(own, idle) for own, idle in zip(maps.attention, maps.idle, strict=True))
+        scores = [round(presence(own, idle), 4) for own, idle in zip(maps.attention, maps.idle, strict=True)]
         kept = [row for row, score in enumerate(scores) if score >= self.config.match.presence_min]
         masks, labels = phrase_masks(rgb_u8, maps.soft, kept, mask_config(self.config.pipeline), independent)
         soft = soft_at_image(maps.soft)
