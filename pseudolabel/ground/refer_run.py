@@ -59,6 +59,8 @@ def run_targets(
     words = {name: words_of(name, known, options, tokenizer) for name, known in found.concepts.items()}
     notes = list(found.notes)
     groups = groups_of(targets)
+    for concept in words.values():
+        localizer.plan(concept)
     if not words:
         left_out = set(plan_all(localizer, groups))
         groups = groups_of([target for target in targets if target.id not in left_out])
