@@ -21,11 +21,14 @@ from pseudolabel.commands.check import check
 from pseudolabel.commands.demo import demo
 from pseudolabel.commands.export import export
 from pseudolabel.commands.generate import generate
+from pseudolabel.commands.ground import ground
 from pseudolabel.commands.init import init
 from pseudolabel.commands.personalize import personalize
+from pseudolabel.commands.refer import refer
 from pseudolabel.commands.refine import refine, stored_defaults
 from pseudolabel.commands.report import report
 from pseudolabel.commands.score import score
+from pseudolabel.commands.synthesize import synthesize
 
 COMMANDS: dict[str, Any] = {
     "demo": demo,
@@ -37,7 +40,10 @@ COMMANDS: dict[str, Any] = {
     "score": score,
     "report": report,
     "export": export,
+    "ground": ground,
+    "refer": refer,
     "personalize": personalize,
+    "synthesize": synthesize,
 }
 
 # Short names of settings that are typed often; each is one more spelling of the long one, shown in the help.
@@ -164,6 +170,35 @@ def yaml_list(value: str) -> list[str]:
         return [str(item) for item in yaml.safe_load(value)]
     except yaml.YAMLError:
         return [value]
+
+
+# Flags that are given once for each value; what is given replaces a config file's, as every other flag does.
+REPEATED = ("--phrase", "--image")
+
+
+def gather_repeated(args: Sequence[str], flags: Sequence[str] = REPEATED) -> list[str]:
+    """Put the values of a flag that is given several times into one list, where the flag stood first.
+
+    >>> gather_repeated(["--image", "a", "--x", "--image=b"])
+    ['--image=["a", "b"]', '--x']
+    """
+    gathered: list[str] = []
+    values: dict[str, list[str]] = {}
+    places: dict[str, int] = {}
+    rest = iter(args)
+    for arg in rest:
+        flag, equals, value = arg.partition("=")
+        if flag not in flags:
+            gathered.append(arg)
+            continue
+        value = value if equals else next(rest, "")
+        if flag not in values:
+            places[flag] = len(gathered)
+            gathered.append(flag)
+        values.setdefault(flag, []).append(value)
+    for flag, place in places.items():
+        gathered[place] = f"{flag}={json.dumps(values[flag], ensure_ascii=False)}"
+    return gathered
 
 
 class _ProgressFriendlyHandler(logging.Handler):

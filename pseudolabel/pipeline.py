@@ -4,8 +4,9 @@ Source: arXiv 2309.04109. Every pass is one evaluation of the conditional model;
 that is read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ from pseudolabel.softmaps.diffusion.unet import cut_unet, list_layers
 from pseudolabel.softmaps.frame import frame_latent
 from pseudolabel.softmaps.grids import common_grid, regrid
 from pseudolabel.softmaps.passes import Pass, Reader
+from pseudolabel.softmaps.prompt import Prompt
 from pseudolabel.softmaps.reading import Reading, number_fault, read_batch
+from pseudolabel.softmaps.shares import AttentionShares, PhraseMaps
 
 
 class Pipeline:
@@ -72,15 +75,15 @@ class Pipeline:
             parts.unet.forward = torch.compile(parts.unet.forward)
 
     @classmethod
-    def load(cls, config: GenerateConfig, classes: ClassSet) -> "Pipeline":
-        """Load the model a config names.
+    def load(cls, config: GenerateConfig, classes: ClassSet | None, cut: bool = True) -> "Pipeline":
+        """Load the model a config names; the arguments are those of `Pipeline`.
 
         Raises:
             ModelError: it cannot be loaded, or has no such layers.
 
         """
         device = pick_device(config.run.device)
-        return cls(load_parts(config.model, device, pick_dtype(config.run.dtype, device)), config, classes)
+        return cls(load_parts(config.model, device, pick_dtype(config.run.dtype, device)), config, classes, cut)
 
     @classmethod
     def from_unet(cls, unet: Any, config: GenerateConfig, classes: ClassSet | None = None, **parts: Any) -> "Pipeline":
@@ -123,13 +126,39 @@ class Pipeline:
         self, images: Sequence[np.ndarray], labels: Sequence[tuple[int, ...]], ids: Sequence[str]
     ) -> list[SoftMaps | ModelError]:
         """Return as `soft_maps`, but the error in the place of an image whose values are not finite."""
-        subjects = enumerate(zip(images, labels, ids, strict=True))
+        plans = [self.reader.plan(row) for row in labels]
+        subjects = enumerate(zip(images, plans, ids, strict=True))
         passes = [item for index, subject in subjects for item in self.reader.passes(index, *subject)]
         frames = [self.reader.frame((image.shape[0], image.shape[1])) for image in images]
         maps = self._mean_maps(passes, [len(row) for row in labels], frames)
         return [
             number_fault(self.parts, image_id, [each]) or to_soft_maps(each, row, frame)
             for image_id, each, row, frame in zip(ids, maps, labels, frames, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def phrase_maps(
+        self, images: Sequence[np.ndarray], plans: Sequence[Sequence[Prompt]], ids: Sequence[str]
+    ) -> list[PhraseMaps]:
+        """Return the maps of phrases, each image's in sentences of its own, and how much attention they draw.
+
+        The pipeline needs no classes for it.
+
+        Args:
+            images: uint8 RGB images (height, width, 3) of any sizes.
+            plans: sentences of each image; their `Prompt.rows` number the image's phrases, none left out.
+            ids: id of each image; its noise depends on it.
+
+        """
+        subjects = enumerate(zip(images, plans, ids, strict=True))
+        passes = [item for index, subject in subjects for item in self.reader.passes(index, *subject)]
+        frames = [self.reader.frame((image.shape[0], image.shape[1])) for image in images]
+        counts = [1 + max(row for prompt in plan for row in prompt.rows) for plan in plans]
+        shares = AttentionShares(frames, [self._grid(frame) for frame in frames], counts)
+        maps = self._mean_maps(passes, counts, frames, shares.add, attention=True)
+        return [
+            PhraseMaps(to_soft_maps(each, tuple(range(1, count + 1)), frame), *shares.of(index))
+            for index, (each, count, frame) in enumerate(zip(maps, counts, frames, strict=True))
         ]
 
     @torch.inference_mode()
@@ -185,7 +214,7 @@ class Pipeline:
         passes = list(reader.noised_passes(0, frame, clean, drawn, prompts, texts, timesteps))
         # attention, affinity and fuse
         kept: Readings = []
-        [maps] = self._mean_maps(passes, [len(labels)], [frame], kept)
+        [maps] = self._mean_maps(passes, [len(labels)], [frame], lambda *found: kept.append(found))
         fault = number_fault(self.parts, image_id, [maps])
         if fault is not None:
             raise fault
@@ -206,7 +235,8 @@ class Pipeline:
         passes: Sequence[Pass],
         n_labels: Sequence[int],
         frames: Sequence[Frame],
-        keep: Readings | None = None,
+        watch: Callable[[Sequence[Pass], Reading], None] | None = None,
+        attention: bool = False,
     ) -> list[Float[Tensor, "classes grid_h grid_w"]]:
         """Return each image's maps: attention and affinity of every pass, then their mean on the image's grid.
 
@@ -214,24 +244,30 @@ class Pipeline:
             passes: of some images, in any order.
             n_labels: number of classes of each image.
             frames: frame of each image; its maps are on this frame's grid.
-            keep: every batch and what it showed is added to this list.
+            watch: is called with every batch and what it showed.
+            attention: whether `Reading.attention` is wanted.
 
         """
-        grids = [common_grid(self.cross_layers, self.self_layers, self.reader.latent_hw(frame)) for frame in frames]
+        grids = [self._grid(frame) for frame in frames]
         totals = [torch.zeros(n, *grid, device=self.parts.device) for n, grid in zip(n_labels, grids, strict=True)]
         counts = [torch.zeros(n, 1, 1, device=self.parts.device) for n in n_labels]
-        for batch, reading in self.reader.batches(passes, self._read):
+        read = partial(self._read, attention=True) if attention else self._read
+        for batch, reading in self.reader.batches(passes, read):
             for item, maps in zip(batch, reading.refined, strict=True):
                 rows = list(item.prompt.rows)
                 own = maps[: len(rows)]
                 target, grid_hw = frames[item.image], grids[item.image]
                 totals[item.image][rows] += regrid(own, item.frame, item.mirrored, target, grid_hw)
                 counts[item.image][rows] += 1
-            if keep is not None:
-                keep.append((batch, reading))
+            if watch is not None:
+                watch(batch, reading)
         return [total / count for total, count in zip(totals, counts, strict=True)]
 
-    def _read(self, passes: Sequence[Pass]) -> Reading:
+    def _grid(self, frame: Frame) -> tuple[int, int]:
+        """Return the grid an image's maps are kept on."""
+        return common_grid(self.cross_layers, self.self_layers, self.reader.latent_hw(frame))
+
+    def _read(self, passes: Sequence[Pass], attention: bool = False) -> Reading:
         return read_batch(
             self.parts,
             self.cross_layers,
@@ -240,6 +276,7 @@ class Pipeline:
             token_rescaling=self.config.attention.token_rescaling,
             valid_only=self.config.resize.valid_only,
             affinity=self.config.affinity,
+            attention=attention,
         )
 
     def _frame_of(self, image: np.ndarray | None, latents: Tensor | None) -> Frame:

@@ -111,7 +111,7 @@ def _record_group(
     passes = [
         item
         for index, picture in enumerate(pictures)
-        for item in reader.passes(index, picture.rgb_u8, picture.prompted, picture.id)
+        for item in reader.passes(index, picture.rgb_u8, reader.plan(picture.prompted), picture.id)
     ]
 
     def read(batch: Sequence[Pass]) -> list[_Tables]:

@@ -162,18 +162,17 @@ class Reader:
         return torch.stack([draw_noise(shape, seed, image_id, draw) for draw in range(self.diffusion.draws)])
 
     def passes(
-        self, index: int, image: UInt8[np.ndarray, "height width 3"], labels: Sequence[int], image_id: str
+        self, index: int, image: UInt8[np.ndarray, "height width 3"], prompts: Sequence[Prompt], image_id: str
     ) -> Iterator[Pass]:
-        """Yield all passes of an image: every scale, mirrored or not, timestep, noise draw and sentence.
+        """Yield the passes of an image: every scale, mirrored or not, timestep, noise draw and sentence.
 
         Args:
             index: what `Pass.image` is to say.
             image: RGB image.
-            labels: class ids, ascending.
+            prompts: its sentences (`plan` makes those of classes).
             image_id: the noise depends on it.
 
         """
-        prompts = self.plan(labels)
         texts = [self.text(prompt.text) for prompt in prompts]
         for scale, mirrored in product(self.diffusion.scales, (False, True) if self.diffusion.flip else (False,)):
             frame = self.frame((image.shape[0], image.shape[1]), scale)

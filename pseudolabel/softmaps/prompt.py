@@ -29,6 +29,7 @@ class Prompt:
             token.
         content: positions of all tokens of the sentence, start, end and filler tokens left out.
         dropped: background words for which there was no room.
+        shares: for each class the weights of its tokens, which sum to 1; None is the mean over them.
 
     """
 
@@ -37,6 +38,7 @@ class Prompt:
     spans: tuple[Span, ...]
     content: Span
     dropped: tuple[str, ...] = ()
+    shares: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,18 +108,27 @@ def find_spans(text: str, phrase: str, tokenizer: Any) -> Span:
 
     """
     text = expand_placeholders(text, tokenizer)
-    ids = token_ids(text, tokenizer)
-    found: list[int] = []
-    item = _split(phrase, tokenizer)
-    for part in item.parts:
-        position = find_tokens(part, ids)
-        while position is not None:
-            found.extend(range(position + 1, position + 1 + len(part)))
-            position = find_tokens(part, ids, position + len(part))
-    found = found or _overlapping(text, item.text, tokenizer)
+    found = occurrences(token_ids(text, tokenizer), phrase, tokenizer)
+    found = found or tuple(sorted(_overlapping(text, _split(phrase, tokenizer).text, tokenizer)))
     if not found:
         raise LabelError(f"The phrase {phrase!r} does not occur in the prompt {text!r}; use its very words in --phrase")
-    return tuple(sorted(set(found)))
+    return found
+
+
+def occurrences(ids: Sequence[int], phrase: str, tokenizer: Any) -> Span:
+    """Return the positions (start token counted) of every occurrence of a phrase among token ids; empty without any.
+
+    Raises:
+        LabelError: the phrase has no tokens.
+
+    """
+    found: set[int] = set()
+    for part in _split(phrase, tokenizer).parts:
+        position = find_tokens(part, ids)
+        while position is not None:
+            found.update(range(position + 1, position + 1 + len(part)))
+            position = find_tokens(part, ids, position + len(part))
+    return tuple(sorted(found))
 
 
 def _overlapping(text: str, phrase: str, tokenizer: Any) -> list[int]:

@@ -5,7 +5,7 @@ image, noise draw, timestep, mirror image or sentence they belong to.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ class Reading:
         layers: self-attention of each layer read.
         boxes: of each pass and map; empty where no boxes are used.
         refined: class maps after spreading, scaled to 0..1.
+        attention: what each class's tokens have of a cell's attention, 0 to 1, then what the tokens have that are no
+            words (start, end, filler); the mean over layers on the common grid, not scaled. None if not asked for.
 
     """
 
@@ -43,6 +45,7 @@ class Reading:
     layers: tuple[SelfAttention, ...]
     boxes: list[list[tuple[Box, ...]]]
     refined: Float[Tensor, "batch classes grid_h grid_w"]
+    attention: Float[Tensor, "batch columns grid_h grid_w"] | None = None
 
 
 def number_fault(parts: Parts, image_id: str, values: Iterable[Tensor]) -> ModelError | None:
@@ -75,6 +78,7 @@ def read_batch(
     token_rescaling: bool,
     valid_only: bool,
     affinity: AffinityConfig,
+    attention: bool = False,
 ) -> Reading:
     """Run passes of equal size in one batch and return what was read.
 
@@ -86,13 +90,20 @@ def read_batch(
         token_rescaling: see `AttentionConfig`.
         valid_only: see `ResizeConfig`.
         affinity: how the maps are spread.
+        attention: read the share of each cell's attention too, which `Reading.attention` is.
 
     """
     latent_hw = (passes[0].noised.shape[-2], passes[0].noised.shape[-1])
     prompts, frames = [item.prompt for item in passes], [item.frame for item in passes]
     weights = class_weights(prompts, passes[0].text.tokens.shape[1]).to(parts.device)
-    columns = every_token(weights) if token_rescaling else weights
+    columns = every_token(weights) if token_rescaling or attention else weights
     recording = run_passes(parts, cross_layers, self_layers, passes, columns)
+    grid_hw = common_grid(cross_layers, self_layers, latent_hw)
+    shares = None
+    if attention:
+        read = token_shares(prompts, weights.shape[-1]).to(parts.device)
+        maps = [_weighted(read, recording.cross_map(layer, latent_hw)) for layer in cross_layers]
+        shares = torch.stack([resize_maps(each, grid_hw) for each in maps]).mean(dim=0)
     if token_rescaling:
         content = content_tokens(prompts, weights.shape[-1]).to(parts.device)
         cross = {
@@ -101,9 +112,11 @@ def read_batch(
         }
     else:
         cross = {layer.name: recording.cross_map(layer, latent_hw) for layer in cross_layers}
+        if attention:
+            cross = {name: _weighted(weights, tokens) for name, tokens in cross.items()}
     layers = tuple(SelfAttention(*recording.queries_and_keys(layer), layer.grid_hw(latent_hw)) for layer in self_layers)
-    grid_hw = common_grid(cross_layers, self_layers, latent_hw)
-    return Reading(cross, *refine_maps(list(cross.values()), layers, frames, grid_hw, valid_only, affinity))
+    refined = refine_maps(list(cross.values()), layers, frames, grid_hw, valid_only, affinity)
+    return Reading(cross, *refined, attention=shares)
 
 
 def run_passes(
@@ -122,12 +135,25 @@ def run_passes(
 
 
 def class_weights(prompts: Sequence[Prompt], n_tokens: int) -> Float[Tensor, "batch classes tokens"]:
-    """Return the weight of each token in each class of a sentence: a class is the mean over its tokens."""
+    """Return the weight of each token in each class of a sentence: the mean over its tokens, or `Prompt.shares`."""
     weights = torch.zeros(len(prompts), max(len(prompt.spans) for prompt in prompts), n_tokens)
     for element, prompt in zip(weights, prompts, strict=True):
-        for row, span in zip(element, prompt.spans, strict=False):
-            row[list(span)] = 1 / len(span)
+        for place, (row, span) in enumerate(zip(element, prompt.spans, strict=False)):
+            row[list(span)] = 1 / len(span) if prompt.shares is None else torch.tensor(prompt.shares[place])
     return weights
+
+
+def token_shares(prompts: Sequence[Prompt], n_tokens: int) -> Float[Tensor, "batch columns tokens"]:
+    """Return the weights that sum up the tokens of each class and, in the last column, those that are no words."""
+    summed = (class_weights([replace(prompt, shares=None) for prompt in prompts], n_tokens) > 0).float()
+    return torch.cat([summed, (~content_tokens(prompts, n_tokens)).float()[:, None]], dim=1)
+
+
+def _weighted(
+    weights: Float[Tensor, "batch columns tokens"], tokens: Float[Tensor, "batch tokens height width"]
+) -> Float[Tensor, "batch columns height width"]:
+    """Return weighted sums of token maps."""
+    return torch.einsum("bct,bthw->bchw", weights, tokens)
 
 
 def every_token(weights: Float[Tensor, "batch classes tokens"]) -> Float[Tensor, "batch tokens tokens"]:
@@ -159,7 +185,7 @@ def rescaled_classes(
     """
     tokens = recording.cross_map(layer, latent_hw, content)
     valid = valid_mask(frames, (tokens.shape[-2], tokens.shape[-1]), valid_only).to(tokens.device)
-    return torch.einsum("bct,bthw->bchw", weights, min_max(tokens, valid))
+    return _weighted(weights, min_max(tokens, valid))
 
 
 def refine_maps(

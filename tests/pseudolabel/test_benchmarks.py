@@ -119,3 +119,30 @@ def test_smoothness_tells_blobs_from_noise():
     blob[:, 3:8, 3:8] = 1
     assert smoothness(blob) > 0.6
     assert abs(smoothness(np.random.default_rng(0).random((1, 64, 64)))) < 0.1
+
+
+def test_phrases_are_measured(sd_folder, tmp_path, capsys):
+    from benchmarks import phrases
+
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "attention: {cross_layers: [mid], self_layers: [up_blocks.2.attentions.1]}\ndiffusion: {draws: 2}\n"
+        "resize: {long_side_px: 64}\ncrf: {iterations: 1}\n"
+    )
+    output = tmp_path / "phrases.md"
+    phrases.main(["--scenes", "1", "--calibration", "1", "--config", str(config), "--model", str(sd_folder),
+                  "--device", "cpu", "--output", str(output)])  # fmt: skip
+    text = output.read_text()
+    assert "(chosen) |" in text
+    assert "| classes and an absent one | mean | yes | 0.5 |" in text
+
+
+def test_stores_are_joined_for_training(made_store, tmp_path):
+    from benchmarks.synthesize import join
+    from data.store.store import MaskStore
+    from train.dataset import list_training
+
+    joined = MaskStore.open(join(tmp_path / "both", [(made_store, 2)]))
+    assert len(list_training(joined, "store", None, None)) == 2
+    first = next(iter(joined.records()))
+    assert Path(first["image"]).is_absolute()

@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from data.demo.world import GROUNDS, draw_scene, split_scenes
+from pseudolabel.config import ModelConfig
 from pseudolabel.demo.training.captions import class_word
 from pseudolabel.demo.training.measure_model import mean_map, read_config
 from pseudolabel.demo.training.train_model import CONFIG, MODEL_DIR
+from pseudolabel.softmaps.diffusion.draw import draw, painter_of
+from pseudolabel.softmaps.diffusion.load import load_parts
 
 PROMPTS = (
     "a photo including cow, and grass.",
@@ -60,17 +62,12 @@ def main(model: Path = MODEL_DIR, count: bool = False, images: int = 100, classi
 
 def generate(model: Path, prompts: list[str], steps: int = 30, guidance: float = 5.0) -> UInt8[np.ndarray, "n h w 3"]:
     """Scenes drawn by the model, one a prompt; the same prompts give the same scenes."""
-    pipeline = StableDiffusionPipeline.from_pretrained(model, low_cpu_mem_usage=False).to(torch.float32)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
+    config = ModelConfig(id=str(model))
+    painter = painter_of(load_parts(config, torch.device("cpu"), torch.float32), config)
     drawn = []
     for start in tqdm(range(0, len(prompts), 25), "generate", unit="batch"):
         batch = prompts[start : start + 25]
-        generators = [torch.Generator().manual_seed(start + i) for i in range(len(batch))]
-        result = pipeline(
-            batch, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"
-        )
-        drawn.append((result.images * 255).round().astype(np.uint8))
+        drawn.append(draw(painter, batch, range(start, start + len(batch)), steps, guidance))
     return np.concatenate(drawn)
 
 

@@ -35,14 +35,17 @@ def painter_of(parts: Parts, model: ModelConfig) -> Any:
     from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
+    several = len(parts.text_encoders) > 1
+    # The pipeline of Stable Diffusion sets these two itself, with a warning, whatever an older configuration says.
+    fixed = {} if several else {"steps_offset": 1, "clip_sample": False}
     shared = {
         "vae": parts.vae,
         "text_encoder": parts.text_encoders[0],
         "tokenizer": parts.tokenizers[0],
         "unet": parts.unet,
-        "scheduler": DDIMScheduler.from_config(json.loads(path.read_text(encoding="utf-8"))),
+        "scheduler": DDIMScheduler.from_config(json.loads(path.read_text(encoding="utf-8")), **fixed),
     }
-    if len(parts.text_encoders) > 1:
+    if several:
         second = {"text_encoder_2": parts.text_encoders[1], "tokenizer_2": parts.tokenizers[1]}
         painter = StableDiffusionXLPipeline(**shared, **second)
     else:
