@@ -129,7 +129,7 @@ def _defaults(args: Sequence[str]) -> dict[str, Any]:
 
 
 # Flags that are given once for each value; what is given replaces a config file's, as every other flag does.
-REPEATED = ("--model.tokens", "--model.lora")
+REPEATED = ("--model.tokens", "--model.lora", "--phrase", "--image")
 
 
 def gather_repeated(args: Sequence[str], flags: Sequence[str] = REPEATED) -> list[str]:
@@ -170,35 +170,6 @@ def yaml_list(value: str) -> list[str]:
         return [str(item) for item in yaml.safe_load(value)]
     except yaml.YAMLError:
         return [value]
-
-
-# Flags that are given once for each value; what is given replaces a config file's, as every other flag does.
-REPEATED = ("--phrase", "--image")
-
-
-def gather_repeated(args: Sequence[str], flags: Sequence[str] = REPEATED) -> list[str]:
-    """Put the values of a flag that is given several times into one list, where the flag stood first.
-
-    >>> gather_repeated(["--image", "a", "--x", "--image=b"])
-    ['--image=["a", "b"]', '--x']
-    """
-    gathered: list[str] = []
-    values: dict[str, list[str]] = {}
-    places: dict[str, int] = {}
-    rest = iter(args)
-    for arg in rest:
-        flag, equals, value = arg.partition("=")
-        if flag not in flags:
-            gathered.append(arg)
-            continue
-        value = value if equals else next(rest, "")
-        if flag not in values:
-            places[flag] = len(gathered)
-            gathered.append(flag)
-        values.setdefault(flag, []).append(value)
-    for flag, place in places.items():
-        gathered[place] = f"{flag}={json.dumps(values[flag], ensure_ascii=False)}"
-    return gathered
 
 
 class _ProgressFriendlyHandler(logging.Handler):

@@ -331,13 +331,13 @@ class LookConfig:
     """Pictures of others that the model draws, where no folder of them is given in others."""
 
     def __post_init__(self) -> None:
-        _require("look.weight", self.weight, 0 <= self.weight <= 1000, "from 0 to 1000")
-        _require("look.cross_layers", self.cross_layers, bool(self.cross_layers), "at least one layer")
+        require("look.weight", self.weight, 0 <= self.weight <= 1000, "from 0 to 1000")
+        require("look.cross_layers", self.cross_layers, bool(self.cross_layers), "at least one layer")
         in_range = bool(self.timesteps) and all(0 <= step < 1000 for step in self.timesteps)
-        _require("look.timesteps", self.timesteps, in_range, "one or more whole numbers from 0 to 999")
+        require("look.timesteps", self.timesteps, in_range, "one or more whole numbers from 0 to 999")
         between = 0 < self.outside <= self.inside < 1
-        _require("look.inside", self.inside, between, "between look.outside and 1, both above 0")
-        _require("look.drawn", self.drawn, self.drawn >= 1, "at least 1")
+        require("look.inside", self.inside, between, "between look.outside and 1, both above 0")
+        require("look.drawn", self.drawn, self.drawn >= 1, "at least 1")
 
 
 PersonalMethod = Literal["textual_inversion", "lora", "custom_diffusion", "dreambooth"]
@@ -407,14 +407,14 @@ class PersonalizeConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "vectors", "rank", "batch_size", "save_every"):
-            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("token_rate", "weight_rate"):
             rate = getattr(self, name)
-            _require(name, rate, rate is None or 0 < rate < 10, "above 0 and below 10")
+            require(name, rate, rate is None or 0 < rate < 10, "above 0 and below 10")
         low, high = self.timesteps
-        _require("timesteps", self.timesteps, 0 <= low < high <= 1000, "two numbers, 0 <= first < second <= 1000")
+        require("timesteps", self.timesteps, 0 <= low < high <= 1000, "two numbers, 0 <= first < second <= 1000")
         whole = bool(self.templates) and all(text.count("{}") == 1 for text in self.templates)
-        _require("templates", self.templates, whole, "one or more texts with {} in each once")
+        require("templates", self.templates, whole, "one or more texts with {} in each once")
 
 
 @dataclass(frozen=True)
@@ -506,7 +506,7 @@ class MatchConfig:
     """A phrase whose presence is lower gets an empty mask and competes with no other; 0 keeps all."""
 
     def __post_init__(self) -> None:
-        _require("match.presence_min", self.presence_min, 0 <= self.presence_min <= 1, "from 0 to 1")
+        require("match.presence_min", self.presence_min, 0 <= self.presence_min <= 1, "from 0 to 1")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pickle
 import pickletools
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class _Kind:
 
     def __init__(self, text: Any, *_: Any) -> None:
         self.text = text if isinstance(text, str) else ""
-        self.order = "<"
+        self.order: Literal["<", ">"] = "<"
 
     def __setstate__(self, state: Any) -> None:
         self.order = ">" if isinstance(state, tuple) and len(state) > 1 and state[1] == ">" else "<"
