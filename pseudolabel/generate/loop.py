@@ -39,7 +39,7 @@ def generate_masks(store_path: Path, samples: SampleSet, config: GenerateConfig)
     pending = [sample.id in finished for sample in pending_samples(samples, config.run, finished)]
     wanted, tally = len(pending), Tally(relabelled=sum(pending))
     if tally.relabelled:
-        logger.info("Labels that changed since the masks were made: %d images, made again.", tally.relabelled)
+        logger.info("Images whose labels have changed since their masks were made: %d; made again.", tally.relabelled)
     if not wanted:
         return tally
     if config.run.engine == "ray":

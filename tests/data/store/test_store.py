@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from data.classes import VOC
 from data.errors import LabelError, StoreError
 from data.files import append_line
+from data.store.records import is_up_to_date
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
 
@@ -104,6 +105,21 @@ def test_last_line_of_an_id_wins(tmp_path):
     write_one(store, "x", seconds=3)
     assert [(record["id"], record["seconds"]) for record in store.records()] == [("y", 2), ("x", 3)]
     assert len((tmp_path / "s" / "index.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_mask_is_up_to_date_if_it_was_made_with_the_labels_of_now(tmp_path):
+    store = new_store(tmp_path / "s")
+    write_one(store, "x", labels=[3, 15])
+    write_one(store, "old")
+    write_one(store, "y", labels=[3])
+    write_one(store, "y", labels=[15])
+    done = store.finished_labels()
+    assert done == {"x": (3, 15), "old": None, "y": (15,)}
+    assert is_up_to_date(done, "x", (15, 3))
+    assert not is_up_to_date(done, "x", (3,))
+    assert is_up_to_date(done, "old", (3,))
+    assert not is_up_to_date(done, "y", (3,))
+    assert not is_up_to_date(done, "new", (3,))
 
 
 @pytest.mark.parametrize("torn", [b'{"id": "z", "hei', b"\x00\x00\x00", b"[1, 2]\n", b'{"no": "id"}\n'])
