@@ -66,7 +66,9 @@ def check_id(sample_id: str) -> str:
     """
     reason = _id_fault(sample_id)
     if reason:
-        raise LabelError(f"Image id {sample_id!r} {reason}; an id becomes a file name, so rename the image.")
+        raise LabelError(
+            f"Image id {sample_id[:MAX_ID_BYTES]!r} {reason}; an id becomes a file name, so rename the image."
+        )
     return sample_id
 
 

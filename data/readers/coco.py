@@ -90,7 +90,7 @@ class CocoSamples(Sequence[Sample]):
             file.seek(line)
             try:
                 entry = json.loads(file.readline())
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise _damaged(self.folder) from error
         mask = render_truth(entry["segments"], (entry["height"], entry["width"]), self.crowd)
         truth.parent.mkdir(exist_ok=True)
@@ -99,7 +99,7 @@ class CocoSamples(Sequence[Sample]):
 
 def _turned(mask: UInt8[np.ndarray, "rows columns"], image: Path) -> UInt8[np.ndarray, "height width"]:
     """Turn a mask drawn on the raw rows of an image that lies on its side; the sizes tell which way it was drawn."""
-    orientation = read_orientation(image) if image.is_file() else 1
+    orientation = read_orientation(image) if os.path.isfile(image) else 1
     if orientation >= 5 and mask.shape == size_of(image)[::-1]:
         return to_upright(mask, orientation)
     return mask
@@ -289,9 +289,12 @@ def _read_index(index: Path, path: Path, config: DataConfig) -> tuple[Listing, l
         with (index / "images.jsonl").open(encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
         about = json.loads((index / "categories.json").read_bytes())
-        names, notes, lines = about["names"], tuple(about["notes"]), [row["line"] for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        names, notes, lines = list(about["names"]), tuple(about["notes"]), [row["line"] for row in rows]
+        texts = [*names, *notes, *(text for row in rows for text in (row["file"], *row["names"]))]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(index) from error
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(line, int) for line in lines):
+        raise _damaged(index)
     classes = load_classes(config.classes) if config.classes else _known(names)
     return _listing(rows, classes, notes, path, config), lines
 
@@ -307,7 +310,7 @@ def _listing(
     split = path.stem.removeprefix("instances_")
     folders = (f"{split}", f"images/{split}", "images", ".")
     looked_at = [row["file"] for row in rows[:FIRST]]  # of a part of a data set some are missing
-    there = (folder for file in looked_at for folder in folders if (base / folder / file).is_file())
+    there = (folder for file in looked_at for folder in folders if os.path.isfile(base / folder / file))
     folder = next(there, split)
     prefix = "" if folder == "." else f"{folder}/"
     return Listing(

@@ -21,6 +21,7 @@ from data.texts import FileKind, read_json
 
 ANNOTATIONS = FileKind("the annotations", 2 * 1024**3, "unpack the annotations again", LabelError)
 MAX_COORDINATE = 1_000_000
+MAX_FILE_BYTES = 1000
 SHOWN = 60
 
 Id = int | str
@@ -137,6 +138,8 @@ def _image(entry: dict[str, Any], position: int) -> CocoImage:
     file = file.replace("\\", "/")
     if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts or file[1:2] == ":":
         raise LabelError(f"The file_name of {name} is {_short(file)}, which leaves the folder of the images.")
+    if len(file.encode()) > MAX_FILE_BYTES or any(len(part.encode()) > 255 for part in file.split("/")):
+        raise LabelError(f"The file_name of {name} is {_short(file)}, longer than a file's name can be.")
     height, width = (_whole(entry.get(key)) for key in ("height", "width"))
     if height is None or width is None or min(height, width) < 1 or height * width > MAX_PIXELS:
         raise LabelError(

@@ -68,7 +68,7 @@ def list_folder(config: DataConfig, own_classes: bool = True) -> Listing:
     table = label_file(config, base)
     if table is not None:
         names, orphans = match_rows(read_label_table(table, classes), images, base)
-        orphans = tuple(row for row in orphans if base == root or not (root / row).is_file())  # another split's
+        orphans = tuple(row for row in orphans if base == root or not os.path.isfile(root / row))  # another split's
     else:
         names, orphans = [_class_folder(image) for image in images], ()
     source = table.name if table else "the class folders"

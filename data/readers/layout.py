@@ -1,11 +1,22 @@
 """The door to the readers: which layout a folder has, and its samples or its listing."""
 
-from pathlib import Path, PurePath
+import os
+import reprlib
+from pathlib import Path, PurePosixPath
+from typing import get_args
 
-from data.config import DataConfig, DataFormat
+from data.config import DataConfig, DataFormat, White
 from data.errors import ConfigError
 from data.readers.listing import Listing
-from data.samples import SampleSet
+from data.samples import MAX_ID_BYTES, SampleSet
+
+_CHOICES = {
+    "format": ("auto", *get_args(DataFormat)),
+    "unlabelled": ("skip", "stop"),
+    "crowd": ("ignore", "class"),
+    "truth_255": get_args(White),
+    "difficult": (True, False),
+}
 
 
 def open_samples(config: DataConfig, need_labels: bool = True, need_truth: bool = True) -> SampleSet:
@@ -75,10 +86,29 @@ def list_data(config: DataConfig, own_classes: bool = True) -> Listing:
 
 
 def _check_settings(config: DataConfig) -> None:
-    """Raise ConfigError unless the root is a folder and the split stays inside it (a store may come from anybody)."""
-    root, split = Path(config.root), config.split
-    if not root.is_dir():
-        raise ConfigError(f"There is no folder {root}; --root must name the folder of the data set.")
-    parts = PurePath(split.replace("\\", "/")) if isinstance(split, str) else PurePath("..")
-    if not split or parts.is_absolute() or ".." in parts.parts or "\0" in split or ":" in split[1:2]:
-        raise ConfigError(f"--data.split is {split!r}; it must be the name of a split, inside {root}.")
+    """Raise ConfigError unless the settings mean something: they may come out of anybody's store.
+
+    The root must be a folder, and the split must stay inside it.
+    """
+    for name, allowed in _CHOICES.items():
+        if getattr(config, name) not in allowed:
+            raise ConfigError(
+                f"--data.{name} is {_short(getattr(config, name))}; it must be {' or '.join(map(str, allowed))}."
+            )
+    split, truth = config.split, config.truth
+    if truth is not None and not (isinstance(truth, str) and truth and "\0" not in truth):
+        raise ConfigError(f"--data.truth is {_short(truth)}; it must be the name of a folder.")
+    if not os.path.isdir(config.root):
+        raise ConfigError(f"There is no folder {config.root}; --root must name the folder of the data set.")
+    if not isinstance(split, str) or not _stays_inside(split):
+        raise ConfigError(f"--data.split is {_short(split)}; it must be the name of a split, inside {config.root}.")
+
+
+def _stays_inside(split: str) -> bool:
+    path = PurePosixPath(split.replace("\\", "/"))
+    drive, zero = split[1:2] == ":", "\0" in split
+    return 0 < len(split) <= MAX_ID_BYTES and not (path.is_absolute() or ".." in path.parts or drive or zero)
+
+
+def _short(value: object) -> str:
+    return reprlib.repr(value)

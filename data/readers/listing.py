@@ -85,7 +85,7 @@ def find_truth(
     path = os.path.splitext(image)[0]
     own = [] if path in namesakes else [f"{path}.png", f"{path.removeprefix('JPEGImages/')}.png"]
     candidates = (base / folder / name for folder in folders for name in dict.fromkeys([f"{sample_id}.png", *own]))
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if os.path.isfile(path)), None)  # False for a name too long
 
 
 @dataclass(frozen=True)

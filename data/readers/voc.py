@@ -168,7 +168,7 @@ def _read_ids(path: Path, images: Path) -> list[str]:
 
 def _truth_folders(root: Path, config: DataConfig) -> tuple[str, ...]:
     if config.truth:
-        if not (root / config.truth).is_dir():
+        if not os.path.isdir(root / config.truth):
             raise ConfigError(f"There is no folder {root / config.truth}; --data.truth must name a folder of masks.")
         return (config.truth,)
     both = ("SegmentationClass", "SegmentationClassAug")

@@ -310,3 +310,42 @@ def test_relabel_writes_a_store_that_trains(checkpoint, world, tmp_path):
     more = ["--data.store", str(tmp_path / "S2"), "--trainer.max_steps", "1"]
     assert main(world.fit(tmp_path / "r", *more)) == 0
     assert main([*arguments, "--output", str(world.store)]) == 2
+
+
+def test_val_limit_takes_an_even_sample_and_always_the_same(world):
+    from data.config import DataConfig
+    from train.datamodule import SegmentationData
+
+    def measured(limit: int | None) -> list[str]:
+        data = SegmentationData(val=DataConfig(world.root, classes=world.root / "classes.yaml"), val_limit=limit)
+        data.setup("validate")
+        return [data.measured[index]["id"] for index in range(len(data.measured))]
+
+    every = measured(None)
+    assert measured(4) == [every[position * len(every) // 4] for position in range(4)] == measured(4)
+    assert measured(10_000) == every
+    with pytest.raises(ConfigError, match=r"--data\.val_limit is 0"):
+        SegmentationData(val_limit=0)
+
+
+def test_an_error_inside_a_data_set_never_ends_a_loop_quietly(world, monkeypatch):
+    from data.config import DataConfig
+    from train.dataset import TruthSet, list_truth
+
+    samples, _ = list_truth(DataConfig(world.root, classes=world.root / "classes.yaml"), None, need_truth=True)
+    monkeypatch.setattr("train.dataset.read_image", lambda _: [][0])
+    with pytest.raises(IndexError):
+        list(TruthSet(samples))
+
+
+def test_images_without_ground_truth_are_counted(world, tmp_path, caplog):
+    from data.config import DataConfig
+    from train.dataset import list_truth
+
+    root = shutil.copytree(world.root, tmp_path / "part")
+    gone = sorted((root / "SegmentationClass").iterdir())[:2]
+    for path in gone:
+        path.unlink()
+    samples, _ = list_truth(DataConfig(root, classes=root / "classes.yaml"), None, need_truth=True)
+    assert {path.stem for path in gone}.isdisjoint(sample.id for sample in samples)
+    assert f"2 of {len(samples) + 2} images of split 'train'" in caplog.text
