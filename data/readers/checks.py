@@ -178,7 +178,7 @@ def _note_white_truth(report: DataReport, listing: Listing, config: DataConfig) 
                 white.append(path)
     if white and config.truth_255 == "ignore":
         report.warnings.append(
-            f"Only 0 and 255 in {len(white)} of the {count(len(paths), 'mask')} of ground truth looked at (the first is "
+            f"Only 0 and 255 in {len(white)} of the {count(len(paths), 'mask')} of ground truth seen (the first is "
             f"{white[0]}), and 255 is not scored; where it is the object of a single class, say --data.truth_255=class."
         )
 

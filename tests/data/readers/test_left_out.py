@@ -193,7 +193,7 @@ def test_settings_out_of_a_store_of_somebody_elses(part_of_voc, settings):
 
 
 def test_a_folder_of_truth_means_the_same_wherever_it_is_named(part_of_voc, tmp_path_factory, monkeypatch):
-    """--truth of score and --data.truth of fit: absolute, below the data set's folder, or else below the working one."""
+    """--truth of score and --data.truth of fit: absolute, below the data set's folder, or below the working one."""
     from data.classes import VOC
     from data.store.source import stored_data, truth_paths
     from data.store.store import MaskStore
