@@ -178,9 +178,8 @@ def _note_white_truth(report: DataReport, listing: Listing, config: DataConfig) 
                 white.append(path)
     if white and config.truth_255 == "ignore":
         report.warnings.append(
-            f"{len(white)} of {count(len(paths), 'mask')} of ground truth that were looked at hold only 0 and 255 "
-            f"(the first is {white[0]}), and 255 is not scored; where it is the object of a single class, "
-            "say --data.truth_255=class."
+            f"Only 0 and 255 in {len(white)} of the {count(len(paths), 'mask')} of ground truth seen (the first is "
+            f"{white[0]}), and 255 is not scored; where it is the object of a single class, say --data.truth_255=class."
         )
 
 

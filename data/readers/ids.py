@@ -7,7 +7,7 @@ in composed accents alone count as the same here.
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from data.errors import LabelError
 from data.samples import MAX_ID_BYTES, check_id
@@ -26,9 +26,8 @@ def make_ids(images: Sequence[str], wanted: Sequence[str] | None = None) -> list
         hexadecimal digits of its hash. An id depends on no other images but its namesakes.
 
     """
-    paths = [_path_id(image) for image in images]
-    ids = paths if wanted is None else _replaced(wanted, paths)
-    return _replaced(ids, [_hashed_id(path, image) for path, image in zip(paths, images, strict=True)])
+    ids = [_path_id(image) for image in images] if wanted is None else _replaced(wanted, images, _path_id)
+    return _replaced(ids, images, _hashed_id)
 
 
 def check_distinct(ids: Sequence[str], images: Sequence[str]) -> None:
@@ -48,12 +47,13 @@ def folded(path: str) -> str:
     return unicodedata.normalize("NFC", path).casefold()
 
 
-def _replaced(ids: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Return the ids with those replaced that are not alone or cannot be ids."""
-    taken = Counter(map(folded, ids))
+def _replaced(ids: Sequence[str], images: Sequence[str], make: Callable[[str], str]) -> list[str]:
+    """Return the ids with those made anew that are not alone or cannot be ids."""
+    keys = [folded(sample_id) for sample_id in ids]
+    taken = Counter(keys)
     return [
-        sample_id if taken[folded(sample_id)] == 1 and _acceptable(sample_id) else other
-        for sample_id, other in zip(ids, others, strict=True)
+        sample_id if taken[key] == 1 and _acceptable(sample_id) else make(image)
+        for sample_id, key, image in zip(ids, keys, images, strict=True)
     ]
 
 
@@ -70,7 +70,8 @@ def _acceptable(sample_id: str) -> bool:
     return True
 
 
-def _hashed_id(sample_id: str, image: str) -> str:
+def _hashed_id(image: str) -> str:
+    sample_id = _path_id(image)
     digest = hashlib.sha1(image.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:8]
     safe = "".join(character if character.isprintable() and character not in "/\\" else "_" for character in sample_id)
     safe = safe.replace("..", "_").lstrip(".").encode("utf-8", "replace")[: MAX_ID_BYTES - 9].decode("utf-8", "ignore")

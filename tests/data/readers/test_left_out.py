@@ -25,15 +25,15 @@ def test_images_of_a_list_that_are_not_on_disk(part_of_voc):
     found = open_samples(DataConfig(part_of_voc))
     assert [one.id for one in found.samples] == ["a"]
     assert found.notes == (
-        "1 of 4 images have no labels in Annotations (the first is b); they were left out.",
-        "2 of 4 images of the list are not on disk (c, d); they were left out.",
+        "1 of 4 images has no labels in Annotations (the first is b); left out.",
+        "2 of 4 images of the list are not on disk (c, d); left out.",
     )
     report = check_data(DataConfig(part_of_voc))
     assert (report.unlabelled, report.not_on_disk, report.labelled) == (["b"], ["c", "d"], 1)
     assert report.problems == []
     text = "\n".join(report_lines(report))
     assert "2 not on disk" in text
-    assert "2 images of the list are not on disk (c, d); they will be left out." in text
+    assert "2 images of the list are not on disk (c, d)" in text
 
 
 def test_images_that_are_not_on_disk_may_stop_a_run(part_of_voc):
@@ -138,7 +138,7 @@ def white(tmp_path, save_image):
 
 def test_white_truth_is_warned_of_before_a_run(white):
     [warning] = check_data(DataConfig(white)).warnings
-    assert "1 of 1 masks of ground truth that were looked at hold only 0 and 255" in warning
+    assert "Only 0 and 255 in 1 of the 1 mask of ground truth" in warning
     assert "--data.truth_255=class" in warning
     assert check_data(DataConfig(white, truth_255="class")).warnings == []
     assert open_samples(DataConfig(white, truth_255="class")).samples[0].white == "class"
@@ -190,3 +190,27 @@ def test_settings_out_of_a_store_of_somebody_elses(part_of_voc, settings):
     with pytest.raises(ConfigError) as caught:
         open_samples(DataConfig(**{"root": part_of_voc} | settings))
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_truth_means_the_same_wherever_it_is_named(part_of_voc, tmp_path_factory, monkeypatch):
+    """--truth of score and --data.truth of fit: absolute, below the data set's folder, or below the working one."""
+    from data.classes import VOC
+    from data.store.source import stored_data, truth_paths
+    from data.store.store import MaskStore
+    from train.dataset import list_training
+
+    work = tmp_path_factory.mktemp("work")
+    monkeypatch.chdir(work)
+    mask = np.zeros((24, 32), np.uint8)
+    model = {"id": "m", "fingerprint": "f"}
+    data = stored_data(DataConfig(part_of_voc))
+    store = MaskStore.create(work / "store", classes=VOC, config={}, model=model, data=data)
+    store.write("a", mask, argmax=mask, soft=None, record={"image": "JPEGImages/a.jpg", "labels": [8]})
+    places = {"below the data": part_of_voc / "mine", "both": part_of_voc / "both", "here": work / "here"}
+    for folder in (*places.values(), work / "both"):
+        folder.mkdir()
+        write_mask(folder / "a.png", mask)
+    for named, folder in (("mine", "below the data"), ("both", "both"), ("here", "here"), (str(work / "here"), "here")):
+        assert truth_paths(store, truth=named)["a"] == places[folder] / "a.png"
+        [sample] = list_training(store, "truth", named, None)
+        assert sample.mask_path == places[folder] / "a.png"
