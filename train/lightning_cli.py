@@ -2,8 +2,10 @@
 
 import logging
 import os
+import threading
 from argparse import SUPPRESS
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -217,7 +219,12 @@ class SegtrainCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Train."""
-        self.trainer.fit(**{**kwargs, "weights_only": True})
+        try:
+            with writers_silent():
+                self.trainer.fit(**{**kwargs, "weights_only": True})
+        except OSError as error:
+            error.filename = error.filename or str(self._own("output"))  # a full disk names no file
+            raise
 
     def validate(self, **kwargs: Any) -> None:
         """Measure mIoU and pixel accuracy."""
@@ -262,6 +269,26 @@ def differences(stored: dict[str, Any], given: dict[str, Any], prefix: str = "--
         elif value != there:
             lines.append(f"{name}: {there} there, {value} here")
     return lines
+
+
+@contextmanager
+def writers_silent() -> Iterator[None]:
+    """Keep TensorBoard's writer thread from printing a traceback of what the training is going to be told anyway.
+
+    The thread hands a full disk to the next call of its writer, which raises it where it ends the run with one line,
+    and then raises it a second time in the thread itself.
+    """
+    former = threading.excepthook
+    threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else former(args)
+    try:
+        yield
+    except OSError:
+        for thread in threading.enumerate():
+            if type(thread).__module__.startswith("tensorboard"):
+                thread.join(timeout=1)  # it is about to end
+        raise
+    finally:
+        threading.excepthook = former
 
 
 def is_first_process() -> bool:
