@@ -12,6 +12,8 @@ from data.errors import ConfigError
 
 Settings = TypeVar("Settings")
 
+from data.errors import ConfigError
+
 DataFormat = Literal["voc", "coco", "folder"]
 PACKAGE = Path(__file__).resolve().parents[1]  # the repository, or where the package is installed
 # Settings that name what is read. What is written, and ground truth, which lies below the data's root, are not among
@@ -48,6 +50,12 @@ class DataConfig:
     """255 in a ground-truth mask is not scored, or, in black-and-white masks of a single class, is that class."""
     cache: Path | None = None
     """Where the COCO index and rendered ground truth are kept; ~/.cache/text2mask-wsss if not given."""
+
+
+def require(flag: str, value: object, holds: bool, rule: str) -> None:
+    """Raise a ConfigError naming the flag, the value and the rule unless the rule holds."""
+    if not holds:
+        raise ConfigError(f"--{flag} is {value!r}: it must be {rule}; change --{flag} or its line in the config")
 
 
 def to_plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from data.config import DataConfig, changed, from_plain, to_plain
+from data.config import DataConfig, changed, from_plain, require, to_plain
 from data.errors import ConfigError, ModelError, StoreError
 
 SKIPPED_DATA_FIELDS = ("root", "split", "labels", "truth", "cache")  # they describe this machine or the small set
@@ -27,12 +27,6 @@ PAPER_CROSS_LAYERS = (
     "up_blocks.1.attentions.1",
 )
 PAPER_SELF_LAYERS = ("up_blocks.2.attentions.1",)
-
-
-def _require(flag: str, value: object, holds: bool, rule: str) -> None:
-    """Raise a ConfigError naming the flag, the value and the rule unless the rule holds."""
-    if not holds:
-        raise ConfigError(f"--{flag} is {value!r}: it must be {rule}; change --{flag} or its line in the config")
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,7 @@ class PromptConfig:
     """Append each present class's background words; they soak up attention that would fall on the classes."""
 
     def __post_init__(self) -> None:
-        _require("prompt.template", self.template, self.template.count("{}") == 1, "a text with {} in it once")
+        require("prompt.template", self.template, self.template.count("{}") == 1, "a text with {} in it once")
 
 
 @dataclass(frozen=True)
@@ -115,10 +109,10 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         in_range = bool(self.timesteps) and all(0 <= step < 1000 for step in self.timesteps)
-        _require("diffusion.timesteps", self.timesteps, in_range, "one or more whole numbers from 0 to 999")
-        _require("diffusion.draws", self.draws, self.draws >= 1, "at least 1")
+        require("diffusion.timesteps", self.timesteps, in_range, "one or more whole numbers from 0 to 999")
+        require("diffusion.draws", self.draws, self.draws >= 1, "at least 1")
         positive = bool(self.scales) and all(0.1 <= scale <= 8 for scale in self.scales)
-        _require("diffusion.scales", self.scales, positive, "one or more numbers from 0.1 to 8")
+        require("diffusion.scales", self.scales, positive, "one or more numbers from 0.1 to 8")
 
 
 @dataclass(frozen=True)
@@ -140,7 +134,7 @@ class AttentionConfig:
     """Drop start, end and filler tokens, let a cell's content tokens sum to 1, then min-max per token (GoCA)."""
 
     def __post_init__(self) -> None:
-        _require("attention.cross_layers", self.cross_layers, bool(self.cross_layers), "at least one layer")
+        require("attention.cross_layers", self.cross_layers, bool(self.cross_layers), "at least one layer")
 
 
 @dataclass(frozen=True)
@@ -182,9 +176,9 @@ class AffinityConfig:
         return changed(self, dict.fromkeys([*idle, *(() if self.uses_boxes else ("theta", "clamp_box_edge"))]))
 
     def __post_init__(self) -> None:
-        _require("affinity.theta", self.theta, 0 <= self.theta < 1, "at least 0 and below 1")
-        _require("affinity.iterations", self.iterations, self.iterations >= 1, "at least 1")
-        _require("affinity.sharpening", self.sharpening, self.sharpening >= 0, "at least 0")
+        require("affinity.theta", self.theta, 0 <= self.theta < 1, "at least 0 and below 1")
+        require("affinity.iterations", self.iterations, self.iterations >= 1, "at least 1")
+        require("affinity.sharpening", self.sharpening, self.sharpening >= 0, "at least 0")
 
 
 @dataclass(frozen=True)
@@ -198,7 +192,7 @@ class FuseConfig:
     """Background is zero where a map exceeds twice the threshold. False: it rises again there (Paper)."""
 
     def __post_init__(self) -> None:
-        _require("fuse.threshold", self.threshold, 0 < self.threshold <= 1, "above 0 and at most 1")
+        require("fuse.threshold", self.threshold, 0 < self.threshold <= 1, "above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -238,11 +232,11 @@ class CrfConfig:
     """Subtract a mean from the BGR image and let bytes wrap, as the published code does (Paper)."""
 
     def __post_init__(self) -> None:
-        _require("crf.iterations", self.iterations, self.iterations >= 0, "at least 0")
-        _require("crf.scale", self.scale, 0 < self.scale <= 1, "above 0 and at most 1")
-        _require("crf.max_megapixels", self.max_megapixels, self.max_megapixels >= 0.001, "at least 0.001")
+        require("crf.iterations", self.iterations, self.iterations >= 0, "at least 0")
+        require("crf.scale", self.scale, 0 < self.scale <= 1, "above 0 and at most 1")
+        require("crf.max_megapixels", self.max_megapixels, self.max_megapixels >= 0.001, "at least 0.001")
         for name in ("sxy_gaussian", "sxy_bilateral", "srgb_bilateral"):
-            _require(f"crf.{name}", getattr(self, name), getattr(self, name) > 0, "above 0")
+            require(f"crf.{name}", getattr(self, name), getattr(self, name) > 0, "above 0")
 
     def idle(self) -> tuple[str, ...]:
         """Return the settings that were changed and have no effect under this kind."""
@@ -291,14 +285,14 @@ class RunConfig:
     """Compile the U-Net with torch.compile: a slow start, then quicker on a GPU."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             "run.batch_size", self.batch_size, self.batch_size == "auto" or self.batch_size >= 1, "auto or at least 1"
         )
-        _require("run.workers", self.workers, self.workers is None or self.workers >= 0, "at least 0")
-        _require("run.limit", self.limit, self.limit is None or self.limit >= 0, "at least 0")
+        require("run.workers", self.workers, self.workers is None or self.workers >= 0, "at least 0")
+        require("run.limit", self.limit, self.limit is None or self.limit >= 0, "at least 0")
         index, _, count = self.shard.partition("/")
         valid = index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)
-        _require("run.shard", self.shard, valid, "i/n with i from 1 to n")
+        require("run.shard", self.shard, valid, "i/n with i from 1 to n")
 
 
 @dataclass(frozen=True)
@@ -315,7 +309,7 @@ class MaskConfig:
     """Pixels whose best marginal is below this are written as 255 (ignore); 0 writes none."""
 
     def __post_init__(self) -> None:
-        _require("ignore_below", self.ignore_below, 0 <= self.ignore_below <= 1, "from 0 to 1")
+        require("ignore_below", self.ignore_below, 0 <= self.ignore_below <= 1, "from 0 to 1")
 
     def idle(self, background: bool = False) -> tuple[str, ...]:
         """Return the settings that were changed and have no effect under the chosen kind of refinement.
@@ -367,7 +361,7 @@ class GenerateConfig:
     """Speed and machine."""
 
     def __post_init__(self) -> None:
-        _require("ignore_below", self.ignore_below, 0 <= self.ignore_below <= 1, "from 0 to 1")
+        require("ignore_below", self.ignore_below, 0 <= self.ignore_below <= 1, "from 0 to 1")
 
     def idle(self) -> tuple[str, ...]:
         """Return the settings that were changed and have no effect under the chosen kinds."""

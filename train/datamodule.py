@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from data.classes import ClassSet
-from data.config import DataConfig
+from data.config import DataConfig, require
 from data.console import available_cpus, count
 from data.errors import ConfigError, StoreError
 from data.samples import evenly_spaced
@@ -54,8 +54,9 @@ class SegmentationData(pl.LightningDataModule):
         need_truth: bool = True,
     ) -> None:
         super().__init__()
-        if val_limit is not None and val_limit < 1:
-            raise ConfigError(f"--data.val_limit is {val_limit}; it must be at least 1 (leave it out for all images).")
+        require("data.batch_size", batch_size, batch_size >= 1, "at least 1")
+        require("data.workers", workers, workers is None or workers >= 0, "at least 0")
+        require("data.val_limit", val_limit, val_limit is None or val_limit >= 1, "at least 1")
         self.store_path, self.root, self.masks, self.truth, self.weights = store, root, masks, truth, weights
         self.augment, self.val, self.val_limit = augment, val, val_limit
         self.batch_size, self.cache = batch_size, cache

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data.config import require
 from data.console import count
 from data.errors import ConfigError, ModelError
 from data.files import write_atomically
@@ -51,6 +52,7 @@ def export(
     """
     if opset < 18:
         raise ConfigError(f"--opset is {opset}; it must be 18 or later (antialiased and bilinear resize).")
+    require("tolerance", tolerance, tolerance >= 0, "at least 0")
     check_sizes(sizes)
     network, _, card = load_network(ckpt_path)
     expected = [_run_torch(network, _noise(size)) for size in sizes]

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from data.config import changed
-from data.errors import ConfigError, ModelError
+from data.config import changed, require
+from data.errors import ModelError
 from train.network import IMAGENET_MEAN, SIZE_MULTIPLE
 
 Network = Callable[[Tensor], Tensor]
@@ -38,6 +38,11 @@ class CrfConfig:
     compat_bilateral: float = 4.0
     """Weight of the colour term."""
 
+    def __post_init__(self) -> None:
+        require("inference.crf.iterations", self.iterations, self.iterations >= 0, "at least 0")
+        for name in ("sxy_gaussian", "sxy_bilateral", "srgb_bilateral"):
+            require(f"inference.crf.{name}", getattr(self, name), getattr(self, name) > 0, "above 0")
+
 
 @dataclass(frozen=True)
 class InferenceConfig:
@@ -55,6 +60,13 @@ class InferenceConfig:
     """Share of a window's side that it has in common with the next one."""
     crf: CrfConfig = field(default_factory=CrfConfig)
     """Sharpen the result along edges of the image."""
+
+    def __post_init__(self) -> None:
+        scales = bool(self.scales) and all(0.1 <= scale <= 8 for scale in self.scales)
+        require("inference.scales", self.scales, scales, "one or more numbers from 0.1 to 8")
+        window = self.window is None or self.window >= SIZE_MULTIPLE
+        require("inference.window", self.window, window, f"at least {SIZE_MULTIPLE} pixels")
+        require("inference.overlap", self.overlap, 0 <= self.overlap < 1, "at least 0 and below 1")
 
     def idle(self) -> tuple[str, ...]:
         """Return the settings that were changed and have no effect with the others."""
@@ -79,8 +91,6 @@ def probabilities(
         ModelError: scores that are NaN or infinite, from which argmax would make background without a word.
 
     """
-    if not config.scales or min(config.scales) <= 0:
-        raise ConfigError(f"--inference.scales is {config.scales}; it takes one or more factors above 0.")
     size_hw = images.shape[-2:]
     merged: Tensor | None = None
     count = 0
@@ -138,8 +148,6 @@ def _windows(network: Network, images: Images, config: InferenceConfig) -> Tenso
     height, width = images.shape[-2:]
     if config.window is None or max(height, width) <= config.window:
         return padded_scores(network, images)
-    if config.window < SIZE_MULTIPLE or not 0 <= config.overlap < 1:
-        raise ConfigError(f"--inference.window takes {SIZE_MULTIPLE} pixels or more, --inference.overlap 0 to below 1.")
     total: Tensor | None = None
     count = images.new_zeros(1, 1, height, width)
     for top in window_starts(height, config.window, config.overlap):

@@ -16,9 +16,10 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from data.classes import ClassSet
-from data.config import find_paths, to_plain
+from data.config import find_paths, require, to_plain
 from data.console import exit_with_line, warn_of_idle
 from data.errors import ConfigError
 from data.files import write_atomically
@@ -138,6 +139,9 @@ class SegtrainCLI(LightningCLI):
         silence; so the second parse leaves the links out, and shows such a setting.
         """
         super().parse_arguments(parser, args)
+        seed = self._own("seed_everything")
+        require("seed_everything", seed, isinstance(seed, bool) or 0 <= seed < 2**32, "from 0 to 4294967295")
+        require("checkpoint_every", self._own("checkpoint_every"), self._own("checkpoint_every") >= 1, "at least 1")
         with skip_apply_links():
             self._given = parser.parse_args(args, defaults=False).get(self._command(), Namespace())
         for target, (source, _) in LINKED.items():
@@ -162,7 +166,10 @@ class SegtrainCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = self._callbacks(output) if self._command() == "fit" else []
         if settings.get("enable_progress_bar") is not False:
             self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=5))
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:  # Lightning's ways to refuse
+            raise ConfigError(refused(error)) from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that --trainer.plugins names
             trainer.strategy.checkpoint_io = WholeCheckpoints()
         return trainer
@@ -193,6 +200,7 @@ class SegtrainCLI(LightningCLI):
         """Refuse to mix two runs in one folder; keep the configuration beside the checkpoints."""
         if is_first_process():
             warn_of_idle([f"model.loss.{name}" for name in self.model.loss_config.idle()])
+        self._check_length()
         output = Path(self._own("output"))
         last = output / "checkpoints" / "last.ckpt"
         if last.exists() and self._own("ckpt_path") is None and not self._own("overwrite") and is_first_process():
@@ -205,6 +213,21 @@ class SegtrainCLI(LightningCLI):
             remove_leftovers(output / "checkpoints")
             content = self._parser("fit").dump(self.config["fit"], skip_validation=True)
             write_atomically(output / "config.yaml", content.encode())
+
+    def _check_length(self) -> None:
+        """Refuse a training without an end, without a step, or with batches that cannot be normalised."""
+        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
+        require("trainer.max_epochs", epochs, epochs != 0, "at least 1")
+        require("trainer.max_steps", steps, steps != 0, "at least 1")
+        share = self.trainer.limit_train_batches
+        require("trainer.limit_train_batches", share, share != 0, "above 0")
+        rule = "at least 1, or --trainer.max_steps given: the learning rate falls towards the end of the run"
+        require("trainer.max_epochs", epochs, epochs != -1 or steps > 0, rule)
+        shared = self._own("trainer").get("sync_batchnorm") and self.trainer.world_size > 1
+        alone = self.datamodule.batch_size == 1 and not shared
+        rule = "at least 2 with this architecture, whose pooled branch is normalised over the batch (not so deeplabv2)"
+        pooled = self.model.network_config.architecture != "deeplabv2"
+        require("data.batch_size", self.datamodule.batch_size, not (alone and pooled), rule)
 
     def after_fit(self) -> None:
         """Write the last weights and say where everything is."""
@@ -220,7 +243,7 @@ class SegtrainCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         """Train."""
         try:
-            with writers_silent():
+            with writers_silent(), self._plain_endings():
                 self.trainer.fit(**{**kwargs, "weights_only": True})
         except OSError as error:
             error.filename = error.filename or str(self._own("output"))  # a full disk names no file
@@ -243,7 +266,20 @@ class SegtrainCLI(LightningCLI):
         self.model.measure_with(inference, boundary=not quick, name=str(path))
         self.trainer.callbacks.append(evaluator)  # type: ignore[attr-defined]
         kwargs.pop("verbose", None)
-        self.trainer.test(self.model, self.datamodule, ckpt_path=str(path), verbose=False, weights_only=True)
+        with self._plain_endings():
+            self.trainer.test(self.model, self.datamodule, ckpt_path=str(path), verbose=False, weights_only=True)
+
+    @contextmanager
+    def _plain_endings(self) -> Iterator[None]:
+        """Turn how Lightning ends into how this program does: refused settings, and Ctrl-C."""
+        try:
+            yield
+        except MisconfigurationException as error:
+            raise ConfigError(refused(error)) from error
+        except SystemExit:
+            if self.trainer.interrupted:  # it leaves with status 1 and without a word
+                raise KeyboardInterrupt from None
+            raise
 
     def _command(self) -> str:
         return str(self.config["subcommand"])
@@ -253,6 +289,11 @@ class SegtrainCLI(LightningCLI):
 
     def _own_init(self, key: str) -> Any:
         return self.config_init[self._command()].get(key)
+
+
+def refused(error: Exception) -> str:
+    """Return what to say of settings of the trainer that Lightning does not take."""
+    return f"The settings under --trainer cannot be used here: {' '.join(str(error).split())}"
 
 
 def _plain_namespace(value: Any) -> Any:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.classes import IGNORE
-from data.config import changed
+from data.config import changed, require
 
 Scores = Float[Tensor, "n classes height width"]
 Labels = Int[Tensor, "n height width"]
@@ -39,6 +39,14 @@ class LossConfig:
     """The loss is summed over the image at these scales (DeepLabV2: 1, 0.75, 0.5)."""
     max_over_scales: bool = False
     """Add the loss of the largest score over the scales (DeepLabV2)."""
+
+    def __post_init__(self) -> None:
+        for name in ("bootstrap_beta", "generalised_q"):
+            require(f"model.loss.{name}", getattr(self, name), 0 <= getattr(self, name) <= 1, "from 0 to 1")
+        smoothing = self.label_smoothing
+        require("model.loss.label_smoothing", smoothing, 0 <= smoothing < 1, "at least 0 and below 1")
+        scales = bool(self.scales) and all(0.1 <= scale <= 8 for scale in self.scales)
+        require("model.loss.scales", self.scales, scales, "one or more numbers from 0.1 to 8")
 
     def idle(self) -> tuple[str, ...]:
         """Return the settings that were changed and have no effect with the others."""

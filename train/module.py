@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from data.classes import ClassSet
-from data.config import to_plain
+from data.config import require, to_plain
 from data.errors import ConfigError
 from data.scoring import boundary_counts, confusion_matrix, score
 from train.checkpoint import CARD_KEY, make_card
@@ -41,6 +41,12 @@ class OptimizerConfig:
     """The rate falls as (1 - step / steps) ** power."""
     warmup_steps: int = 0
     """Steps over which the rate rises linearly at the start."""
+
+    def __post_init__(self) -> None:
+        require("model.optimizer.lr", self.lr, self.lr > 0, "above 0")
+        require("model.optimizer.momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
+        for name in ("head_lr_factor", "bias_lr_factor", "weight_decay", "poly_power", "warmup_steps"):
+            require(f"model.optimizer.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
 
 
 class SegmentationModule(pl.LightningModule):
@@ -210,7 +216,12 @@ class SegmentationModule(pl.LightningModule):
             case "adamw":
                 optimizer = torch.optim.AdamW(groups, betas=(config.momentum, 0.999))
         # Not `trainer.estimated_stepping_batches`: it starts the loader before a checkpoint can say where to go on.
-        steps = total_steps(self.trainer, len(self.trainer.datamodule.training_order()))  # type: ignore[attr-defined]
+        batches = limited(self.trainer, len(self.trainer.datamodule.training_order()))  # type: ignore[attr-defined]
+        interval, every = self.trainer.val_check_interval, self.trainer.check_val_every_n_epoch
+        rare = isinstance(interval, int) and every is not None and interval > batches
+        rule = f"at most the number of batches in an epoch, {batches}, unless --trainer.check_val_every_n_epoch is null"
+        require("trainer.val_check_interval", interval, not rare, rule)
+        steps = total_steps(self.trainer, batches)
         schedule = LambdaLR(optimizer, lambda step: poly_factor(step, steps, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -220,10 +231,14 @@ class SegmentationModule(pl.LightningModule):
         checkpoint[CARD_KEY] = make_card(self.classes, self.settings)
 
 
-def total_steps(trainer: pl.Trainer, batches: int) -> int:
-    """Return the number of optimizer steps of a run with this many batches per epoch."""
+def limited(trainer: pl.Trainer, batches: int) -> int:
+    """Return how many of an epoch's batches are trained on."""
     limit = trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
+    return min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
+
+
+def total_steps(trainer: pl.Trainer, batches: int) -> int:
+    """Return the number of optimizer steps of a run that trains on this many batches per epoch."""
     by_epochs = math.ceil(batches / trainer.accumulate_grad_batches) * (trainer.max_epochs or 0)
     by_steps = trainer.max_steps
     limits = [steps for steps in (by_epochs, by_steps) if steps > 0]

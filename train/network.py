@@ -19,6 +19,7 @@ from jaxtyping import Float
 from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 from torch import Tensor, nn
 
+from data.config import require
 from data.console import count, plural
 from data.errors import ConfigError, ModelError
 from train.archive import verify_archive
@@ -50,6 +51,12 @@ class NetworkConfig:
     """Share of channels dropped behind the pyramid while training; V2 has none."""
     encoder_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments for timm.create_model, for tu- encoders only, such as {channels: [32, 64, 128, 256]}."""
+
+    def __post_init__(self) -> None:
+        require("model.network.decoder_channels", self.decoder_channels, self.decoder_channels >= 1, "at least 1")
+        rates = self.atrous_rates is None or (bool(self.atrous_rates) and min(self.atrous_rates) >= 1)
+        require("model.network.atrous_rates", self.atrous_rates, rates, "whole numbers of at least 1")
+        require("model.network.dropout", self.dropout, 0 <= self.dropout < 1, "at least 0 and below 1")
 
 
 class PyramidHead(nn.Module):

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.classes import IGNORE
-from data.config import DataConfig, to_plain
+from data.config import DataConfig, require, to_plain
 from data.console import count, warn_of_idle
 from data.errors import ConfigError, ImageError
 from data.files import write_atomically
@@ -68,6 +68,7 @@ def predict(
         on_error: an image that cannot be read: stop, or leave it out and name it at the end.
 
     """
+    require("ignore_below", ignore_below, 0 <= ignore_below <= 1, "from 0 to 1")
     warn_of_idle([f"inference.{name}" for name in inference.idle()])
     samples, source = _list_images(images, data)
     network, classes, _ = load_network(ckpt_path)

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from data.classes import IGNORE
-from data.config import to_plain
+from data.config import require, to_plain
 from data.console import count, warn_of_idle
 from data.errors import ConfigError, StoreError
 from data.images import read_image
@@ -59,6 +59,8 @@ def relabel(
         device: auto, cpu, cuda, cuda:1.
 
     """
+    require("sure", sure, 0 <= sure <= 1, "from 0 to 1")
+    require("ignore_below", ignore_below, 0 <= ignore_below <= 1, "from 0 to 1")
     warn_of_idle([f"inference.{name}" for name in inference.idle()])
     store, root = data.store, data.root
     source = MaskStore.open(store)

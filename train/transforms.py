@@ -1,6 +1,8 @@
 """Augmentation: the only file that touches albumentations."""
 
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.classes import IGNORE
-from data.errors import ConfigError
+from data.config import require
 from train.network import IMAGENET_MEAN
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version at import
@@ -31,6 +33,13 @@ class AugmentConfig:
     colour: float = 0.0
     """Strength of changes in brightness, contrast and saturation, 0 to 1; a quarter of it in hue."""
 
+    def __post_init__(self) -> None:
+        require("data.augment.crop", self.crop, self.crop >= 32, "at least 32 pixels")
+        low, high = self.scale
+        require("data.augment.scale", self.scale, 0 < low <= high <= 8, "two factors, 0 < low <= high <= 8")
+        require("data.augment.rotate_degrees", self.rotate_degrees, 0 <= self.rotate_degrees <= 180, "from 0 to 180")
+        require("data.augment.colour", self.colour, 0 <= self.colour <= 1, "from 0 to 1")
+
 
 class Augmentation:
     """Random crops, scales, flips and colours of an image together with its mask and weights.
@@ -42,11 +51,7 @@ class Augmentation:
         import albumentations as A
         import cv2
 
-        if config.crop < 32:
-            raise ConfigError(f"--data.augment.crop is {config.crop}; it must be at least 32 pixels.")
         low, high = config.scale
-        if not 0 < low <= high:
-            raise ConfigError(f"--data.augment.scale is {config.scale}; it takes two factors, 0 < low <= high.")
         cv2.setNumThreads(0)  # the loader has processes of its own; OpenCV's threads would only get in their way
         fill: dict[str, Any] = {"border_mode": cv2.BORDER_CONSTANT, "fill": FILL_RGB, "fill_mask": IGNORE}
         steps: list[Any] = []
@@ -62,6 +67,7 @@ class Augmentation:
             by = config.colour
             steps.append(A.ColorJitter((1 - by, 1 + by), (1 - by, 1 + by), (1 - by, 1 + by), (-by / 4, by / 4), p=0.8))
         self._compose = A.Compose(steps)
+        self._smallest = math.ceil(1 / low)  # pixels of a side of which the smallest scale leaves one
 
     def __call__(
         self,
@@ -72,7 +78,19 @@ class Augmentation:
     ) -> tuple[UInt8[np.ndarray, "crop crop 3"], UInt8[np.ndarray, "crop crop"], UInt8[np.ndarray, "crop crop"] | None]:
         """Return the augmented image, mask and weights."""
         self._compose.set_random_seed(seed)
+        missing_hw = [max(0, self._smallest - side) for side in mask.shape]
+        if any(missing_hw):  # a side of one pixel would be scaled down to none
+            rgb, mask, weight = self._enlarged(missing_hw, rgb, mask, weight)
         planes = [mask] if weight is None else [mask, weight]
         result = self._compose(image=rgb, masks=planes)
         drawn = result["masks"]
         return result["image"], drawn[0], None if weight is None else drawn[1]
+
+    @staticmethod
+    def _enlarged(missing_hw: Sequence[int], rgb: Any, mask: Any, weight: Any) -> tuple[Any, Any, Any]:
+        """Return the three with pixels added at the right and at the bottom that are ignored."""
+        rows, columns = ((0, missing) for missing in missing_hw)
+        filled = np.broadcast_to(np.uint8(FILL_RGB), (rgb.shape[0] + rows[1], rgb.shape[1] + columns[1], 3)).copy()
+        filled[: rgb.shape[0], : rgb.shape[1]] = rgb
+        mask = np.pad(mask, (rows, columns), constant_values=IGNORE)
+        return filled, mask, None if weight is None else np.pad(weight, (rows, columns))

@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,13 @@ import yaml
 from PIL import Image
 
 from data.scoring import confusion_matrix, score
+from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
 from train.checkpoint import load_network
 from train.cli import main
 from train.module import SegmentationModule
+
+from .conftest import CLASSES, QUICK, TINY
 
 
 def test_run_learns_and_leaves_everything_in_one_folder(run, world, tmp_path, capsys):
@@ -190,6 +194,33 @@ BAD = {
     "batch too large": (["--data.batch_size", "99"], "--data.batch_size"),
     "crop too small": (["--data.augment.crop", "8"], "--data.augment.crop"),
     "decay": (["--ema_decay", "1.5"], "--ema_decay"),
+    "batch of one": (["--data.batch_size", "1"], "--data.batch_size is 1: it must be at least 2"),
+    "batch of none": (["--data.batch_size", "0"], "--data.batch_size is 0: it must be at least 1"),
+    "negative workers": (["--data.workers", "-1"], "--data.workers is -1"),
+    "no image to measure": (["--data.val_limit", "0"], "--data.val_limit is 0"),
+    "crop of none": (["--data.augment.crop", "0"], "--data.augment.crop is 0"),
+    "scale of none": (["--data.augment.scale", "[0,1]"], "--data.augment.scale"),
+    "negative seed": (["--seed_everything", "-1"], "--seed_everything is -1"),
+    "negative epochs": (["--trainer.max_epochs", "-3"], "max_epochs"),
+    "epochs without end": (["--trainer.max_epochs", "-1"], "--trainer.max_epochs is -1"),
+    "no epoch": (["--trainer.max_epochs", "0"], "--trainer.max_epochs is 0"),
+    "no step": (["--trainer.max_steps", "0"], "--trainer.max_steps is 0"),
+    "no checkpoint": (["--checkpoint_every", "0"], "--checkpoint_every is 0"),
+    "unknown accelerator": (["--trainer.accelerator", "abacus"], "abacus"),
+    "unknown strategy": (["--trainer.strategy", "none"], "--trainer"),
+    "too many devices": (["--trainer.devices", "-5"], "--trainer"),
+    "no devices": (["--trainer.devices", "0"], "--trainer"),
+    "validation too rare": (["--trainer.val_check_interval", "99"], "--trainer"),
+    "share above one": (["--trainer.limit_train_batches", "1.5"], "--trainer"),
+    "no batches": (["--trainer.limit_train_batches", "0"], "--trainer.limit_train_batches"),
+    "negative rate": (["--model.optimizer.lr", "-1"], "--model.optimizer.lr is -1"),
+    "momentum": (["--model.optimizer.momentum", "1.5"], "--model.optimizer.momentum"),
+    "share of the label": (["--model.loss.bootstrap_beta", "2"], "--model.loss.bootstrap_beta"),
+    "no width": (["--model.network.decoder_channels", "0"], "--model.network.decoder_channels"),
+    "dilation of none": (["--model.network.atrous_rates", "[0,1,2]"], "--model.network.atrous_rates"),
+    "dropout": (["--model.network.dropout", "1"], "--model.network.dropout"),
+    "scales": (["--inference.scales", "[0]"], "--inference.scales"),
+    "no root": (["--data.val.root", "nowhere"], "nowhere"),
     "unknown option": (["--model.network.encode", "x"], "model.network.encode"),
     "wrong type": (["--data.batch_size", "many"], "batch_size"),
     "wandb missing": (["--wandb", "p"], "wandb"),
@@ -215,6 +246,70 @@ def test_wrong_input_is_one_line_and_status_2(case, world, tmp_path, capsys):
     assert len(message) == 1, message
     assert message[0].startswith("error: ")
     assert expected in message[0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_line(world, checkpoint, tmp_path, capsys):
+    measured = ["--ckpt_path", str(checkpoint), *world.val]
+    for arguments in (world.fit(tmp_path / "r"), ["test", *measured], ["validate", *measured]):
+        assert outcome([*arguments, "--trainer.accelerator", "gpu"]) == 2
+        assert "--trainer" in capsys.readouterr().err
+    predict = ["predict", "--ckpt_path", str(checkpoint), "--images", str(world.root), "--output", str(tmp_path / "P")]
+    assert outcome([*predict, "--device", "cuda"]) == 2
+    assert "--device cuda is not available" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["predict", "relabel", "export"])
+def test_shares_out_of_range_are_refused_before_anything_is_read(command, tmp_path, capsys):
+    flag = {"predict": "--ignore_below", "relabel": "--sure", "export": "--tolerance"}[command]
+    arguments = [command, "--ckpt_path", "nowhere", "--output", str(tmp_path / "o"), flag, "-0.5"]
+    arguments += {"predict": ["--images", "nowhere"], "relabel": ["--data.store", "nowhere"], "export": []}[command]
+    assert outcome(arguments) == 2
+    assert f"{flag} is -0.5: it must be" in capsys.readouterr().err
+
+
+def test_deeplabv2_takes_a_batch_of_one(world, tmp_path):
+    more = ["--model.network.architecture", "deeplabv2", "--data.batch_size", "1", "--trainer.max_steps", "2"]
+    assert main(world.fit(tmp_path / "r", *more)) == 0
+
+
+def test_images_with_sides_of_one_pixel(checkpoint, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    store = MaskStore.create(
+        tmp_path / "S", classes=CLASSES, config={}, model={}, data={"format": "folder", "root": str(folder)}
+    )
+    for index, size in enumerate([(1, 1), (1, 40), (40, 1), (2, 3)]):
+        Image.fromarray(np.full((*size, 3), 99, np.uint8)).save(folder / f"{index}.png")
+        mask = np.full(size, index % 3, np.uint8)
+        record = {"image": f"{index}.png", "labels": [1, 2]}
+        store.write(str(index), mask, argmax=mask, soft=soft_maps_of(size), record=record)
+    fit = ["fit", "--data.store", str(store.path), "--output", str(tmp_path / "r"), *TINY, *QUICK]
+    assert main([*fit, "--data.weights", "confidence", "--trainer.max_epochs", "4"]) == 0
+    common = ["--ckpt_path", str(checkpoint), "--device", "cpu", "--inference.scales", "[0.5,1]"]
+    common += ["--inference.crf.enabled", "true", "--inference.flip", "true"]
+    assert main(["predict", *common, "--images", str(folder), "--output", str(tmp_path / "P")]) == 0
+    assert main(["relabel", *common, "--data.store", str(store.path), "--output", str(tmp_path / "R")]) == 0
+    for made in ("P", "R"):
+        assert MaskStore.open(tmp_path / made).read_mask("2").shape == (40, 1)
+
+
+def soft_maps_of(size: tuple[int, int]) -> SoftMaps:
+    return SoftMaps(np.full((2, 1, 1), 0.5, np.float16), (1, 2), False, size, size, size)
+
+
+def test_an_interrupted_training_says_how_to_go_on(world, tmp_path, monkeypatch, capsys):
+    def interrupted(self, batch, batch_idx):
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(SegmentationModule, "training_step", interrupted)
+    try:
+        assert outcome(world.fit(tmp_path / "r")) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "go on with --ckpt_path" in capsys.readouterr().err
 
 
 def _has_wandb() -> bool:
