@@ -66,7 +66,7 @@ def train(given: argparse.Namespace, name: str, store: Path, seed: int, more: li
 def segtrain(*arguments: object) -> None:
     """Run the command line in a process of its own, without a progress bar."""
     quiet = ["--trainer.enable_progress_bar", "false"] if arguments[0] in {"fit", "test"} else []
-    subprocess.run([sys.executable, "-m", "train.cli", *map(str, arguments), *quiet], check=True)
+    subprocess.run([sys.executable, "-m", "train", *map(str, arguments), *quiet], check=True)
 
 
 def write(given: argparse.Namespace, rows: dict[str, list[float]]) -> None:

@@ -6,8 +6,10 @@ import logging
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
+import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -126,6 +128,7 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
         interrupted: what to say after Ctrl-C.
 
     """
+    answer_interrupts()
     try:
         try:
             given = sys.argv[1:] if args is None else list(args)
@@ -149,6 +152,12 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
         print(f"\n{interrupted}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def answer_interrupts() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt again, where the start of the program left it to end the process."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

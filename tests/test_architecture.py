@@ -38,6 +38,7 @@ FLOORS = {
         ("pseudolabel.calibrate", "pseudolabel.generate", "pseudolabel.demo", "pseudolabel.personalize"),
         ("pseudolabel.commands",),
         ("pseudolabel.cli",),
+        ("pseudolabel.__main__",),
     ),
 }
 # What only some modules touch: third parties whose insides change, each in one place.

@@ -90,7 +90,7 @@ def run_step(result: Result, title: str, program: str, *arguments: str, show: bo
     """
     command = shlex.join([program, *arguments])
     print(f"\n== {title}\n$ {command}", flush=True)
-    module = {"pseudolabel": "pseudolabel.cli", "segtrain": "train.cli"}[program]
+    module = {"pseudolabel": "pseudolabel", "segtrain": "train"}[program]
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments], stdout=None if show else subprocess.DEVNULL, check=False
