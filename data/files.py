@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+_WINDOWS = os.name == "nt"
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part: temporary file, then os.replace.
@@ -32,7 +34,7 @@ def _replace(temporary: Path, path: Path) -> None:
         try:
             os.replace(temporary, path)
         except PermissionError:
-            if os.name != "nt":
+            if not _WINDOWS:
                 raise
             time.sleep(seconds)
         else:

@@ -7,8 +7,9 @@ Layout:
     photos/classes.yaml                 what `pseudolabel init` writes; read where it exists
 
     An image's id is its path below the folder without suffix, `/` as `__`: cat/1.jpg is cat__1. Names that cannot be
-    ids, and images that differ in suffix alone, get eight hexadecimal digits of the path's hash, so that an id never
-    depends on which other images there are beyond its namesakes.
+    ids on every system (`data.samples.is_portable`: Windows knows no `:` and no file con.png), and images that differ
+    in suffix alone, get eight hexadecimal digits of the path's hash, so that an id never depends on which other images
+    there are beyond its namesakes.
 
 Labels:
     The label file (`data.readers.labels`) or the class folders.
@@ -33,7 +34,7 @@ from data.errors import ConfigError, ImageError, LabelError
 from data.images import IMAGE_SUFFIXES
 from data.readers.labels import read_label_table
 from data.readers.listing import Listing, interned, to_samples
-from data.samples import MAX_ID_BYTES, Sample, SampleSet, check_id
+from data.samples import MAX_ID_BYTES, Sample, SampleSet, check_id, is_portable
 
 TRUTH_FOLDERS = ("masks", "SegmentationClass")
 _UNREAD_SUFFIXES = frozenset(
@@ -262,11 +263,13 @@ def _acceptable(sample_id: str) -> bool:
         check_id(sample_id)
     except LabelError:
         return False
-    return True
+    return is_portable(sample_id)
 
 
 def _hashed_id(sample_id: str, image: str) -> str:
     digest = hashlib.sha1(image.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:8]
-    safe = "".join(character if character.isprintable() and character not in "/\\" else "_" for character in sample_id)
-    safe = safe.replace("..", "_").lstrip(".").encode("utf-8", "replace")[: MAX_ID_BYTES - 9].decode("utf-8", "ignore")
+    safe = "".join(each if each.isprintable() and each not in '/\\<>:"|?*' else "_" for each in sample_id)
+    safe = safe.replace("..", "_").lstrip(".")
+    safe = safe if is_portable(f"{safe}-{digest}") else f"_{safe}"  # con.x is a device whatever follows the dot
+    safe = safe.encode("utf-8", "replace")[: MAX_ID_BYTES - 9].decode("utf-8", "ignore")
     return f"{safe}-{digest}"
