@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 # What Windows' Python lacks. The libraries beneath are imported before, because they choose their code by `os.name`.
 WITHOUT = """
 import importlib.abc, multiprocessing.popen_spawn_posix, os, signal, subprocess, sys
-import albumentations, cv2, filelock, pytorch_lightning, segmentation_models_pytorch, jsonargparse, PIL.Image, torch, tqdm, yaml
+import albumentations, cv2, filelock, jsonargparse, PIL.Image, pytorch_lightning, segmentation_models_pytorch
+import torch, tqdm, yaml
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
