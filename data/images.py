@@ -80,7 +80,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
         rows = max(1, _BAND_PIXELS // upright.width)  # in bands, so that conversions take no second and third image
         for top in range(0, upright.height, rows):
             box = (0, top, upright.width, min(top + rows, upright.height))
-            rgb[top : top + rows] = to_rgb(upright.crop(box), path)
+            rgb[top : top + rows] = np.asarray(to_rgb(upright.crop(box), path))
         return rgb
 
 
