@@ -28,6 +28,8 @@ MAX_DEPTH = 100  # of JSON that is read; none of our files is nested deeper than
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])', re.DOTALL)
 _PARTIAL, _PARTIAL_LOCK = ".partial", ".partial.lock"
 
+_WINDOWS = os.name == "nt"
+
 
 def write_atomically(path: Path, content: bytes | memoryview, durable: bool = False) -> None:
     """Write a file so that a reader sees the old content or the new, never a part: temporary file, then os.replace.
@@ -78,7 +80,7 @@ def _replace(temporary: Path, path: Path) -> None:
         try:
             os.replace(temporary, path)
         except PermissionError:
-            if os.name != "nt":
+            if not _WINDOWS:
                 raise
             time.sleep(seconds)
         else:

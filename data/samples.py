@@ -1,5 +1,6 @@
 """A sample is an image, its labels and, where there is one, its ground truth."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,10 @@ from data.classes import ClassSet
 from data.config import White
 from data.errors import LabelError
 
+_WINDOWS = os.name == "nt"
+_NOT_ON_WINDOWS = frozenset('<>:"|?*')
+_PORTS = (f"{port}{digit}" for port in ("COM", "LPT") for digit in "123456789\u00b9\u00b2\u00b3")
+_WINDOWS_DEVICES = frozenset(("CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *_PORTS))
 MAX_ID_BYTES = 200  # file systems allow 255 bytes per name; suffixes and temporary names need some
 
 
@@ -60,8 +65,13 @@ def evenly_spaced(count: int, limit: int | None) -> list[int]:
 def check_id(sample_id: str) -> str:
     """Return the id if it can be a file name inside a store.
 
+    An id that comes from a list (VOC, COCO) or a store is taken as it is, though Windows may not be able to name a file
+    so; it is refused there alone. Ids that are made from the names of a person's own files are names that every
+    system can hold (`is_portable`).
+
     Raises:
-        LabelError: empty, too long, hidden, with a separator, "..", or a character that cannot be printed.
+        LabelError: empty, too long, hidden, with a separator, "..", or a character that cannot be printed; on Windows
+            also what Windows cannot name.
 
     """
     reason = _id_fault(sample_id)
@@ -85,4 +95,15 @@ def _id_fault(sample_id: str) -> str:
         return "holds a control character"
     if len(sample_id.encode()) > MAX_ID_BYTES:
         return f"is longer than {MAX_ID_BYTES} bytes"
+    if _WINDOWS and not is_portable(sample_id):
+        return "is no file name on Windows"
     return ""
+
+
+def is_portable(sample_id: str) -> bool:
+    """Return whether Windows can name a file so: no <>:"|?*, no dot or space at the end, no device as CON or nul.x.
+
+    Source: learn.microsoft.com/windows/win32/fileio/naming-a-file.
+    """
+    device = sample_id.split(".")[0].rstrip(" ").upper()
+    return not (_NOT_ON_WINDOWS & set(sample_id) or sample_id.endswith((".", " ")) or device in _WINDOWS_DEVICES)

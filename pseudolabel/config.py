@@ -261,7 +261,7 @@ class CrfConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Settings that change speed, never the masks (up to rounding where `dtype` or `device` differ)."""
+    """Settings that change speed, never the masks (up to rounding where `dtype`, `device` or the cores differ)."""
 
     device: str = "auto"
     """cpu, cuda, cuda:1 or mps; auto: the first GPU there is, else the CPU."""

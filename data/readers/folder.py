@@ -7,8 +7,9 @@ Layout:
     photos/classes.yaml                 what `pseudolabel init` writes; read where it exists
 
     An image's id is its path below the folder without suffix, `/` as `__`: cat/1.jpg is cat__1. Names that cannot be
-    ids, and images that differ in suffix alone, get eight hexadecimal digits of the path's hash, so that an id never
-    depends on which other images there are beyond its namesakes.
+    ids on every system (`data.samples.is_portable`: Windows knows no `:` and no file con.png), and images that differ
+    in suffix alone, get eight hexadecimal digits of the path's hash, so that an id never depends on which other images
+    there are beyond its namesakes.
 
 Labels:
     The label file (`data.readers.labels`) or the class folders.

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from data.errors import LabelError
-from data.samples import MAX_ID_BYTES, check_id
+from data.samples import MAX_ID_BYTES, check_id, is_portable
 
 
 def make_ids(images: Sequence[str], wanted: Sequence[str] | None = None) -> list[str]:
@@ -26,8 +26,11 @@ def make_ids(images: Sequence[str], wanted: Sequence[str] | None = None) -> list
         hexadecimal digits of its hash. An id depends on no other images but its namesakes.
 
     """
-    ids = [_path_id(image) for image in images] if wanted is None else _replaced(wanted, images, _path_id)
-    return _replaced(ids, images, _hashed_id)
+    if wanted is None:
+        return _replaced([_path_id(image) for image in images], images, _hashed_id, is_portable)
+    ids = _replaced(wanted, images, _path_id, bool)
+    kept = set(wanted)
+    return _replaced(ids, images, _hashed_id, lambda sample_id: sample_id in kept or is_portable(sample_id))
 
 
 def check_distinct(ids: Sequence[str], images: Sequence[str]) -> None:
@@ -47,12 +50,14 @@ def folded(path: str) -> str:
     return unicodedata.normalize("NFC", path).casefold()
 
 
-def _replaced(ids: Sequence[str], images: Sequence[str], make: Callable[[str], str]) -> list[str]:
-    """Return the ids with those made anew that are not alone or cannot be ids."""
+def _replaced(
+    ids: Sequence[str], images: Sequence[str], make: Callable[[str], str], fits: Callable[[str], bool]
+) -> list[str]:
+    """Return the ids with those made anew that are not alone, do not fit, or cannot be ids."""
     keys = [folded(sample_id) for sample_id in ids]
     taken = Counter(keys)
     return [
-        sample_id if taken[key] == 1 and _acceptable(sample_id) else make(image)
+        sample_id if taken[key] == 1 and fits(sample_id) and _acceptable(sample_id) else make(image)
         for sample_id, key, image in zip(ids, keys, images, strict=True)
     ]
 
@@ -73,6 +78,8 @@ def _acceptable(sample_id: str) -> bool:
 def _hashed_id(image: str) -> str:
     sample_id = _path_id(image)
     digest = hashlib.sha1(image.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:8]
-    safe = "".join(character if character.isprintable() and character not in "/\\" else "_" for character in sample_id)
-    safe = safe.replace("..", "_").lstrip(".").encode("utf-8", "replace")[: MAX_ID_BYTES - 9].decode("utf-8", "ignore")
+    safe = "".join(each if each.isprintable() and each not in '/\\<>:"|?*' else "_" for each in sample_id)
+    safe = safe.replace("..", "_").lstrip(".")
+    safe = safe if is_portable(f"{safe}-{digest}") else f"_{safe}"  # con.x is a device whatever follows the dot
+    safe = safe.encode("utf-8", "replace")[: MAX_ID_BYTES - 9].decode("utf-8", "ignore")
     return f"{safe}-{digest}"

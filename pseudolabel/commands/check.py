@@ -44,12 +44,19 @@ def _progress(positions: Iterable[int]) -> Iterable[int]:
     return tqdm(positions, desc="images", unit="image", disable=not sys.stderr.isatty())
 
 
+def _minutes(data: "DataReport", model: "ModelReport") -> float | None:
+    if model.seconds_per_image is None:
+        return None
+    readable = data.labelled - len(data.unreadable)
+    return round(((model.startup_seconds or 0.0) + model.seconds_per_image * readable) / 60, 1)
+
+
 def _print_report(data: "DataReport", model: "ModelReport", as_json: bool) -> None:
     from json import dumps
 
     from data.readers.checks import report_lines
 
-    minutes = model.seconds_per_image and round(model.seconds_per_image * data.labelled / 60, 1)
+    minutes = _minutes(data, model)
     if as_json:
         ready = not data.problems and not model.problems
         content = {"format": "pseudolabel-check", "format_version": 1, "ready": ready, "minutes": minutes}

@@ -2,6 +2,7 @@
 
 The pipeline computes; everything about files, order, failures and speed is here. An image's mask depends on the image,
 its id, its labels and the settings alone, so neither the order nor the batch size, shard or worker that made it shows.
+That holds on one machine: with another number of cores torch adds up in another order, and last bits may differ.
 """
 
 import contextlib

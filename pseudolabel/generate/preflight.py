@@ -2,19 +2,21 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from data.console import count, idle_lines
+from data.console import available_cpus, count, idle_lines, peak_memory_bytes
 from data.errors import ImageError, ModelError, UserError
 from pseudolabel.config import GenerateConfig
 
 if TYPE_CHECKING:
-    import numpy as np
-    from jaxtyping import UInt8
-
     from data.readers.checks import DataReport
     from data.samples import Sample
+    from pseudolabel.generate.jobs import Loaded
+    from pseudolabel.pipeline import Pipeline
+
+QUICK_S = 5.0  # an image that takes less is timed a second time
+WORKER_START_S = 2.0  # until a worker process has imported what it needs
 
 
 @dataclass
@@ -23,6 +25,7 @@ class ModelReport:
 
     id: str
     seconds_per_image: float | None = None
+    startup_seconds: float | None = None
     memory_gb: float | None = None
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -57,65 +60,135 @@ def check_model(config: GenerateConfig, data: "DataReport", measure: bool = Fals
         )
     elif data.labelled and not data.problems:
         try:
-            report.seconds_per_image, report.memory_gb = measure_model(config)
+            _fill_in(report, config, measure_model(config))
         except UserError as error:
             report.problems.append(str(error))
     return report
 
 
-def measure_model(config: GenerateConfig) -> tuple[float, float]:
-    """Time one image, the middle one of the data set, and read off the memory in use.
+def _fill_in(report: ModelReport, config: GenerateConfig, found: "Measured") -> None:
+    """Put what was measured into the report."""
+    from pseudolabel.generate.workers import default_workers
+    from pseudolabel.softmaps.diffusion.parts import pick_device
 
-    Returns:
-        Seconds an image: of the U-Net, or of the CRF shared among the worker processes, whichever takes longer; and
-        peak memory in GB, of the GPU if there is one, else of this process.
+    on_cpu = pick_device(config.run.device).type == "cpu"
+    workers = default_workers(config.run.workers)
+    in_this_process = config.crf.kind == "pamr" and not on_cpu
+    report.seconds_per_image = seconds_per_image(
+        found.unet, found.masks, 0 if in_this_process else workers, available_cpus(), on_cpu
+    )
+    report.startup_seconds = found.startup
+    report.memory_gb = None if found.memory_bytes is None else round(found.memory_bytes / 1e9, 1)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one image took, in seconds and bytes.
+
+    Attributes:
+        unet: from the decoded image to soft maps, on all cores or the GPU.
+        masks: from soft maps to the bytes of the mask files, on one core.
+        startup: loading the model, and starting a worker process.
+        memory_bytes: peak of the GPU if there is one, else of this process; None where the system does not say.
 
     """
-    import resource
 
+    unet: float
+    masks: float
+    startup: float
+    memory_bytes: int | None
+
+
+def seconds_per_image(unet: float, masks: float, workers: int, cores: int, on_cpu: bool) -> float:
+    """Return what an image takes in a long run, from what its two halves take by themselves.
+
+    The halves run at the same time, the masks in worker processes of one thread each. On a CPU both need the same
+    cores: a run cannot be quicker than the work of both divided by the cores. On a GPU the slower half counts.
+
+    Args:
+        unet: seconds of the U-Net, which uses all cores where it runs on the CPU.
+        masks: seconds of the CRF and of writing, on one core.
+        workers: worker processes; 0: none, one half waits for the other.
+        cores: processor cores of this process.
+        on_cpu: the U-Net runs on the CPU.
+
+    >>> seconds_per_image(1.0, 0.5, workers=1, cores=2, on_cpu=True)
+    1.25
+    >>> seconds_per_image(1.0, 0.5, workers=1, cores=2, on_cpu=False)
+    1.0
+
+    """
+    if workers == 0:
+        return unet + masks
+    beside = masks / min(workers, cores)
+    return max(unet + masks / cores if on_cpu else unet, beside)
+
+
+def measure_model(config: GenerateConfig) -> Measured:
+    """Make the mask of one image, the middle one of the data set, and take the time.
+
+    A quick one is made a second time, because the first pays for what is set up once.
+
+    Raises:
+        UserError: what would stop a run: the image, the model, or NaN or infinite values.
+
+    """
     import torch
 
     from data.readers.layout import open_samples
-    from pseudolabel.config import mask_config
-    from pseudolabel.generate.workers import default_workers
-    from pseudolabel.masks.labelmap import label_map
     from pseudolabel.pipeline import Pipeline
     from pseudolabel.softmaps.prompt import check_phrases
 
     samples = open_samples(config.data, need_truth=False)
-    sample, rgb_u8 = middle_image(samples.samples, config.run.on_error == "skip")
-    pipeline = Pipeline.load(config, samples.classes)
-    present = sorted({label for sample in samples.samples for label in sample.labels})
-    check_phrases(present, samples.classes, config.prompt, pipeline.parts.tokenizers[0], pipeline.parts.window)
+    sample, loaded = middle_image(samples.samples, config)
+    torch.set_num_threads(available_cpus())  # as a run does
     start = time.perf_counter()
-    soft = pipeline.soft_maps([rgb_u8], [sample.labels], [sample.id])[0]
-    read = time.perf_counter()
-    label_map(rgb_u8, soft, mask_config(config), str(pipeline.parts.device))
-    refined = time.perf_counter()
-    workers = default_workers(config.run.workers)
-    unet, crf = read - start, refined - read
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    pipeline = Pipeline.load(config, samples.classes)
+    startup = time.perf_counter() - start
+    present = sorted({label for each in samples.samples for label in each.labels})
+    check_phrases(present, samples.classes, config.prompt, pipeline.parts.tokenizers[0], pipeline.parts.window)
+    unet, masks = _timed_halves(pipeline, config, sample, loaded)
+    if unet + masks < QUICK_S:
+        unet, masks = _timed_halves(pipeline, config, sample, loaded)
+    memory = peak_memory_bytes()
     if pipeline.parts.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated()
-    return (max(unet, crf / workers) if workers > 0 else unet + crf), round(memory / 1e9, 1)
+    return Measured(unet, masks, startup + WORKER_START_S, memory)
 
 
-def middle_image(
-    samples: "Sequence[Sample]", skip_unreadable: bool = False
-) -> "tuple[Sample, UInt8[np.ndarray, 'height width 3']]":
+def _timed_halves(
+    pipeline: "Pipeline", config: GenerateConfig, sample: "Sample", loaded: "Loaded"
+) -> tuple[float, float]:
+    """Return the seconds to soft maps and from there to the bytes of the files."""
+    from data.masks import encode_mask
+    from data.store.softmaps import encode_soft
+    from pseudolabel.config import mask_config
+    from pseudolabel.masks.labelmap import label_map
+
+    assert loaded.rgb_u8 is not None
+    start = time.perf_counter()
+    soft = replace(pipeline.soft_maps([loaded.rgb_u8], [sample.labels], [sample.id])[0], image_hw=loaded.image_hw)
+    read = time.perf_counter()
+    for mask in label_map(loaded.rgb_u8, soft, mask_config(config), str(pipeline.parts.device)):
+        encode_mask(mask)
+    encode_soft(soft)
+    return read - start, time.perf_counter() - read
+
+
+def middle_image(samples: "Sequence[Sample]", config: GenerateConfig) -> "tuple[Sample, Loaded]":
     """Return the sample in the middle and its image; where a run skips unreadable images, the next readable one.
 
     Raises:
-        ImageError: the image cannot be read, or, with `skip_unreadable`, none can.
+        ImageError: the image cannot be read, or, where a run skips such images, none can.
 
     """
-    from data.images import read_image
+    from pseudolabel.generate.jobs import load
 
     middle = len(samples) // 2
     for position in (*range(middle, len(samples)), *range(middle)):
-        try:
-            return samples[position], read_image(samples[position].image_path)
-        except ImageError:
-            if not skip_unreadable:
-                raise
+        loaded = load(samples[position], config.crf)
+        if loaded.error is None:
+            return samples[position], loaded
+        if config.run.on_error != "skip":
+            raise ImageError(loaded.error)
     raise ImageError(f"None of the {count(len(samples), 'image')} can be read; replace them.")
