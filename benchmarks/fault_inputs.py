@@ -226,6 +226,40 @@ def read_model(root: Path) -> Any:
     return {key: value.numpy().tobytes() for key, value in parts.unet.state_dict().items()}
 
 
+def build_adapters(root: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    rows = torch.arange(16.0).reshape(2, 8)
+    save_file({"<a>": rows}, root / "named.safetensors")
+    torch.save({"<b>": rows}, root / "named.bin")
+    torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": rows}, "name": "<c>"}, root / "a1111.pt")
+    factors = {"unet.attn2.to_k.lora_A.weight": rows, "unet.attn2.to_k.lora_B.weight": rows.T.contiguous()}
+    settings = {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": 4})}
+    save_file(factors, root / "lora.safetensors", metadata=settings)
+    weights = {"attn2.processor.to_k_custom_diffusion.weight": torch.ones(8, 8)}
+    save_file(weights, root / "custom.safetensors")
+
+
+def read_adapters(root: Path) -> Any:
+    import torch
+
+    from pseudolabel.softmaps.diffusion import adapters, lora
+
+    found: list[Any] = []
+    for name in ("named.safetensors", "named.bin", "a1111.pt"):
+        learned = adapters.read_tokens(None, root / name)
+        found += [(one.token, one.vectors.float().numpy().tobytes()) for one in learned]
+    unet = torch.nn.ModuleDict({"attn2": torch.nn.ModuleDict({"to_k": torch.nn.Linear(8, 8, bias=False)})})
+    unet.down_blocks = unet.up_blocks = torch.nn.ModuleList()
+    torch.nn.init.zeros_(unet["attn2"]["to_k"].weight)
+    adapters.load_custom_diffusion(root / "custom.safetensors", unet)
+    metadata: dict[str, str] = {}
+    tensors = adapters.read_tensors(root / "lora.safetensors", "model.lora", metadata)
+    lora.merge_lora("lora.safetensors", tensors, metadata, 1.0, {"unet": unet})
+    return [*found, unet["attn2"]["to_k"].weight.detach().numpy().tobytes()]
+
+
 def save(path: Path, rgb: np.ndarray, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(rgb).save(path, **options)
@@ -271,6 +305,13 @@ TARGETS: dict[str, Target] = {
     "settings of stage one": Target(build_settings, read_settings, ("config.yaml",), weight=0.3),
     "settings of stage two": Target(build_training, read_training, ("config.yaml",), weight=0.1),
     "checkpoint": Target(build_checkpoint, read_checkpoint, ("last.ckpt",), (".ckpt",), weight=0.5),
+    "adapters": Target(
+        build_adapters,
+        read_adapters,
+        ("named.safetensors", "named.bin", "a1111.pt", "lora.safetensors", "custom.safetensors"),
+        (".bin", ".pt"),
+        weight=0.5,
+    ),
     "diffusion model": Target(
         build_model,
         read_model,

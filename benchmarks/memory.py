@@ -127,7 +127,8 @@ def report(base: dict[str, tuple[int, float]], results: dict[str, dict[str, tupl
             "for `generate`, model and libraries), all processes together; images of noise, eight labels each, default "
             "settings but for the demo model's own and two CRF iterations (more take time, not memory). An image of "
             "more than `crf.max_megapixels` (2.1 million pixels) is worked on at that size, its labels are enlarged. "
-            "Each further worker process may add as much as its CRF takes: 2.7 GiB for noise, half of it for photographs.",
+            "Each further worker process may add as much as its CRF takes: 2.7 GiB for noise, half of it for "
+            "photographs.",
             table(["image", "generate", "its seconds", *AFTERWARDS], rows),
             f"Allowed: {ALLOWED_GIB:g} GiB for `generate`; the most measured: {worst:.2f} GiB.",
             machine_line(machine()),

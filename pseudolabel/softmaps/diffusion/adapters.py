@@ -5,6 +5,7 @@ file is read with safetensors or, where it is a pickle, with `weights_only`, so 
 the model is an ordinary one, so that everything that reads attention works on it unchanged.
 """
 
+import math
 import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -112,9 +113,12 @@ def split_scale(value: str) -> tuple[Path, float]:
     if not separator or Path(value).expanduser().is_file():
         return Path(value), 1.0
     try:
-        return Path(path), float(scale)
+        strength = float(scale)
     except ValueError:
         return Path(value), 1.0  # a colon in a name; if there is no such file, reading it says so
+    if not math.isfinite(strength):
+        raise ConfigError(f"--model.lora is {value!r}: the scale must be a finite number, as in FILE:0.8")
+    return Path(path), strength
 
 
 def read_tensors(path: Path, flag: str, metadata: dict[str, str] | None = None) -> dict[str, Any]:
@@ -293,7 +297,8 @@ def load_custom_diffusion(path: Path, unet: Any) -> None:
         layer, separator, rest = name.removeprefix("unet.").partition(".processor.")
         target = modules.get(layer)
         parameter = parameter_of(target, CUSTOM_TARGETS[rest]) if target and rest in CUSTOM_TARGETS else None
-        if not separator or parameter is None or not isinstance(value, Tensor) or parameter.shape != value.shape:
+        fits = isinstance(value, Tensor) and parameter is not None and parameter.shape == value.shape
+        if not separator or parameter is None or not fits or not bool(torch.isfinite(value).all()):
             odd.append(f"{name} ({_shape(value)})")
         else:
             planned.append((parameter, value))

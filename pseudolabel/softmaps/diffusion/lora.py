@@ -187,20 +187,28 @@ def stability_names(unet: Any) -> Iterator[tuple[str, str]]:
 
 
 def read_alphas(source: str, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Read rank and alpha of each component out of the header that diffusers writes; nothing where there is none."""
+    """Read rank and alpha of each component out of the header that diffusers writes; nothing where there is none.
+
+    Raises:
+        ModelError: the header is damaged, or says that this is a DoRA.
+
+    """
     if METADATA not in metadata:
         return {}
+    settings: dict[str, dict[str, Any]] = {}
     try:
-        flat = json.loads(metadata[METADATA])
-    except ValueError as error:
+        for key, value in json.loads(metadata[METADATA]).items():
+            component, _, name = key.partition(".")
+            settings.setdefault(component, {})[name] = value
+        for own in settings.values():
+            patterns = own.get("alpha_pattern") or {}
+            own["patterns"] = [(re.compile(rf"(.*\.)?{each}"), float(alpha)) for each, alpha in patterns.items()]
+            own["alpha"] = None if own.get("lora_alpha") is None else float(own["lora_alpha"])
+    except (ValueError, TypeError, AttributeError, re.error) as error:
         raise ModelError(
             f"The header of {source} is damaged ({error}): fetch it again, or change --model.lora"
         ) from error
-    settings: dict[str, dict[str, Any]] = {}
-    for key, value in flat.items():
-        component, _, name = key.partition(".")
-        settings.setdefault(component, {})[name] = value
-    if any(values.get("use_dora") for values in settings.values()):
+    if any(own.get("use_dora") for own in settings.values()):
         raise ModelError(f"{source} is a DoRA, which cannot be merged as a LoRA: change --model.lora")
     return settings
 
@@ -225,7 +233,8 @@ def layer_delta(
         return None
     if weight.ndim == 4 and down.ndim == 4 and down.shape[1:] != weight.shape[1:]:
         return None
-    return (up.flatten(1) @ down.flatten(1)).reshape(weight.shape) * strength(rank, parts, target, settings)
+    delta = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape) * strength(rank, parts, target, settings)
+    return delta if bool(torch.isfinite(delta).all()) else None
 
 
 def strength(
@@ -235,11 +244,11 @@ def strength(
     if "alpha" in parts:
         return float(parts["alpha"]) / rank
     own = settings.get(target.component, {})
-    alpha = own.get("lora_alpha", rank)
-    for pattern, value in (own.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?{pattern}", target.name):  # as PEFT reads it
+    alpha = float(rank) if own.get("alpha") is None else own["alpha"]
+    for pattern, value in own.get("patterns", ()):
+        if pattern.fullmatch(target.name):  # as PEFT reads it
             alpha = value
-    return float(alpha) / (rank**0.5 if own.get("use_rslora") else rank)
+    return float(alpha / (rank**0.5 if own.get("use_rslora") else rank))
 
 
 def _shapes(parts: Mapping[str, Tensor]) -> str:

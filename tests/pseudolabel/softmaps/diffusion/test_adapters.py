@@ -305,6 +305,17 @@ def test_a_lora_that_does_not_fit_changes_nothing(plain):
             merge_lora("l.safetensors", good | more, {}, 1.0, components)
     with pytest.raises(ModelError, match="DoRA"):
         merge_lora("l.safetensors", good, {"lora_adapter_metadata": '{"unet.use_dora": true}'}, 1.0, components)
+    for header in (
+        "[]",
+        "{",
+        '{"unet.lora_alpha": "x"}',
+        '{"unet.alpha_pattern": {"(": 1}}',
+        '{"unet.alpha_pattern": 3}',
+    ):
+        with pytest.raises(ModelError, match=r"The header of l\.safetensors is damaged"):
+            merge_lora("l.safetensors", good, {"lora_adapter_metadata": header}, 1.0, components)
+    with pytest.raises(ModelError, match=r"attn2\.to_k \(down"):
+        merge_lora("l.safetensors", {name: value * torch.inf for name, value in good.items()}, {}, 1.0, components)
     with pytest.raises(ModelError, match="holds no weights"):
         merge_lora("l.safetensors", {}, {}, 1.0, components)
     assert all(torch.equal(value, plain.unet.state_dict()[name]) for name, value in before.items())
@@ -405,6 +416,8 @@ def test_values_are_split_where_they_should(tmp_path):
     assert split_scale(str(odd)) == (odd, 1.0)
     assert split_scale("x.safetensors:-0.5")[1] == -0.5
     assert split_scale("C:x.safetensors")[1] == 1.0
+    with pytest.raises(ConfigError, match="the scale must be a finite number"):
+        split_scale("x.safetensors:nan")
     with pytest.raises(ConfigError, match="FILE or TOKEN=FILE"):
         split_token("=mug.pt")
 
