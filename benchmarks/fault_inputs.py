@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.common import DEMO_MODEL, HERE
+from benchmarks.fault_phrases import PHRASE_TARGETS
 from data.classes import load_classes, make_classes, save_classes
 from data.config import DataConfig
 from data.errors import UserError
@@ -274,6 +275,7 @@ def data_target(build: Callable[[Path], None], *files: str, **settings: Any) -> 
 
 
 TARGETS: dict[str, Target] = {
+    **{name: Target(*parts) for name, parts in PHRASE_TARGETS.items()},
     "coco": data_target(build_coco, "annotations/instances_train2014.json"),
     "voc": data_target(
         build_voc, "Annotations/a.xml", "ImageSets/Segmentation/train.txt", "classes.yaml", classes="classes.yaml"

@@ -37,8 +37,10 @@ from data.readers.targets import CocoShape, PanopticSegments, Target, TargetSet
 
 _HINT = "write `image,phrase` as the first line and `street.jpg,a brown dog` below it"
 REFER_SPLITS = ("unc", "umd", "google", "berkeley")
-IMAGE_FOLDERS: tuple[str, ...] = (".", "images", "images/train2014", "train2014", "../train2014", "../images/train2014")
-IMAGE_FOLDERS += ("../images/mscoco/images/train2014", "../images/mscoco/train2014", "images/mscoco/images/train2014")
+IMAGE_FOLDERS = (
+    *(".", "images", "images/train2014", "train2014", "../train2014", "../images/train2014"),
+    *("../images/mscoco/images/train2014", "../images/mscoco/train2014", "images/mscoco/images/train2014"),
+)
 
 
 @dataclass(frozen=True)

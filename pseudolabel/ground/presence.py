@@ -29,7 +29,7 @@ def presence(
     The surest cells are those of the mean over passes, so that a peak at another place in every pass counts for little.
     Ours; what else was tried is in benchmarks/phrases.md.
 
-    >>> presence(np.array([[0.6, 0.1, 0.1, 0.1]]), np.array([[0.2, 0.8, 0.8, 0.8]]))
+    >>> round(presence(np.array([[0.6, 0.1, 0.1, 0.1]]), np.array([[0.2, 0.8, 0.8, 0.8]])), 3)
     0.75
 
     """
