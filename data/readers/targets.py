@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image
 
 from data.errors import ImageError
-from data.images import DECODE_ERRORS, check_size, read_orientation, size_of, to_upright
+from data.images import open_image, read_orientation, size_of, to_upright
 
 
 @dataclass(frozen=True)
@@ -129,20 +128,14 @@ def read_binary(path: Path) -> Bool[np.ndarray, "height width"]:
         ImageError: missing, damaged or too large.
 
     """
-    try:
-        with Image.open(path) as image:
-            check_size(image, path)
-            if image.mode == "P":  # values, not colours: a palette may paint 0 in any colour
-                return np.array(image) > 0
-            if "A" in image.getbands():
-                values = np.array(image.convert("RGBA"))
-                return (values[..., :3].max(axis=-1) > 0) & (values[..., 3] > 0)
-            values = np.array(image)
-            return (values if values.ndim == 2 else values.max(axis=-1)) > 0
-    except FileNotFoundError as error:
-        raise ImageError(f"There is no mask {path}; an image without the thing has a black mask.") from error
-    except DECODE_ERRORS as error:
-        raise ImageError(f"Cannot read the mask {path}: {' '.join(str(error).split())}; replace it.") from error
+    with open_image(path, "mask") as image:
+        if image.mode == "P":  # values, not colours: a palette may paint 0 in any colour
+            return np.array(image) > 0
+        if "A" in image.getbands():
+            values = np.array(image.convert("RGBA"))
+            return (values[..., :3].max(axis=-1) > 0) & (values[..., 3] > 0)
+        values = np.array(image)
+        return (values if values.ndim == 2 else values.max(axis=-1)) > 0
 
 
 def _draw_coco(shape: Any, size_hw: tuple[int, int]) -> np.ndarray:
@@ -153,12 +146,6 @@ def _draw_coco(shape: Any, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def _segment_ids(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            check_size(image, path)
-            colours = np.array(image.convert("RGB")).astype(np.int64)
-    except FileNotFoundError as error:
-        raise ImageError(f"There is no panoptic mask {path}; unpack COCO's panoptic annotations there.") from error
-    except DECODE_ERRORS as error:
-        raise ImageError(f"Cannot read the mask {path}: {' '.join(str(error).split())}; replace it.") from error
+    with open_image(path, "panoptic mask") as image:
+        colours = np.array(image.convert("RGB")).astype(np.int64)
     return colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]

@@ -13,7 +13,8 @@ from PIL import Image
 from data.config import to_plain
 from data.errors import ConfigError, ImageError, LabelError
 from data.images import read_image
-from data.readers.folder import image_samples, make_ids
+from data.readers.folder import image_samples
+from data.readers.ids import make_ids
 from data.readers.phrases import read_phrase_table
 from pseudolabel.config import GroundConfig
 from pseudolabel.ground.files import PAGE, RESULTS, check_output, results_json, whole_folder, write_image_files
