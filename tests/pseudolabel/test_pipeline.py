@@ -241,7 +241,7 @@ def test_running_out_of_gpu_memory_halves_the_batch(pipeline, monkeypatch):
     assert len(several) == 2
     assert tried == [4, 4, 2, 2]
     monkeypatch.setattr(pipeline, "_read", lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("full")))
-    with pytest.raises(ConfigError, match="does not hold 1 passes"):
+    with pytest.raises(ConfigError, match="does not hold 1 pass at once"):
         pipeline.soft_maps(IMAGES[:1], LABELS[:1], IDS[:1])
 
 
@@ -324,5 +324,5 @@ def test_check_generate_and_skip_of_a_model_that_overflows(overflowing_folder, w
     assert main(["generate", *options, "--store", str(tmp_path / "b"), "--on_error=skip"]) == 2
     captured = capsys.readouterr()
     assert "6 IMAGES WERE SKIPPED" in captured.out
-    assert "not one of 6 images" in captured.err
+    assert "none of 6 images could be processed" in captured.err
     assert not (tmp_path / "b").exists()
