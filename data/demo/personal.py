@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import yaml
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -237,6 +236,8 @@ def _write_concept(folder: Path, concept: Concept, scenes: int, seed: int) -> No
             _save(folder / subset / "images" / f"{index:03d}.png", scene.rgb)
             mask = drawing_mask(scene, concept.drawing)
             write_mask(folder / subset / "masks" / f"{index:03d}.png", mask, BLACK_AND_WHITE)
+    import yaml
+
     text = yaml.safe_dump({"token": concept.token, "class_word": concept.class_word}, sort_keys=False)
     (folder / "concept.yaml").write_text(text, encoding="utf-8")
 

@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 
+from data.console import count
 from data.errors import ConfigError, ImageError, LabelError
 from data.images import IMAGE_SUFFIXES, size_of
 from data.readers.pickled import PickleFault, load_npy_objects
@@ -108,12 +109,13 @@ def _pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     without = sorted(set(by_stem) - set(drawn))
     if without:
         raise ImageError(
-            f"{len(without)} of {len(by_stem)} images in {images} have no mask in {masks}, the first is {without[0]}; "
-            "an image without the thing has a black mask."
+            f"{len(without)} of {count(len(by_stem), 'image')} in {images} without a mask in {masks}, first "
+            f"{without[0]}; an image without the thing has a black mask."
         )
     orphans = sorted(set(drawn) - set(by_stem))
     if orphans:
-        raise ImageError(f"{len(orphans)} masks in {masks} have no image in {images}, the first is {orphans[0]}.")
+        there = count(len(orphans), "mask")
+        raise ImageError(f"{there} in {masks} without an image in {images}, the first is {orphans[0]}.")
     return [(by_stem[stem], drawn[stem]) for stem in sorted(by_stem)]
 
 

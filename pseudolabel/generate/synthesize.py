@@ -121,7 +121,7 @@ def check_recipe(recipe: Recipe, classes: ClassSet, count: int) -> None:
             "per_image",
             list(recipe.per_image),
             bool(recipe.per_image) and all(1 <= number <= len(classes) for number in recipe.per_image),
-            f"one or more numbers from 1 to the {len(classes)} classes",
+            f"one or more numbers from 1 to that of the classes, {len(classes)}",
         ),
     )
     for name, value, holds, rule in rules:

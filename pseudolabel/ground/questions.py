@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from data.config import to_plain
+from data.console import count
 from data.errors import ConfigError, ImageError, LabelError
 from data.images import read_image
 from data.readers.folder import image_samples
@@ -75,8 +76,8 @@ def questions_of_table(table: Path) -> list[Question]:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise ImageError(
-            f"{len(missing)} of {len(paths)} images in {table} are not there, the first is {missing[0]}; images are "
-            "named from the table's folder."
+            f"{len(missing)} of {count(len(paths), 'image')} in {table} not found, the first is {missing[0]}; images "
+            "are named from the table's folder."
         )
     ids = dict(zip(paths, _ids(paths), strict=True))
     asked: dict[Path, int] = {}

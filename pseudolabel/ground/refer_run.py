@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.config import to_plain
-from data.console import written_by
+from data.console import count, written_by
 from data.errors import ConfigError, StoreError
 from data.files import append_line, write_atomically
 from data.images import read_image
@@ -67,7 +67,7 @@ def run_targets(
         if left_out:
             first = next(target for target in targets if target.id in left_out)
             notes.append(
-                f"{len(left_out)} of {len(targets)} phrases are not whole words of their sentence or are too long, "
+                f"{len(left_out)} of {count(len(targets), 'phrase')}: not whole words of the sentence, or too long, "
                 f"such as {first.phrase!r} ({first.id}); they were left out."
             )
     _start(output, found.kind, root, config, options, localizer.pipeline.parts.identity())
@@ -77,7 +77,7 @@ def run_targets(
         done[line["id"]] = line
     lines = [done[target.id] for target in targets if target.id in done]
     if not lines:
-        raise ConfigError(f"Not one of the {len(targets)} phrases of {root} can be read; see --split and --limit.")
+        raise ConfigError(f"None of {count(len(targets), 'phrase')} of {root} can be read; see --split and --limit.")
     rows = rows_of(found.kind, lines)
     _write(output, rows, notes, found.kind)
     return rows, notes

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data.classes import MAX_CLASSES, ClassSet
+from data.console import count
 from data.errors import LabelError
 from pseudolabel.config import PromptConfig
 from pseudolabel.softmaps.prompt import Prompt, Span, expand_placeholders, occurrences, plan_prompts, token_ids
@@ -29,7 +30,9 @@ def check_phrases(phrases: Sequence[str]) -> tuple[str, ...]:
     if not stripped:
         raise LabelError("There is no phrase to look for; give one with --phrase.")
     if len(stripped) > MAX_CLASSES:
-        raise LabelError(f"{len(stripped)} phrases for one image: at most {MAX_CLASSES} are read; split --phrase.")
+        raise LabelError(
+            f"{count(len(stripped), 'phrase')} for one image: at most {MAX_CLASSES} are read; split --phrase."
+        )
     if "" in stripped:
         raise LabelError(f"Phrase {stripped.index('') + 1} of {len(stripped)} is empty; --phrase must name something.")
     folded = [phrase.casefold() for phrase in stripped]

@@ -163,8 +163,11 @@ def test_configs_are_valid(capsys):
     from pseudolabel.demo.run import CONFIGS
 
     for path in sorted((CONFIGS / "pseudolabel").glob("*.yaml")):
+        command = ["generate", "--root=r", "--store=s"]
+        if path.stem.endswith("_personal"):
+            command = ["personalize", "--images=i", "--init_word=mug", "--token=<mug>", "--output=o"]
         with pytest.raises(SystemExit) as stopped:
-            cli.main(["generate", f"--config={path}", "--root=r", "--store=s", "--print_config"])
+            cli.main([*command, f"--config={path}", "--print_config"])
         assert stopped.value.code == 0, capsys.readouterr().err
 
 

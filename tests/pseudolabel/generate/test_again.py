@@ -109,6 +109,7 @@ def test_lines_without_labels_are_left_and_counted(photos, store, tiny_options, 
     assert "the store does not say the labels; whether they have changed is not known" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_report_and_other_left_overs_of_ours_are_no_hindrance(made_store, world, tiny_options, tmp_path, store_bytes):
     store = shutil.copytree(made_store, tmp_path / "store")
     assert main(["report", "--store", str(store)]) == 0
@@ -177,6 +178,7 @@ def test_overwriting_that_is_killed_anywhere_can_be_called_again(made_store, tmp
     assert step > 18  # six images with three files each
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["index.jsonl", ".index.jsonl.lock"])
 def test_what_an_older_version_left_when_it_was_killed(made_store, world, tiny_options, tmp_path, kept, capsys):
     """It deleted store.json first."""

@@ -33,7 +33,8 @@ def test_laws(attention, idle):
     score = presence(attention, idle)
     assert 0 <= score <= 1
     assert presence(attention[::-1], idle[::-1]) == pytest.approx(score)  # the order of passes is nothing
-    assert presence(attention[..., ::-1], idle[..., ::-1]) == pytest.approx(score, abs=0.2)  # nor where the cells lie
+    if len(np.unique(attention.mean(axis=0, dtype=np.float64))) == attention[0].size:  # which of equal cells is open
+        assert presence(attention[..., ::-1], idle[..., ::-1]) == pytest.approx(score, abs=0.2)  # nor where cells lie
     assert presence(attention / 2, idle / 2) == pytest.approx(score, rel=1e-5)
 
 
