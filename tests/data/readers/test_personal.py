@@ -52,8 +52,8 @@ def test_own_layout_without_concept_folders(personal):
 @pytest.mark.parametrize(
     ("spoil", "error", "words"),
     [
-        (lambda root: (root / "mug/all/masks/01.png").unlink(), ImageError, "have no mask"),
-        (lambda root: picture(root / "mug/all/masks/02.png", drawn()), ImageError, "have no image"),
+        (lambda root: (root / "mug/all/masks/01.png").unlink(), ImageError, "without a mask"),
+        (lambda root: picture(root / "mug/all/masks/02.png", drawn()), ImageError, "without an image"),
         (lambda root: picture(root / "mug/all/images/01.png"), ImageError, "share their name"),
         (lambda root: (root / "mug/concept.yaml").write_text("tokens: x"), LabelError, "'tokens' is unknown"),
         (lambda root: (root / "mug/concept.yaml").write_text("token: [a]"), LabelError, "must hold the lines"),
@@ -118,7 +118,7 @@ def test_perseg_leaves_out_the_reference_alone(perseg):
 def test_perseg_pairs_by_name_not_by_order(perseg):
     """The official script zips two sorted lists: one file more in either shifts all pairs after it."""
     picture(perseg / "Images" / "cat2" / "10.jpg")
-    with pytest.raises(ImageError, match=r"have no mask.*the first is 10"):
+    with pytest.raises(ImageError, match=r"without a mask.*first 10"):
         open_targets(perseg)
 
 
