@@ -117,7 +117,7 @@ def test_other_settings_on_the_same_folder_are_refused(command, tmp_path, capsys
     ("arguments", "words"),
     [
         (["--count", "0"], "--count is 0"),
-        (["--per_image", "4"], "from 1 to the 3 classes"),
+        (["--per_image", "4"], "from 1 to that of the classes, 3"),
         (["--per_image", "[]"], "--per_image is []"),
         (["--background", "2"], "--background is 2"),
         (["--presence_min", "-1"], "--presence_min is -1"),
