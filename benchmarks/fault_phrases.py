@@ -52,11 +52,12 @@ def build_permis(root: Path) -> None:
 
 def build_refcoco(root: Path) -> None:
     save(root / "images" / "1.png", picture())
-    annotations = [{"id": 5, "image_id": 1, "segmentation": POLYGON}]
+    annotations = [{"id": 5, "image_id": 1, "category_id": 18, "segmentation": POLYGON}]
     images = [{"id": 1, "file_name": "1.png", "height": 24, "width": 32}]
     sentences = [{"sent_id": 1, "sent": "left mug"}, {"sent_id": 2, "sent": "my mug"}]
     refs = [{"split": "val", "ann_id": 5, "image_id": 1, "sentences": sentences}]
-    (root / "instances.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    instances = {"images": images, "annotations": annotations, "categories": [{"id": 18, "name": "mug"}]}
+    (root / "instances.json").write_text(json.dumps(instances))
     (root / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
 
 

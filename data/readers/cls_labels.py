@@ -1,128 +1,22 @@
 """The field's cls_labels.npy as a label file, read without running what is inside it.
 
 `cls_labels.npy`, passed around by IRN, MCTformer and others, is a pickled dictionary of image id to a vector of zeros
-and ones. `numpy.load(allow_pickle=True)` on such a file runs any code its author put in. Here the pickle is read by an
-unpickler that can build arrays, numbers, strings and containers, and refuses everything else by name. Not even numpy's
-own constructors are called with what the file says: stand-ins take the bytes, and vectors of numbers are made of them.
+and ones. `numpy.load(allow_pickle=True)` on such a file runs any code its author put in; `data.readers.pickled` reads
+it without.
 """
 
-import io
-import pickle
-import pickletools
-import struct
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from data.classes import COCO, MAX_CLASSES, VOC, ClassSet
 from data.console import count
 from data.errors import LabelError
+from data.readers.pickled import PickleFault, load_npy_objects
 from data.texts import FileKind, read_bytes
 
 CLS_LABELS = FileKind("the label file", 256 * 1024 * 1024, "get the labels from another source", LabelError)
-_MAGIC = b"\x93NUMPY"
-_LENGTHS = {(1, 0): "<H", (2, 0): "<I", (3, 0): "<I"}  # of the header, by the version of the format
-# What a damaged pickle makes the unpickler raise, besides its own error.
-_BROKEN = (
-    ValueError,
-    EOFError,
-    AttributeError,
-    TypeError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-)
-
-
-class _Kind:
-    """Stands in for numpy.dtype: a letter and a size, nothing of the numpy that runs."""
-
-    def __init__(self, text: Any, *_: Any) -> None:
-        self.text = text if isinstance(text, str) else ""
-        self.order: Literal["<", ">"] = "<"
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = ">" if isinstance(state, tuple) and len(state) > 1 and state[1] == ">" else "<"
-
-    def dtype(self) -> np.dtype[Any]:
-        if self.text not in _NUMBERS:
-            raise pickle.UnpicklingError(f"an array of {self.text!r}")
-        return np.dtype(self.text).newbyteorder(self.order)
-
-
-class _Array:
-    """Stands in for a pickled array until its state has come; numpy's own would trust that state."""
-
-    shape: Any = ()
-    content: Any = None
-    kind: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        _, self.shape, self.kind, _, self.content = state
-
-    def value(self) -> Any:
-        """Return a vector of numbers, or the object in an array of one."""
-        if isinstance(self.content, list):
-            return self.content[0] if len(self.content) == 1 and self.shape == () else self.content
-        return _numbers(self.content, self.kind, self.shape)
-
-
-class _NoCall:
-    """Stands in for numpy.ndarray, which pickles name but never call."""
-
-    def __init__(self, *_: Any) -> None:
-        raise pickle.UnpicklingError("numpy.ndarray with arguments")
-
-
-_NUMBERS = frozenset({"b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "bool"})
-
-
-def _numbers(content: Any, kind: Any, shape: Any) -> np.ndarray:
-    if not isinstance(kind, _Kind) or not isinstance(content, bytes | bytearray | str):
-        raise pickle.UnpicklingError("an array of another kind")
-    raw = content.encode("latin1") if isinstance(content, str) else bytes(content)
-    return np.frombuffer(raw, kind.dtype()).reshape(shape)
-
-
-def _scalar(kind: Any, content: Any) -> Any:
-    return _numbers(content, kind, (1,))[0]
-
-
-def _frombuffer(content: Any, kind: Any, shape: Any, _order: Any = "C") -> np.ndarray:
-    return _numbers(content, kind, shape)
-
-
-def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    """Stand in for _codecs.encode, which pickles of old protocols call to make bytes."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"_codecs.encode to {encoding!r}")
-    return text.encode("latin1")
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): _NoCall,
-    ("numpy", "dtype"): _Kind,
-    ("_codecs", "encode"): _latin1,
-}
-for _core in ("numpy.core", "numpy._core"):  # the name before and since numpy 2
-    _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = lambda *_: _Array()
-    _ALLOWED[f"{_core}.multiarray", "scalar"] = _scalar
-    _ALLOWED[f"{_core}.numeric", "_frombuffer"] = _frombuffer
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """An unpickler that builds numpy arrays, numbers, strings and containers, and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        """Return one of the few stand-ins; nothing is ever imported by name."""
-        found = _ALLOWED.get((module, name))
-        if found is None:
-            raise pickle.UnpicklingError(f"{module}.{name}")
-        return found
 
 
 def read_cls_labels(path: Path) -> dict[str, np.ndarray]:
@@ -138,15 +32,11 @@ def read_cls_labels(path: Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     try:
-        content = _read_npy(read_bytes(path, CLS_LABELS))
-    except pickle.UnpicklingError as error:
+        content = load_npy_objects(read_bytes(path, CLS_LABELS))
+    except PickleFault as error:
         raise LabelError(
-            f"{path} wants to run {error}, which has no place in a label file; do not open it with numpy, and get the "
-            "labels from another source."
+            f"{path} is no cls_labels.npy: {error}; do not open it with numpy, and get the labels from another source."
         ) from error
-    except _BROKEN as error:
-        raise LabelError(f"{path} is no cls_labels.npy ({' '.join(str(error).split())[:200]}).") from error
-    content = content.value() if isinstance(content, _Array) else content
     if not isinstance(content, dict) or not content:
         raise LabelError(f"{path} holds {type(content).__name__}, not a dictionary of image id to label vector.")
     for key in content:
@@ -158,36 +48,13 @@ def read_cls_labels(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _read_npy(content: bytes) -> Any:
-    """Return what the pickle in an .npy file of objects holds; the header is measured, not evaluated."""
-    if not content.startswith(_MAGIC):
-        raise ValueError("it does not begin as an .npy file does")
-    length = _LENGTHS.get((content[6], content[7]))
-    if length is None:
-        raise ValueError(f"it is of the unknown version {content[6]}.{content[7]}")
-    start = 8 + struct.calcsize(length)
-    end = start + struct.unpack(length, content[8:start])[0]
-    header = content[start:end]
-    if len(header) < end - start:
-        raise ValueError("it is cut short")
-    if b"|O" not in header:
-        raise ValueError("it is a plain array, without image ids")
-    stream = content[end:]
-    for opcode, argument, _ in pickletools.genops(stream):  # ValueError where a length goes beyond the end
-        if "PUT" in opcode.name and int(argument or 0) > len(stream):
-            # the unpickler would take memory for all the numbers below
-            raise ValueError("it numbers more objects than it has bytes")
-    return ArrayUnpickler(io.BytesIO(stream), encoding="latin1").load()
-
-
 def _vector(value: Any, key: Any, path: Path) -> np.ndarray:
-    try:
-        value = value.value() if isinstance(value, _Array) else value
-        if isinstance(value, list | tuple) and len(value) <= MAX_CLASSES:
-            plain = all(isinstance(one, bool | int | float | np.number | np.bool_) for one in value)
+    if isinstance(value, list | tuple) and len(value) <= MAX_CLASSES:
+        plain = all(isinstance(one, bool | int | float | np.number | np.bool_) for one in value)
+        try:
             value = np.asarray([float(one) for one in value]) if plain else None
-    except (*_BROKEN, pickle.UnpicklingError):
-        value = None
+        except OverflowError:  # a whole number beyond every float
+            value = None
     if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in "biuf":
         raise LabelError(f"{path}: the labels of {key!r} are no vector of numbers.")
     if not np.isin(value, (0, 1)).all():

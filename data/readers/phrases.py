@@ -25,17 +25,20 @@ Source:
 """
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.console import count
 from data.errors import ConfigError, LabelError
+from data.readers.coco_json import ANNOTATIONS, CocoImage, Id, read_instances
 from data.readers.pickled import PickleFault, load_pickle
 from data.readers.targets import CocoShape, PanopticSegments, Target, TargetSet
+from data.texts import FileKind, read_bytes, read_json, read_text
 
 _HINT = "write `image,phrase` as the first line and `street.jpg,a brown dog` below it"
+PHRASES = FileKind("the phrases", 256 * 1024 * 1024, f"{_HINT}, in UTF-8", LabelError)
 REFER_SPLITS = ("unc", "umd", "google", "berkeley")
 IMAGE_FOLDERS = (
     *(".", "images", "images/train2014", "train2014", "../train2014", "../images/train2014"),
@@ -63,10 +66,7 @@ def read_phrase_table(path: Path, root: Path | None = None) -> list[PhraseRow]:
         LabelError: missing, not such a table, or a row without image or phrase (with its number).
 
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabelError(f"Cannot read the phrases {path}: {error}; {_HINT}, in UTF-8.") from error
+    lines = read_text(path, PHRASES).splitlines()
     header_line = next((line for line in lines if line.strip()), "")
     delimiter = next((mark for mark in ",;\t" if mark in header_line), ",")
     header = [cell.strip().casefold() for cell in next(csv.reader([header_line], delimiter=delimiter), [])]
@@ -101,44 +101,41 @@ def open_refcoco(root: Path, split: str = "val") -> TargetSet:
         LabelError: a file that is not of the authors' form, or a pickle that holds more than data.
 
     """
-    instances = read_json(root / "instances.json")
     refs = _read_refs(root)
+    images = {image.id: image for image in read_instances(root / "instances.json").images}
     try:
-        annotations = {entry["id"]: entry for entry in instances["annotations"]}
-        images = {entry["id"]: entry for entry in instances["images"]}
         wanted = [ref for ref in refs if ref["split"] == split]
         if not wanted:
             known = ", ".join(sorted({str(ref["split"]) for ref in refs}))
             raise ConfigError(f"{root} has no split {split!r}; --split may be {known}.")
-        folder = _image_folder(root, images[wanted[0]["image_id"]]["file_name"])
-        targets = [
-            _expression(sentence, annotations[ref["ann_id"]], images[ref["image_id"]], folder)
-            for ref in wanted
-            for sentence in ref["sentences"]
-        ]
+        folder = _image_folder(root, images[wanted[0]["image_id"]].file)
+        return TargetSet("refcoco", [one for ref in wanted for one in _expressions(ref, images, folder)], {})
     except (KeyError, TypeError, AttributeError) as error:
         raise LabelError(
             f"{root} holds no RefCOCO annotations ({error!r}); unpack the authors' archive there."
         ) from error
-    return TargetSet("refcoco", targets, {})
 
 
-def _expression(sentence: Any, annotation: Any, image: Any, folder: Path) -> Target:
-    region = CocoShape(annotation["segmentation"], (int(image["height"]), int(image["width"])))
-    target_id, path = str(sentence["sent_id"]), folder / image["file_name"]
-    return Target(target_id, path, sentence["sent"].strip(), region, group="all")
+def _expressions(ref: Any, images: dict[Id, CocoImage], folder: Path) -> list[Target]:
+    """Return the targets of one referred object: a target for each of its sentences."""
+    image = images[ref["image_id"]]
+    shape = next((segment.shape for segment in image.segments if segment.id == ref["ann_id"]), None)
+    if shape is None:
+        raise LabelError(f"Annotation {ref['ann_id']!r} of image {image.id!r} is missing or has no outline.")
+    region, path = CocoShape(shape, (image.height, image.width)), folder / image.file
+    return [Target(str(one["sent_id"]), path, one["sent"].strip(), region, group="all") for one in ref["sentences"]]
 
 
 def _read_refs(root: Path) -> list[Any]:
     """Read the list of referred objects, from JSON where there is one, else from the authors' pickle, safely."""
     for kind in REFER_SPLITS:
         if (root / f"refs({kind}).json").is_file():
-            return _list_of(read_json(root / f"refs({kind}).json"), root)
+            return _list_of(read_json(root / f"refs({kind}).json", ANNOTATIONS), root)
     path = next((root / f"refs({kind}).p" for kind in REFER_SPLITS if (root / f"refs({kind}).p").is_file()), None)
     if path is None:
         raise ConfigError(f"{root} holds no refs(unc).p; --root must name the folder refcoco, refcoco+ or refcocog.")
     try:
-        return _list_of(load_pickle(path.read_bytes()), root)
+        return _list_of(load_pickle(read_bytes(path, ANNOTATIONS)), root)
     except PickleFault as error:
         raise LabelError(f"{path} is no list of referring expressions ({error}).") from error
 
@@ -167,10 +164,10 @@ def open_png(root: Path, split: str = "val2017") -> TargetSet:
 
     """
     annotations = root / "annotations"
-    narratives = read_json(annotations / f"png_coco_{split}.json")
-    panoptic = read_json(annotations / f"panoptic_{split}.json")
+    narratives = read_json(annotations / f"png_coco_{split}.json", ANNOTATIONS)
+    panoptic = read_json(annotations / f"panoptic_{split}.json", ANNOTATIONS)
     try:
-        things = {entry["id"]: bool(entry["isthing"]) for entry in panoptic["categories"]}
+        things = {entry["id"]: ("stuff", "things")[[0, 1].index(entry["isthing"])] for entry in panoptic["categories"]}
         segments = {
             (int(entry["image_id"]), int(segment["id"])): things[segment["category_id"]]
             for entry in panoptic["annotations"]
@@ -192,12 +189,16 @@ def open_png(root: Path, split: str = "val2017") -> TargetSet:
     if not targets:
         raise LabelError(f"{annotations / f'png_coco_{split}.json'} names no segment; is it the authors' file?")
     without = spoken - len(targets)
-    notes = (f"{without} of {spoken} noun phrases name no segment and are no targets.",) if without > 0 else ()
+    notes = (
+        (f"{without} of {count(spoken, 'noun phrase')} without a segment; those are no targets.",)
+        if without > 0
+        else ()
+    )
     return TargetSet("png", targets, {}, notes)
 
 
 def _phrases_of(
-    entry: Any, number: int, segments: dict[tuple[int, int], bool], image: Path, drawn: Path
+    entry: Any, number: int, segments: dict[tuple[int, int], str], image: Path, drawn: Path
 ) -> Sequence[Target]:
     """Return the targets of one narrative: its noun phrases that name at least one segment."""
     found = []
@@ -206,8 +207,7 @@ def _phrases_of(
         phrase = part["utterance"].strip()
         if not part["noun"] or not ids or not phrase:
             continue
-        kind = "things" if segments[int(entry["image_id"]), ids[0]] else "stuff"
-        tags = (kind, "singular" if len(ids) == 1 else "plural")
+        tags = (segments[int(entry["image_id"]), ids[0]], "singular" if len(ids) == 1 else "plural")
         region = PanopticSegments(drawn, ids)
         found.append(Target(f"{number}/{place}", image, phrase, region, entry["caption"].strip(), "all", tags))
     return found
@@ -219,18 +219,3 @@ def _png_images(root: Path, split: str, name: str) -> Path:
     if folder is None:
         raise ConfigError(f"There is no image {name} in {folders[0]}; link COCO's {split} there.")
     return folder
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        LabelError: missing, or not JSON.
-
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise LabelError(f"There is no {path}; --root must name the folder of the data set.") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise LabelError(f"{path} is not JSON ({' '.join(str(error).split())}); download it again.") from error

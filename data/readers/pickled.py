@@ -53,7 +53,7 @@ class _Kind:
 
     def dtype(self) -> np.dtype[Any]:
         if self.text not in _NUMBERS:
-            raise _Refused(f"an array of {self.text!r}")
+            raise PickleFault(f"it holds an array of {self.text!r}; arrays of numbers alone are read")
         return np.dtype(self.text).newbyteorder(self.order)
 
 
@@ -84,7 +84,7 @@ class _NoCall:
 
 def _numbers(content: Any, kind: Any, shape: Any) -> np.ndarray:
     if not isinstance(kind, _Kind) or not isinstance(content, bytes | bytearray | str):
-        raise _Refused("an array of another kind")
+        raise PickleFault("it holds an array of another kind than numbers")
     raw = content.encode("latin1") if isinstance(content, str) else bytes(content)
     return np.frombuffer(raw, kind.dtype()).reshape(shape)
 
@@ -140,6 +140,8 @@ def load_pickle(stream: bytes) -> Any:
             if "PUT" in opcode.name and argument is not None and int(argument) > len(stream):
                 raise PickleFault("it numbers more objects than it has bytes")  # memory would be taken for all of them
         return _resolved(_Unpickler(io.BytesIO(stream), encoding="latin1").load())
+    except PickleFault:
+        raise
     except _Refused as error:
         raise PickleFault(f"it wants to run {error}, which has no place in a file of data") from error
     except _BROKEN as error:

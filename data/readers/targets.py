@@ -28,7 +28,7 @@ class MaskArray:
 
 @dataclass(frozen=True)
 class CocoShape:
-    """Polygons or a run-length code as COCO's JSON holds them, and the size of the image they are drawn on."""
+    """Polygons or a run-length code as `data.readers.coco_json` has checked them, and the size of their image."""
 
     shape: Any
     size_hw: tuple[int, int]
@@ -128,6 +128,8 @@ def read_binary(path: Path) -> Bool[np.ndarray, "height width"]:
         ImageError: missing, damaged or too large.
 
     """
+    if not path.exists():
+        raise ImageError(f"There is no mask {path}; an image without the thing has a black mask.")
     with open_image(path, "mask") as image:
         if image.mode == "P":  # values, not colours: a palette may paint 0 in any colour
             return np.array(image) > 0
@@ -146,6 +148,8 @@ def _draw_coco(shape: Any, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def _segment_ids(path: Path) -> np.ndarray:
-    with open_image(path, "panoptic mask") as image:
+    if not path.exists():
+        raise ImageError(f"There is no panoptic mask {path}; unpack COCO's panoptic annotations there.")
+    with open_image(path, "mask") as image:
         colours = np.array(image.convert("RGB")).astype(np.int64)
     return colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]

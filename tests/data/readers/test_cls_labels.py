@@ -102,7 +102,7 @@ def test_decoding_tricks_are_refused(tmp_path):
         ([vector("cat")], "not a dictionary"),
         ({"a": "cat"}, "no vector"),
         ({"a": np.zeros((2, 2))}, "no vector"),
-        ({"a": np.array(["cat"])}, "no vector"),
+        ({"a": np.array(["cat"])}, "an array of 'U3'"),
         ({}, "not a dictionary"),
     ],
 )

@@ -78,7 +78,7 @@ def test_a_run_goes_on_and_refuses_other_settings(things, tmp_path, ground_optio
         (["--limit", "0"], "--limit is 0"),
         (["--contrast", "-1"], "--contrast is -1"),
         (["--split", "val"], "has no splits"),
-        (["--layout", "png"], "There is no"),
+        (["--layout", "png"], "Cannot read the annotations"),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(things, tmp_path, ground_options, capsys, arguments, words):
@@ -101,7 +101,8 @@ def test_expressions(tmp_path, rgb_u8, ground_options, capsys):
     Image.fromarray(rgb_u8).save(root / "images" / "1.png")
     polygon = [[10, 10, 40, 10, 40, 30, 10, 30]]
     instances = {"images": [{"id": 1, "file_name": "1.png", "height": 48, "width": 64}],
-                 "annotations": [{"id": 5, "segmentation": polygon}]}  # fmt: skip
+                 "annotations": [{"id": 5, "image_id": 1, "category_id": 18, "segmentation": polygon}],
+                 "categories": [{"id": 18, "name": "dog"}]}  # fmt: skip
     sentences = [{"sent_id": 1, "sent": "a dog"}, {"sent_id": 2, "sent": "cat " * 90}, {"sent_id": 3, "sent": "cat"}]
     refs = [{"split": "val", "ann_id": 5, "image_id": 1, "sentences": sentences}]
     (root / "instances.json").write_text(json.dumps(instances))
