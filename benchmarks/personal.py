@@ -26,7 +26,8 @@ from data.demo.personal import CONCEPTS, SUBSETS, Concept, write_personal
 from data.demo.scene import VISIBLE_PX
 from data.images import read_image
 from data.masks import read_mask
-from pseudolabel.config import LookConfig, ModelConfig, PersonalizeConfig
+from pseudolabel.config import ModelConfig
+from pseudolabel.personalize.config import LookConfig, PersonalizeConfig
 from pseudolabel.personalize.training import learn
 from pseudolabel.softmaps.affinity import SelfAttention
 from pseudolabel.softmaps.attention import resolve_layers

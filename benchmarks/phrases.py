@@ -30,7 +30,7 @@ from benchmarks.common import (
 )
 from data.demo.world import Scene, Split, split_scenes
 from data.phrase_scores import Overlap, auroc, mean_iou, overall_iou, overlap_of
-from pseudolabel.config import GroundConfig
+from pseudolabel.ground.config import GroundConfig
 from pseudolabel.ground.localizer import Localizer
 from pseudolabel.ground.presence import presence
 from pseudolabel.softmaps.diffusion.load import load_parts

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import ConfigError
-from pseudolabel.config import GroundConfig
+from pseudolabel.ground.config import GroundConfig
 
 
 def ground(

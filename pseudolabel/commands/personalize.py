@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from pseudolabel.config import PersonalizeConfig
+from pseudolabel.personalize.config import PersonalizeConfig
 
 
 def personalize(**settings: Any) -> None:

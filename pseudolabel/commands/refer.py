@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pseudolabel.config import GroundConfig
+from pseudolabel.ground.config import GroundConfig
 
 
 def refer(

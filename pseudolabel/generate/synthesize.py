@@ -34,7 +34,8 @@ from data.masks import write_mask
 from data.store.records import image_record
 from data.store.source import stored_data
 from data.store.store import MaskStore
-from pseudolabel.config import GroundConfig, mask_config, stored_settings
+from pseudolabel.config import mask_config, stored_settings
+from pseudolabel.ground.config import GroundConfig
 from pseudolabel.ground.presence import presence
 from pseudolabel.masks.labelmap import label_map
 from pseudolabel.pipeline import Pipeline

@@ -21,7 +21,8 @@ from PIL import Image
 from data.errors import ConfigError, ImageError
 from data.images import to_rgb
 from data.store.softmaps import SoftMaps, upsample
-from pseudolabel.config import GroundConfig, MaskConfig, mask_config
+from pseudolabel.config import MaskConfig, mask_config
+from pseudolabel.ground.config import GroundConfig
 from pseudolabel.ground.presence import presence
 from pseudolabel.ground.sentences import check_phrases, given_sentences, made_sentences, similarity_shares
 from pseudolabel.masks.crf import refine_scores

@@ -17,7 +17,7 @@ from data.images import read_image
 from data.readers.folder import image_samples
 from data.readers.ids import make_ids
 from data.readers.phrases import read_phrase_table
-from pseudolabel.config import GroundConfig
+from pseudolabel.ground.config import GroundConfig
 from pseudolabel.ground.files import PAGE, RESULTS, check_output, results_json, whole_folder, write_image_files
 from pseudolabel.ground.localizer import Localizer
 from pseudolabel.ground.page import ground_page, image_view

@@ -14,7 +14,7 @@ from data.errors import ConfigError, StoreError
 from data.files import append_line, write_atomically
 from data.images import read_image
 from data.readers.targets import Target, TargetSet, read_region
-from pseudolabel.config import GroundConfig
+from pseudolabel.ground.config import GroundConfig
 from pseudolabel.ground.localizer import Localizer
 from pseudolabel.ground.refer_table import Row, markdown, rows_of
 from pseudolabel.ground.referring import (

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pseudolabel.config import LookConfig
+from pseudolabel.personalize.config import LookConfig
 from pseudolabel.softmaps.attention import Layer, Recording, record_attention
 from pseudolabel.softmaps.diffusion.encode import add_noise, encode_text
 from pseudolabel.softmaps.diffusion.parts import Parts

@@ -24,8 +24,8 @@ from data.config import to_plain
 from data.errors import ConfigError, ImageError, StoreError
 from data.images import read_image
 from data.readers.folder import image_samples
-from pseudolabel.config import PersonalizeConfig
 from pseudolabel.demo.training.loop import optimise, restore, save_state, schedule
+from pseudolabel.personalize.config import PersonalizeConfig
 from pseudolabel.personalize.custom_diffusion import start_custom, write_custom
 from pseudolabel.personalize.dreambooth import start_dreambooth, write_model
 from pseudolabel.personalize.inversion import settle_token, start_token, write_token

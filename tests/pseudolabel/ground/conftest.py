@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pseudolabel.config import AttentionConfig, CrfConfig, DiffusionConfig, GroundConfig, ModelConfig, ResizeConfig
+from pseudolabel.config import AttentionConfig, CrfConfig, DiffusionConfig, ModelConfig, ResizeConfig
+from pseudolabel.ground.config import GroundConfig
 from pseudolabel.ground.localizer import Localizer
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from data.classes import ClassSet
 from data.errors import ConfigError, ImageError, LabelError
-from pseudolabel.config import MatchConfig
+from pseudolabel.ground.config import MatchConfig
 from pseudolabel.ground.localizer import Localizer, phrase_masks
 from pseudolabel.ground.sentences import given_sentences, made_sentences, similarity_shares
 from pseudolabel.pipeline import Pipeline

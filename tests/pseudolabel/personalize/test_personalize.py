@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from data.errors import StoreError
 from pseudolabel.cli import main
-from pseudolabel.config import LookConfig, ModelConfig, PersonalizeConfig
+from pseudolabel.config import ModelConfig
 from pseudolabel.personalize import training
+from pseudolabel.personalize.config import LookConfig, PersonalizeConfig
 from pseudolabel.personalize.custom_diffusion import start_custom, write_custom
 from pseudolabel.personalize.inversion import start_token
 from pseudolabel.personalize.looking import looking_loss

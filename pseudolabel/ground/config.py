@@ -1,0 +1,83 @@
+"""The settings of finding phrases; as in `pseudolabel.config`, a field's docstring is its help."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from data.config import DataConfig, require
+from pseudolabel.config import (
+    AffinityConfig,
+    AttentionConfig,
+    CrfConfig,
+    DiffusionConfig,
+    FuseConfig,
+    GenerateConfig,
+    ModelConfig,
+    PromptConfig,
+    ResizeConfig,
+    RunConfig,
+)
+
+
+@dataclass(frozen=True)
+class MatchConfig:
+    """How phrases are read, beside what holds for classes too."""
+
+    words: Literal["mean", "similarity"] = "mean"
+    """Tokens of a phrase: their mean (the paper), or weighted by the likeness of their embeddings to the last one's."""
+
+    background: tuple[str, ...] = ()
+    """Words added to a sentence that is made from the phrases; they soak up attention and are not read out."""
+
+    presence_min: float = 0.0
+    """A phrase whose presence is lower gets an empty mask and competes with no other; 0 keeps all."""
+
+    def __post_init__(self) -> None:
+        require("match.presence_min", self.presence_min, 0 <= self.presence_min <= 1, "from 0 to 1")
+
+
+@dataclass(frozen=True)
+class GroundConfig:
+    """All settings of finding phrases in images; a configuration file of `generate` fits."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The diffusion model."""
+
+    resize: ResizeConfig = field(default_factory=ResizeConfig)
+    """Image size."""
+
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    """Sentence made from the phrases."""
+
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    """Noise and ensembles."""
+
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """Layers read."""
+
+    affinity: AffinityConfig = field(default_factory=AffinityConfig)
+    """Spreading by self-attention."""
+
+    match: MatchConfig = field(default_factory=MatchConfig)
+    """Phrases."""
+
+    fuse: FuseConfig = field(default_factory=FuseConfig)
+    """Background score."""
+
+    crf: CrfConfig = field(default_factory=CrfConfig)
+    """Refinement along the image's edges."""
+
+    ignore_below: float = 0.95
+    """Pixels of a data set's masks whose best marginal is below this are 255; a phrase's own mask has none."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """Device and number format; of the others only what concerns the diffusion model."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    """Left aside; a configuration file of `generate` may hold it."""
+
+    @property
+    def pipeline(self) -> GenerateConfig:
+        """The same settings as the pipeline takes them."""
+        shared = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("match", "data")}
+        return GenerateConfig(data=DataConfig(root=Path()), **shared)
