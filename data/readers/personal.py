@@ -40,12 +40,15 @@ from data.errors import ConfigError, ImageError, LabelError
 from data.images import IMAGE_SUFFIXES, size_of
 from data.readers.pickled import PickleFault, load_npy_objects
 from data.readers.targets import MaskArray, MaskFile, Target, TargetSet
+from data.texts import FileKind, read_bytes, read_yaml
 
 REFERENCES = "references"
 PERSEG_REFERENCE = "00"
 PERMIS_MASKS = ("masks.npz.npy", "masks.npy")
 PERMIS_LEAST_SHARE = 0.005
 CONCEPT_KEYS = ("token", "class_word")
+CONCEPT = FileKind("the concept file", 64 * 1024, 'write `token: "<my-mug>"` and `class_word: mug`', LabelError)
+MASKS = FileKind("the mask file", 2 * 1024**3, "fetch the data set again", LabelError)
 
 
 def open_personal(root: Path) -> TargetSet:
@@ -85,15 +88,10 @@ def read_concept(folder: Path) -> dict[str, str]:
         LabelError: not YAML, or not of this form.
 
     """
-    import yaml
-
     path = folder / "concept.yaml"
     if not path.is_file():
         return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LabelError(f"Cannot read {path}: {' '.join(str(error).split())}.") from error
+    content = read_yaml(path, CONCEPT)
     if not isinstance(content, dict) or not all(isinstance(content.get(key, ""), str) for key in CONCEPT_KEYS):
         raise LabelError(f'{path} must hold the lines `token: "<my-mug>"` and `class_word: mug`, each of them a text.')
     unknown = sorted(str(key) for key in set(content) - set(CONCEPT_KEYS))
@@ -110,12 +108,15 @@ def _pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     if without:
         raise ImageError(
             f"{len(without)} of {count(len(by_stem), 'image')} in {images} without a mask in {masks}, first "
-            f"{without[0]}; an image without the thing has a black mask."
+            f"{without[0]}; "
+            "an image without the thing has a black mask."
         )
     orphans = sorted(set(drawn) - set(by_stem))
     if orphans:
-        there = count(len(orphans), "mask")
-        raise ImageError(f"{there} in {masks} without an image in {images}, the first is {orphans[0]}.")
+        raise ImageError(
+            f"{count(len(orphans), 'mask has', 'masks have')} no image in {images}, the first is {orphans[0]} "
+            f"in {masks}."
+        )
     return [(by_stem[stem], drawn[stem]) for stem in sorted(by_stem)]
 
 
@@ -205,7 +206,9 @@ def open_permis(root: Path) -> TargetSet:
     if not found:
         raise ConfigError(f"{root} holds no <video>/{PERMIS_MASKS[0]} with an object of {PERMIS_LEAST_SHARE:.1%}.")
     concepts = {target.phrase: read_concept(root / target.phrase) for target in found}
-    notes = (f"{small} objects below {PERMIS_LEAST_SHARE:.1%} of their image were left out.",) if small else ()
+    notes = (
+        (f"{count(small, 'object', 'objects')} below {PERMIS_LEAST_SHARE:.1%} of the image left out.",) if small else ()
+    )
     return TargetSet("permis", [*found, *_absent(found)], concepts, notes)
 
 
@@ -217,7 +220,7 @@ def _permis_mask(folder: Path, frame: int) -> np.ndarray:
     """Return the mask of a frame: the file is a list of dictionaries, a frame each, of object id to mask."""
     path = folder / PERMIS_MASKS[0] if (folder / PERMIS_MASKS[0]).is_file() else folder / PERMIS_MASKS[1]
     try:
-        frames: Any = load_npy_objects(path.read_bytes())
+        frames: Any = load_npy_objects(read_bytes(path, MASKS))
     except PickleFault as error:
         raise LabelError(f"{path} is no mask file of PerMIS ({error}); do not open it with numpy.") from error
     entry = frames[frame] if isinstance(frames, list) and len(frames) > frame else None

@@ -41,6 +41,7 @@ def synthesize(
 
     """
     from data.classes import load_classes
+    from data.console import count as count_of
     from data.console import warn_of_idle
     from pseudolabel.generate.synthesize import Recipe, synthesize_images
 
@@ -49,12 +50,14 @@ def synthesize(
     numbers = (per_image,) if isinstance(per_image, int) else tuple(per_image)
     recipe = Recipe(numbers, background, absent, presence_min, seed, steps, guidance, size)
     tally = synthesize_images(output, load_classes(classes), count, recipe, config)
-    print(f"{tally.kept + tally.thrown} images drawn, {tally.made} of them now; {tally.kept} with masks in {output}.")
+    drawn = count_of(tally.kept + tally.thrown, "image")
+    print(f"{drawn} drawn, {tally.made} of them now; {tally.kept} with masks in {output}.")
     if tally.absent:
         named = ", ".join(f"{name} {number}" for name, number in tally.absent.most_common())
         print(f"Asked for and not there (presence below {presence_min:g}): {named}.")
         print(
-            f"{tally.thrown} images were thrown away for it, {tally.relabelled} lost a label; see {output}/drawn.jsonl."
+            f"Thrown away for it: {tally.thrown}, kept with a label less: {tally.relabelled}; see "
+            f"{output / 'drawn.jsonl'}."
         )
     if tally.kept:
         print(f"Next: pseudolabel report --store {output / 'store'}    what do they look like?")

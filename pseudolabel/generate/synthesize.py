@@ -122,7 +122,7 @@ def check_recipe(recipe: Recipe, classes: ClassSet, count: int) -> None:
             "per_image",
             list(recipe.per_image),
             bool(recipe.per_image) and all(1 <= number <= len(classes) for number in recipe.per_image),
-            f"one or more numbers from 1 to that of the classes, {len(classes)}",
+            f"one or more numbers from 1 to {len(classes)}, the number of classes",
         ),
     )
     for name, value, holds, rule in rules:
@@ -236,7 +236,7 @@ def _drawn(
             plans = [pipeline.reader.plan(order.labels) for order in batch]
             found = pipeline.phrase_maps(list(images), plans, [order.id for order in batch])
             for order, image, maps in zip(batch, images, found, strict=True):
-                yield order, _write_image(output, store, order, image, maps, recipe, config)
+                yield order, _write_image(output, store, order, image, maps, recipe, config, str(pipeline.parts.device))
                 bar.update()
     if pipeline.parts.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -250,6 +250,7 @@ def _write_image(
     maps: PhraseMaps,
     recipe: Recipe,
     config: GroundConfig,
+    device: str,
 ) -> dict[str, Any]:
     """Write an image with its mask, unless it is thrown away; return the line about it."""
     scores = [presence(own, idle) for own, idle in zip(maps.attention, maps.idle, strict=True)]
@@ -261,7 +262,7 @@ def _write_image(
     if not rows:
         return record
     soft = replace(maps.soft, maps=maps.soft.maps[rows], labels=labels)
-    mask, argmax = label_map(image, soft, mask_config(config.pipeline), str(config.run.device))
+    mask, argmax = label_map(image, soft, mask_config(config.pipeline), device)
     name = f"{order.id}.png"
     _write_png(output / "JPEGImages" / name, image)
     write_mask(output / "SegmentationClass" / name, mask)

@@ -2,12 +2,7 @@
 
 import io
 import json
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +12,7 @@ from PIL import Image
 
 from data.console import written_by
 from data.errors import ConfigError
+from data.files import is_free
 from data.masks import overlay
 from pseudolabel.ground.localizer import Localization
 from pseudolabel.ground.page import phrase_overlay
@@ -29,25 +25,8 @@ def check_output(output: Path) -> None:
     """Raise ConfigError unless the folder is new or empty."""
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output} is a file; --output must name a new folder.")
-    if output.is_dir() and any(output.iterdir()):
+    if not is_free(output):
         raise ConfigError(f"{output} is not empty; name a new folder with --output.")
-
-
-@contextmanager
-def whole_folder(output: Path) -> Iterator[Path]:
-    """Yield a folder beside `output` to write to, which takes its place at the end, or is deleted on any error."""
-    check_output(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        yield partial
-        partial.chmod(0o755)  # mkdtemp makes it private
-        if output.is_dir():
-            output.rmdir()
-        os.replace(partial, output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def write_image_files(

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
+from data.console import count
 from data.errors import ConfigError, ImageError
 from data.images import to_rgb
 from data.store.softmaps import SoftMaps, upsample
@@ -25,9 +26,7 @@ from pseudolabel.config import MaskConfig, mask_config
 from pseudolabel.ground.config import GroundConfig
 from pseudolabel.ground.presence import presence
 from pseudolabel.ground.sentences import check_phrases, given_sentences, made_sentences, similarity_shares
-from pseudolabel.masks.crf import refine_scores
-from pseudolabel.masks.fuse import image_scores
-from pseudolabel.masks.labelmap import mask_from_marginals
+from pseudolabel.masks.labelmap import label_map
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.diffusion.parts import Parts
 from pseudolabel.softmaps.prompt import Prompt
@@ -186,7 +185,10 @@ class Localizer:
         given = list(sentences) if sentences is not None else [None] * len(phrases)
         ids = list(image_ids) if image_ids is not None else [str(number) for number in range(len(phrases))]
         if not len(given) == len(ids) == len(phrases):
-            raise ConfigError(f"{len(phrases)} lists of phrases, {len(given)} sentences, {len(ids)} ids: one an image.")
+            raise ConfigError(
+                f"Phrases for {count(len(phrases), 'image')}, sentences for {len(given)}, ids for {len(ids)}: "
+                "one each is needed."
+            )
         for row, sentence in zip(phrases, given, strict=True):
             self.plan(row, sentence)
         return self._many(images, phrases, given, ids, independent, progress)
@@ -230,7 +232,8 @@ class Localizer:
         """Turn what was read into masks."""
         scores = [round(presence(own, idle), 4) for own, idle in zip(maps.attention, maps.idle, strict=True)]
         kept = [row for row, score in enumerate(scores) if score >= self.config.match.presence_min]
-        masks, labels = phrase_masks(rgb_u8, maps.soft, kept, mask_config(self.config.pipeline), independent)
+        settings, device = mask_config(self.config.pipeline), str(self.pipeline.parts.device)
+        masks, labels = phrase_masks(rgb_u8, maps.soft, kept, settings, independent, device)
         soft = soft_at_image(maps.soft)
         found = []
         for row, phrase in enumerate(phrases):
@@ -254,7 +257,7 @@ class Localizer:
 
 
 def phrase_masks(
-    rgb_u8: RGB, soft: SoftMaps, kept: Sequence[int], masks: MaskConfig, independent: bool
+    rgb_u8: RGB, soft: SoftMaps, kept: Sequence[int], masks: MaskConfig, independent: bool, device: str = "cpu"
 ) -> tuple[Bool[np.ndarray, "phrases height width"], UInt8[np.ndarray, "height width"] | None]:
     """Return the mask of each phrase and, where they compete, the label map they are cut from.
 
@@ -264,6 +267,7 @@ def phrase_masks(
         kept: rows of the phrases that get a mask; the others' are empty and take part in nothing.
         masks: threshold and refinement.
         independent: each phrase against the background alone.
+        device: where PAMR runs.
 
     """
     drawn = np.zeros((len(soft.labels), *rgb_u8.shape[:2]), bool)
@@ -273,8 +277,7 @@ def phrase_masks(
         if not rows:
             continue
         part = replace(soft, maps=soft.maps[rows], labels=tuple(soft.labels[row] for row in rows))
-        marginals = refine_scores(rgb_u8, image_scores(part, masks.fuse), masks.crf)
-        _, argmax = mask_from_marginals(marginals, part.labels, 0.0)
+        _, argmax = label_map(rgb_u8, part, masks, device)
         for row in rows:
             drawn[row] = argmax == soft.labels[row]
         labels = labels if labels is None else argmax

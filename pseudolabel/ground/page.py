@@ -1,31 +1,17 @@
 """One self-contained page about phrases that were looked for in images."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from data.masks import overlay, voc_palette
 from pseudolabel.ground.localizer import Localization
-from pseudolabel.review.blocks import heat_overlay
+from pseudolabel.review.blocks import Picture, heat_overlay, picture, shrink
+from pseudolabel.review.pages import render
 
 HEIGHT_PX = 176  # of pictures on the page
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture inside a page: its size there, its data address, what stands below it."""
-
-    width: int
-    height: int
-    address: str
-    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,15 +41,7 @@ class ImageView:
 
 def ground_page(images: Sequence[ImageView], model: str, independent: bool) -> str:
     """Return the page."""
-    return _environment().get_template("ground.html.j2").render(images=images, model=model, independent=independent)
-
-
-@cache
-def _environment() -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("pseudolabel.review")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return render("ground.html.j2", images=images, model=model, independent=independent)
 
 
 def image_view(image_id: str, rgb_u8: UInt8[np.ndarray, "height width 3"], found: Localization) -> ImageView:
@@ -100,9 +78,5 @@ def phrase_overlay(
     return overlay(rgb_u8, np.where(mask, np.uint8(number), np.uint8(0)))
 
 
-def _picture(rgb_u8: np.ndarray, size_hw: tuple[int, int], caption: str = "") -> Picture:
-    buffer = io.BytesIO()
-    resized = Image.fromarray(rgb_u8).resize(size_hw[::-1], Image.Resampling.LANCZOS)
-    resized.save(buffer, "JPEG", quality=88, subsampling=0)
-    address = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return Picture(size_hw[1], size_hw[0], address, caption)
+def _picture(rgb_u8: UInt8[np.ndarray, "height width 3"], size_hw: tuple[int, int], caption: str = "") -> Picture:
+    return picture(shrink(rgb_u8, size_hw), caption)

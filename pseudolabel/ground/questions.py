@@ -13,12 +13,13 @@ from PIL import Image
 from data.config import to_plain
 from data.console import count
 from data.errors import ConfigError, ImageError, LabelError
+from data.files import new_folder
 from data.images import read_image
 from data.readers.folder import image_samples
 from data.readers.ids import make_ids
 from data.readers.phrases import read_phrase_table
 from pseudolabel.ground.config import GroundConfig
-from pseudolabel.ground.files import PAGE, RESULTS, check_output, results_json, whole_folder, write_image_files
+from pseudolabel.ground.files import PAGE, RESULTS, check_output, results_json, write_image_files
 from pseudolabel.ground.localizer import Localizer
 from pseudolabel.ground.page import ground_page, image_view
 from pseudolabel.ground.sentences import check_phrases
@@ -76,8 +77,8 @@ def questions_of_table(table: Path) -> list[Question]:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise ImageError(
-            f"{len(missing)} of {count(len(paths), 'image')} in {table} not found, the first is {missing[0]}; images "
-            "are named from the table's folder."
+            f"{len(missing)} of {count(len(paths), 'image')} in {table} missing, the first is {missing[0]}; images are "
+            "named from the table's folder."
         )
     ids = dict(zip(paths, _ids(paths), strict=True))
     asked: dict[Path, int] = {}
@@ -145,7 +146,7 @@ def answer(
         except LabelError as error:
             raise LabelError(f"{question.id}: {error}" if len(questions) > 1 else str(error)) from error
     entries, views = [], []
-    with whole_folder(output) as folder:
+    with new_folder(output) as folder:
         for question, rgb_u8 in _progress(questions, _images(questions, localizer, drawing)):
             found = localizer.localize(rgb_u8, question.phrases, question.sentence, independent, question.id)
             entries.append(write_image_files(folder, question.id, rgb_u8, found))

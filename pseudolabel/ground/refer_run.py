@@ -67,8 +67,8 @@ def run_targets(
         if left_out:
             first = next(target for target in targets if target.id in left_out)
             notes.append(
-                f"{len(left_out)} of {count(len(targets), 'phrase')}: not whole words of the sentence, or too long, "
-                f"such as {first.phrase!r} ({first.id}); they were left out."
+                f"{len(left_out)} of {count(len(targets), 'phrase')} left out, such as {first.phrase!r} ({first.id}): "
+                "too long, or not whole words of the sentence."
             )
     _start(output, found.kind, root, config, options, localizer.pipeline.parts.identity())
     done = read_lines(output)
@@ -77,7 +77,7 @@ def run_targets(
         done[line["id"]] = line
     lines = [done[target.id] for target in targets if target.id in done]
     if not lines:
-        raise ConfigError(f"None of {count(len(targets), 'phrase')} of {root} can be read; see --split and --limit.")
+        raise ConfigError(f"Not one of {count(len(targets), 'phrase')} of {root} can be read; see --split and --limit.")
     rows = rows_of(found.kind, lines)
     _write(output, rows, notes, found.kind)
     return rows, notes

@@ -53,7 +53,7 @@ def test_own_layout_without_concept_folders(personal):
     ("spoil", "error", "words"),
     [
         (lambda root: (root / "mug/all/masks/01.png").unlink(), ImageError, "without a mask"),
-        (lambda root: picture(root / "mug/all/masks/02.png", drawn()), ImageError, "without an image"),
+        (lambda root: picture(root / "mug/all/masks/02.png", drawn()), ImageError, "has no image"),
         (lambda root: picture(root / "mug/all/images/01.png"), ImageError, "share their name"),
         (lambda root: (root / "mug/concept.yaml").write_text("tokens: x"), LabelError, "'tokens' is unknown"),
         (lambda root: (root / "mug/concept.yaml").write_text("token: [a]"), LabelError, "must hold the lines"),
@@ -147,7 +147,7 @@ def test_permis(tmp_path):
     for target in found.targets[:2]:
         assert np.array_equal(read_region(target), drawn() > 0)
     assert found.targets[0].image_path.name == "1.jpg"
-    assert "1 objects" in found.notes[0]
+    assert "1 object below" in found.notes[0]
 
 
 class _Harmful:

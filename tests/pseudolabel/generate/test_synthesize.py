@@ -101,7 +101,7 @@ def test_what_is_not_there_is_taken_out_or_thrown_away(command, tmp_path, capsys
             assert line["kept"] == bool(line["labels"])
             assert (tmp_path / absent / "JPEGImages" / f"{line['id']}.png").exists() == line["kept"]
         thrown = sum(not line["kept"] for line in found)
-        assert f"{thrown} images were thrown away for it" in out
+        assert f"Thrown away for it: {thrown}, " in out
         ids = (tmp_path / absent / "ImageSets/Segmentation/train.txt").read_text().split()
         assert ids == [line["id"] for line in found if line["kept"]]
 
@@ -117,7 +117,7 @@ def test_other_settings_on_the_same_folder_are_refused(command, tmp_path, capsys
     ("arguments", "words"),
     [
         (["--count", "0"], "--count is 0"),
-        (["--per_image", "4"], "from 1 to that of the classes, 3"),
+        (["--per_image", "4"], "from 1 to 3, the number of classes"),
         (["--per_image", "[]"], "--per_image is []"),
         (["--background", "2"], "--background is 2"),
         (["--presence_min", "-1"], "--presence_min is -1"),

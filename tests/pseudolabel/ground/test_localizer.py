@@ -244,7 +244,7 @@ def test_a_wrong_phrase_among_many_stops_before_any_image(localizer):
 
     with pytest.raises(LabelError, match="is empty"):
         localizer.localize_many(images(), [["dog"], [""]])
-    with pytest.raises(ConfigError, match="one an image"):
+    with pytest.raises(ConfigError, match="one each is needed"):
         localizer.localize_many(images(), [["dog"]], sentences=[None, None])
 
 
