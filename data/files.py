@@ -142,7 +142,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     path = Path(os.path.abspath(path))
     if not is_free(path):
-        raise UserError(f"{path} exists and is not empty; name a new folder.")
+        raise UserError(f"{path} exists and is not empty; name a new folder with --output.")
     inside = path.is_dir()
     staging = path / _PARTIAL if inside else path.with_name(f".{path.name}{_PARTIAL}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,12 +201,13 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
         OSError: missing, no regular file, too large, or not readable.
 
     """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
-    if status.st_size > most_bytes:
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)  # the size in the folder may be less than what comes (/proc)
+    if len(content) > most_bytes:
         raise OSError(errno.EFBIG, f"Larger than {most_bytes:,} bytes", str(path))
-    return path.read_bytes()
+    return content
 
 
 def parse_json(content: bytes | str) -> Any:

@@ -6,14 +6,14 @@ with the content or with one line that says what is wrong.
 """
 
 import codecs
+import errno
 import json
-import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import ConfigError, UserError
+from data.files import read_regular
 
 if TYPE_CHECKING:
     import yaml
@@ -62,15 +62,14 @@ def read_bytes(path: Path, kind: FileKind) -> bytes:
 
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise kind.fault(path, "it is a folder, a pipe or a device, not a file")
-        with open(path, "rb") as file:
-            content = file.read(kind.limit_bytes + 1)
+        return read_regular(Path(path), kind.limit_bytes)
     except (OSError, ValueError) as error:  # ValueError: a zero character in the path
-        raise kind.fault(path, getattr(error, "strerror", None) or str(error)) from error
-    if len(content) > kind.limit_bytes:
-        raise kind.fault(path, f"it is larger than the {kind.limit_bytes:,} bytes that are read of such a file")
-    return content
+        number, reason = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)
+        if number == errno.EINVAL:
+            reason = "it is a folder, a pipe or a device, not a file"
+        elif number == errno.EFBIG:
+            reason = f"it is larger than the {kind.limit_bytes:,} bytes that are read of such a file"
+        raise kind.fault(path, reason) from error
 
 
 def read_text(path: Path, kind: FileKind) -> str:
