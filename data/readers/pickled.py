@@ -9,6 +9,7 @@ import io
 import pickle
 import pickletools
 import struct
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -136,10 +137,12 @@ def load_pickle(stream: bytes) -> Any:
 
     """
     try:
-        for opcode, argument, _ in pickletools.genops(stream):  # ValueError where a length goes beyond the end
-            if "PUT" in opcode.name and argument is not None and int(argument) > len(stream):
-                raise PickleFault("it numbers more objects than it has bytes")  # memory would be taken for all of them
-        return _resolved(_Unpickler(io.BytesIO(stream), encoding="latin1").load())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of odd escapes in a damaged text
+            for opcode, argument, _ in pickletools.genops(stream):  # ValueError where a length goes beyond the end
+                if "PUT" in opcode.name and argument is not None and int(argument) > len(stream):
+                    raise PickleFault("it numbers more objects than it has bytes")  # memory would be taken for them
+            return _resolved(_Unpickler(io.BytesIO(stream), encoding="latin1").load())
     except PickleFault:
         raise
     except _Refused as error:

@@ -60,3 +60,7 @@ def test_npy_files(tmp_path):
     for spoilt in (b"", content[:9], content[:40], b"x" + content, (tmp_path / "b.npy").read_bytes()):
         with pytest.raises(PickleFault):
             load_npy_objects(spoilt)
+
+
+def test_an_odd_escape_in_a_text_is_read_without_a_warning():
+    assert load_pickle(b"S'\\q'\n.") == "\\q"
