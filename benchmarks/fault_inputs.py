@@ -319,7 +319,7 @@ TARGETS: dict[str, Target] = {
         read_model,
         (
             *("model/unet/config.json", "model/text_encoder/config.json", "model/model_index.json"),
-            *("model/tokenizer/vocab.json", "model/scheduler/scheduler_config.json"),
+            *("model/tokenizer/tokenizer.json", "model/scheduler/scheduler_config.json"),
             *("model/unet/diffusion_pytorch_model.safetensors", "model/vae/config.json"),
         ),
         (".safetensors",),

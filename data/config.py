@@ -141,6 +141,25 @@ def find_beside(value: str, config: Path) -> str:
     return next((os.path.normpath(place) for place in places if place.exists()), value)
 
 
+def check_groups(settings: Any, options: Iterable[str], config: Path) -> None:
+    """Raise ConfigError where a config file gives a single value to a group of settings, which would be passed over.
+
+    Args:
+        settings: what was parsed from the file: a namespace of jsonargparse, whose keys are dotted.
+        options: names of all settings there are, dotted.
+        config: the config file.
+
+    """
+    known = [option for option in options if not option.endswith(".help")]
+    for key, value in settings.items():
+        inner = next((option for option in known if option.startswith(f"{key}.")), None)
+        if inner is not None and value is not None and not isinstance(value, str | dict):
+            raise ConfigError(
+                f"The config file {config} gives {key} the value {value!r}, but {key} is a group of settings; write "
+                f"them below it, indented, such as {inner.removeprefix(f'{key}.')} (--{inner})."
+            )
+
+
 def find_paths(settings: Any, config: Path, written: Iterable[str] = ()) -> None:
     """Put what `find_beside` gives in the place of each relative path that a config file names for reading.
 

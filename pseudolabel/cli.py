@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, auto_cli, capture_parser, set_parsing_settings
 
-from data.config import find_paths
+from data.config import check_groups, find_paths
 from data.console import exit_with_line, log_to_stderr, run_program
 from pseudolabel.commands.calibrate import calibrate
 from pseudolabel.commands.check import check
@@ -88,6 +88,7 @@ class CommandParser(ArgumentParser):
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """Parse a config file and find the files and folders that it names."""
         settings = super().parse_path(path, *args, **kwargs)
+        check_groups(settings, [action.dest for action in self._actions], Path(str(path)))
         find_paths(settings, Path(str(path)), ("store",) if self.prog.split()[-1:] == ["generate"] else ())
         return settings
 

@@ -1,5 +1,6 @@
 """The checksums inside the files that torch.save writes, which torch.load does not look at."""
 
+import errno
 import struct
 import zipfile
 import zlib
@@ -44,6 +45,10 @@ def _damage(path: Path, size: int, changed_ns: int) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the file's begin, which a wrong list of files asks for
+            raise
+        return "its list of files does not fit its size"
     except _ARCHIVE_ERRORS as error:
         return " ".join(str(error).split()) or type(error).__name__
     return None if bad is None else f"wrong checksum of its part {bad}"

@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from data.config import find_paths
+from data.config import check_groups, find_paths
 from data.console import exit_with_line
 
 
@@ -19,6 +19,7 @@ class LineParser(ArgumentParser):
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """Parse a config file and find the files and folders that it names."""
         settings = super().parse_path(path, *args, **kwargs)
+        check_groups(settings, [action.dest for action in self._actions], Path(str(path)))
         find_paths(settings, Path(str(path)))
         return settings
 

@@ -19,7 +19,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from data.classes import ClassSet
-from data.config import find_paths, require, to_plain
+from data.config import check_groups, find_paths, require, to_plain
 from data.console import exit_with_line, warn_of_idle
 from data.errors import ConfigError
 from data.files import write_atomically
@@ -58,6 +58,7 @@ class RunParser(LightningArgumentParser):
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """Parse a config file and find the files and folders that it names."""
         settings = super().parse_path(path, *args, **kwargs)
+        check_groups(settings, [action.dest for action in self._actions], Path(str(path)))
         find_paths(settings, Path(str(path)))
         return settings
 

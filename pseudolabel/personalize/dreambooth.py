@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from pseudolabel.softmaps.diffusion.load import PARTS
+from pseudolabel.softmaps.diffusion.load import PARTS, read_settings
 from pseudolabel.softmaps.diffusion.parts import Parts
 
 
@@ -43,7 +43,7 @@ def write_model(output: Path, source: Path, parts: Parts) -> None:
         for name in PARTS:
             if (source / name).is_dir() and not (partial / name).exists():
                 shutil.copytree(source / name, partial / name)
-        index_file: dict[str, Any] = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
+        index_file: dict[str, Any] = read_settings(source / "model_index.json")
         kept = {
             # a safety checker, say, that was not fetched
             name: [None, None] if isinstance(value, list) and not (partial / name).is_dir() else value

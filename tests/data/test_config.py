@@ -1,5 +1,6 @@
 """Where a relative path in a config file leads."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,21 @@ def test_what_is_written_and_what_is_no_path_stays(config, tmp_path):
     found = {key: value for key, value in settings.items() if value != before[key]}
     there = tmp_path / "configs" / "b"
     assert found == {"data.root": there, "data.val.classes": str(there), "data.val.init_args.labels": str(there)}
+
+
+@pytest.mark.parametrize("value", ["-1", "[]", "0.5", "false"])
+@pytest.mark.parametrize(
+    ("program", "command", "group"),
+    [
+        ("pseudolabel", ["generate", "--root=r", "--store=s"], "crf"),
+        ("train", ["fit"], "trainer"),
+        ("train", ["fit"], "model"),
+        ("train", ["predict", "--ckpt_path=c", "--images=i", "--output=o"], "inference"),
+    ],
+)
+def test_a_single_value_for_a_group_of_settings_is_refused(tmp_path, capsys, program, command, group, value):
+    config = tmp_path / "c.yaml"
+    config.write_text(f"{group}: {value}\n")
+    main = importlib.import_module(f"{program}.cli").main
+    assert main([*command, f"--config={config}"]) == 2
+    assert f"gives {group} the value" in capsys.readouterr().err

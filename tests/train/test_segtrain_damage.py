@@ -54,6 +54,16 @@ def test_flipped_bits_in_a_checkpoint_stop_every_command(world, checkpoint, tmp_
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bad.ckpt", "image.png"]
 
 
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_checkpoint_that_lacks_bytes_is_named(checkpoint, tmp_path, place):
+    """Its list of files then asks for places before its begin."""
+    content = checkpoint.read_bytes()
+    start = int(place * len(content))
+    (tmp_path / "short.ckpt").write_bytes(content[: start // 2] + content[start:])
+    with pytest.raises(ModelError, match=r"short.ckpt.*damaged"):
+        read_checkpoint(tmp_path / "short.ckpt")
+
+
 def same(one, other) -> bool:
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)

@@ -1,6 +1,5 @@
 """Sentences to pictures: the model draws, by diffusers' own pipeline, scheduler and guidance."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from jaxtyping import UInt8
 
 from data.errors import ConfigError, ModelError
 from pseudolabel.config import ModelConfig
-from pseudolabel.softmaps.diffusion.load import find_model
+from pseudolabel.softmaps.diffusion.load import find_model, read_settings
 from pseudolabel.softmaps.diffusion.parts import Parts
 from pseudolabel.softmaps.prompt import expand_placeholders, token_ids
 
@@ -43,7 +42,7 @@ def painter_of(parts: Parts, model: ModelConfig) -> Any:
         "text_encoder": parts.text_encoders[0],
         "tokenizer": parts.tokenizers[0],
         "unet": parts.unet,
-        "scheduler": DDIMScheduler.from_config(json.loads(path.read_text(encoding="utf-8")), **fixed),
+        "scheduler": DDIMScheduler.from_config(read_settings(path), **fixed),
     }
     if several:
         second = {"text_encoder_2": parts.text_encoders[1], "tokenizer_2": parts.tokenizers[1]}

@@ -1,6 +1,7 @@
 """From a folder or hub id to the parts that are needed, out of safetensors alone; no code of the model runs."""
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from data.errors import ModelError
 from data.files import file_sha256
+from data.texts import FileKind, read_json
 from pseudolabel.config import ModelConfig
 from pseudolabel.softmaps.diffusion.adapters import adapters_digest, apply_adapters
 from pseudolabel.softmaps.diffusion.parts import Parts, scaled_linear_schedule
@@ -26,6 +28,7 @@ PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenize
 CARD = "training.json"  # what our own trainings write beside a model
 WEIGHT_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
+_SETTINGS = FileKind("the settings", 16 * 1024**2, "download the model again, or change --model.id", ModelError)
 
 
 def find_model(config: ModelConfig) -> Path:
@@ -93,8 +96,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / "model_index.json"
     if not path.is_file():
         raise ModelError(f"{folder} has no model_index.json: --model.id must name a folder in diffusers' layout")
-    index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    unet_class = (index.get("unet") or [None, None])[1]
+    index = read_settings(path)
+    unet_class = _class_of(index, "unet")
     if unet_class != "UNet2DConditionModel" or "text_encoder" not in index:
         raise ModelError(
             f"{folder} holds a {index.get('_class_name', 'model')} (U-Net: {unet_class}); only models with a "
@@ -115,11 +118,7 @@ def verify_weights(folder: Path) -> None:
 
     """
     path = folder / CARD
-    try:
-        card = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise ModelError(f"The card {path} is damaged ({error}): download the model again, or delete it") from error
-    expected = card.get("sha256") if isinstance(card, dict) else None
+    expected = read_settings(path).get("sha256") if path.is_file() else None
     for name, digest in expected.items() if isinstance(expected, dict) else ():
         weights = folder / name
         if weights.is_file() and file_sha256(weights) != digest:
@@ -145,7 +144,7 @@ def _load_text(
     classes = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
     tokenizers, encoders = [], []
     for suffix in ("", "_2"):
-        name = (index.get(f"text_encoder{suffix}") or [None, None])[1]
+        name = _class_of(index, f"text_encoder{suffix}")
         if name is None:
             continue
         if name not in classes:
@@ -162,12 +161,40 @@ def _load_part(part_class: Any, folder: Path, part: str, variant: str | None, **
         raise ModelError(f"{folder} has no folder {part}: download the whole model again, or change --model.id")
     if "tokenizer" not in part:
         kwargs |= {"use_safetensors": True, "variant": variant}
-    try:
+    if (subfolder / "config.json").is_file():
+        read_settings(subfolder / "config.json")
+    with loading(subfolder):
         return part_class.from_pretrained(str(subfolder), local_files_only=True, **kwargs)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings that a JSON file of a model holds.
+
+    Raises:
+        ModelError: missing, damaged, or no object of names and values.
+
+    """
+    settings = read_json(path, _SETTINGS)
+    if not isinstance(settings, dict):
+        raise _SETTINGS.fault(path, "it holds no names and values")
+    return settings
+
+
+@contextmanager
+def loading(place: Path) -> Iterator[None]:
+    """Turn what the libraries run into while they load a part of a model into a ModelError that names the place."""
+    try:
+        yield
+    except Exception as error:  # of four libraries, one of which (tokenizers) raises Exception itself
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         remedy = "safetensors files are needed (see --model.variant); download the model again, or change --model.id"
-        raise ModelError(f"{subfolder} cannot be loaded ({reason}): {remedy}") from error
+        raise ModelError(f"{place} cannot be loaded ({reason}): {remedy}") from error
+
+
+def _class_of(index: dict[str, Any], part: str) -> Any:
+    """Return the class that model_index.json names for a part ([library, class]), or None."""
+    entry = index.get(part)
+    return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
 
 
 def _load_schedule(folder: Path) -> Tensor:
@@ -177,7 +204,11 @@ def _load_schedule(folder: Path) -> Tensor:
         return scaled_linear_schedule()
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-    alphas: Tensor = DDIMScheduler.from_config(json.loads(path.read_text(encoding="utf-8"))).alphas_cumprod
+    settings = read_settings(path)
+    with loading(path):
+        alphas: Tensor = DDIMScheduler.from_config(settings).alphas_cumprod
+    if alphas.ndim != 1 or len(alphas) < 1000 or not bool(((alphas >= 0) & (alphas <= 1)).all()):
+        raise ModelError(f"{path} gives no schedule of 1000 timesteps; download the model again, or change --model.id")
     return alphas
 
 
@@ -189,7 +220,7 @@ def prediction_type(config: ModelConfig) -> str:
 
     """
     path = find_model(config) / "scheduler" / "scheduler_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings = read_settings(path) if path.is_file() else {}
     kind = str(settings.get("prediction_type", "epsilon"))
     if kind not in ("epsilon", "v_prediction"):
         raise ModelError(f"{config.id} predicts {kind!r}; only models of epsilon and v_prediction can be trained here")

@@ -112,7 +112,7 @@ def test_a_flipped_bit_in_the_shipped_weights_is_an_error(tmp_path):
     (folder / "training.json").write_text(json.dumps(card))
     load(folder)
     (folder / "training.json").write_text("{")
-    with pytest.raises(ModelError, match=r"The card .*training.json is damaged"):
+    with pytest.raises(ModelError, match=r"Cannot read the settings .*training.json: it is not JSON"):
         load(folder)
 
 
@@ -228,3 +228,23 @@ def test_a_bare_unet_has_no_text_and_no_images(bare_unet):
         encode_text(models, "x")
     with pytest.raises(ModelError, match="latents="):
         encode_image(models, np.zeros((32, 32, 3), np.uint8), "mode")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model_index.json", "[]"),
+        ("model_index.json", '{"unet": 3, "text_encoder": ["transformers", "CLIPTextModel"]}'),
+        ("scheduler/scheduler_config.json", "[" * 100_000),
+        ("scheduler/scheduler_config.json", '{"beta_start": "x"}'),
+        ("scheduler/scheduler_config.json", '{"num_train_timesteps": 3}'),
+        ("unet/config.json", '{"block_out_channels": "x"}'),
+        ("text_encoder/config.json", '{"max_position_embeddings": "x"}'),
+        ("vae/config.json", "[1]"),
+    ],
+)
+def test_settings_of_wrong_types_are_one_error(copied, file, content):
+    (copied / file).write_text(content)
+    with pytest.raises(ModelError, match=r"--model\.id") as caught:
+        load(copied)
+    assert "\n" not in str(caught.value)
