@@ -19,6 +19,7 @@ _ARCHIVE_ERRORS = (
     NotImplementedError,
     RuntimeError,
 )
+_DOS_FOLDER = 0x10  # of a part's external attributes (APPNOTE.TXT 4.4.15)
 
 
 def verify_archive(path: Path) -> None:
@@ -44,6 +45,10 @@ def _damage(path: Path, size: int, changed_ns: int) -> str | None:
     """Return what is wrong with an archive, or None; size and time of change stand for its content."""
     try:
         with zipfile.ZipFile(path) as archive:
+            # torch would take a part with this mark for a folder, and give a tensor whatever lies in its memory.
+            folders = [part.filename for part in archive.infolist() if part.external_attr & _DOS_FOLDER]
+            if folders:
+                return f"its part {folders[0]} is marked as a folder"
             bad = archive.testzip()
     except OSError as error:
         if error.errno != errno.EINVAL:  # a place before the file's begin, which a wrong list of files asks for

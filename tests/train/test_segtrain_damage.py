@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from data.config import to_plain
 from data.errors import ModelError
-from train.checkpoint import read_checkpoint
+from train.checkpoint import CARD_KEY, make_card, read_checkpoint
 from train.cli import main
 from train.inference import InferenceConfig, probabilities
 from train.network import NetworkConfig, build_network, load_encoder_weights
 from train.predictor import Predictor
 
-from .conftest import draw
+from .conftest import CLASSES, draw
 
 
 def one_error(capsys) -> str:
@@ -87,6 +89,31 @@ def test_wherever_a_bit_flips_nothing_else_is_read(checkpoint, tmp_path_factory,
     except ModelError:
         return
     assert same(found, read_checkpoint(checkpoint))
+
+
+def test_no_bit_of_the_list_of_parts_changes_what_is_read(tmp_path):
+    """zipfile and torch heed different bits of it: a part marked as a folder has no bytes for torch."""
+    card = make_card(CLASSES, {"network": to_plain(NetworkConfig())})
+    path, bad = tmp_path / "whole.ckpt", tmp_path / "bad.ckpt"
+    torch.save({"state_dict": {"w": torch.arange(64.0)}, CARD_KEY: card}, path)
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        start, first = archive.start_dir, next(one for one in archive.infolist() if one.filename.endswith("data/0"))
+    start = content.index(b"PK\x01\x02", start)
+    while first.filename.encode() not in content[start + 46 : start + 46 + len(first.filename)]:
+        start = content.index(b"PK\x01\x02", start + 4)
+    refused = 0
+    for at in range(start, start + 46 + len(first.filename)):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[at] ^= 1 << bit
+            bad.unlink(missing_ok=True)
+            bad.write_bytes(changed)
+            try:
+                assert same(read_checkpoint(bad), read_checkpoint(path)), (at - start, bit)
+            except ModelError:
+                refused += 1
+    assert refused > 100
 
 
 def test_damaged_weights_of_an_encoder_are_refused(tmp_path):
