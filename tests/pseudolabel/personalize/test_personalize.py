@@ -307,3 +307,36 @@ def test_a_loss_that_is_not_finite_is_one_line(config, capsys, monkeypatch):
     monkeypatch.setattr(training, "step_loss", lambda *_: torch.tensor(torch.nan, requires_grad=True))
     assert main(command(config)) == 2
     assert "The loss is nan at step 0: use a smaller --token_rate" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_shipped_model_tells_a_taught_bottle_from_other_bottles(tmp_path):
+    """The token looks at its own drawing more than at others of the kind; the class word knows no difference."""
+    from data.demo.personal import CONCEPTS, reference_scenes, subset_scenes
+    from data.demo.scene import drawing_mask
+    from pseudolabel.personalize.looking import TOGETHER, read_maps
+    from pseudolabel.softmaps.attention import resolve_layers
+    from pseudolabel.softmaps.diffusion.unet import list_layers
+
+    concept = next(one for one in CONCEPTS if one.drawing == "bottle/pump-violet")
+    (tmp_path / "photographs").mkdir()
+    for index, scene in enumerate(reference_scenes(concept)):
+        Image.fromarray(scene.rgb).save(tmp_path / "photographs" / f"{index}.png")
+    settings = ["--config", "configs/pseudolabel/demo_personal.yaml", "--images", str(tmp_path / "photographs")]
+    named = ["--init_word", concept.class_word, "--token", concept.token, "--output", str(tmp_path / "t.safetensors")]
+    assert main(["personalize", *settings, *named, "--steps=60", "--look.drawn=8", "--device=cpu"]) == 0
+    parts = load("data/demo/model", tokens=(str(tmp_path / "t.safetensors"),))
+    layers = resolve_layers(list_layers(parts.unet), ("up_blocks.1.attentions.1",), "layers")
+    scenes = list(subset_scenes(concept, "semantic_distractor", 12))
+    latents = encode_views(parts, [scene.rgb for scene in scenes])
+    ratios = []
+    for phrase in (concept.token, concept.class_word):
+        generator = torch.Generator().manual_seed(0)
+        sentence = TOGETHER[0].format(concept.token, concept.class_word)
+        with torch.no_grad():
+            maps = read_maps(parts, layers, latents, sentence, phrase, 30, generator)
+        maps = torch.nn.functional.interpolate(maps[:, None], (128, 128), mode="bilinear")[:, 0].numpy()
+        mine = np.stack([drawing_mask(scene, concept.drawing) for scene in scenes]).astype(bool)
+        bottles = np.stack([scene.mask == 5 for scene in scenes]) & ~mine
+        ratios.append(maps[mine].mean() / maps[bottles].mean())
+    assert ratios[0] > 2 * ratios[1]
