@@ -160,7 +160,8 @@ def read_scene(reader: Reader, path: Path, labels: tuple[int, ...]) -> np.ndarra
     """Return what the layers showed of a scene, mean over noise draws: (2, layers, maps, rows, columns)."""
     available = list_layers(reader.parts.unet)
     cross, own = resolve_layers(available, LAYERS, "layers"), resolve_layers(available, (SELF,), "layers")
-    passes = list(reader.passes(0, read_image(path), labels, f"{path.parent.parent.name}/{path.stem}"))
+    image_id = f"{path.parent.parent.name}/{path.stem}"
+    passes = list(reader.passes(0, read_image(path), reader.plan(labels), image_id))
     weights = class_weights([item.prompt for item in passes], passes[0].text.tokens.shape[1])
     recording = run_passes(reader.parts, cross, own, passes, weights)
     latent_hw = (passes[0].noised.shape[-2], passes[0].noised.shape[-1])
