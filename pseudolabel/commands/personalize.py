@@ -15,7 +15,8 @@ def personalize(**settings: Any) -> None:
         **settings: The fields of PersonalizeConfig.
 
     """
-    from pseudolabel.personalize.training import USUAL, learn
+    from pseudolabel.personalize.photographs import USUAL
+    from pseudolabel.personalize.training import learn
 
     config = PersonalizeConfig(**settings)
     started = time.perf_counter()

@@ -14,33 +14,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from data.config import to_plain
-from data.errors import ConfigError, ImageError, StoreError
-from data.images import read_image
-from data.readers.folder import image_samples
-from pseudolabel.demo.training.loop import optimise, restore, save_state, schedule
+from data.errors import ConfigError, StoreError
 from pseudolabel.personalize.config import PersonalizeConfig
 from pseudolabel.personalize.custom_diffusion import start_custom, write_custom
 from pseudolabel.personalize.dreambooth import start_dreambooth, write_model
 from pseudolabel.personalize.inversion import settle_token, start_token, write_token
 from pseudolabel.personalize.looking import TOGETHER, Looking, class_maps, looking_loss
 from pseudolabel.personalize.lora import start_lora, write_lora
+from pseudolabel.personalize.photographs import LEAST, cut_views, encode_views, read_photographs
+from pseudolabel.personalize.steps import optimise, restore, save_state, schedule
 from pseudolabel.softmaps.attention import resolve_layers
 from pseudolabel.softmaps.diffusion.draw import draw, painter_of
-from pseudolabel.softmaps.diffusion.encode import encode_image, encode_text
+from pseudolabel.softmaps.diffusion.encode import encode_text
 from pseudolabel.softmaps.diffusion.load import find_model, load_parts, prediction_type
 from pseudolabel.softmaps.diffusion.parts import Parts, pick_device
 from pseudolabel.softmaps.diffusion.unet import list_layers, run_unet
 from pseudolabel.softmaps.passes import stack_texts
 from pseudolabel.softmaps.prompt import expand_placeholders, token_ids
 
-LEAST, USUAL = 2, 3  # photographs: fewer than the first are refused, than the second warned of
 VIEWS = 64  # of the photographs, cut out once; every step takes some of them
 LEAST_SIDE = 0.8  # of a view, of the photograph's shorter side
 WEIGHT_RATES = {"lora": 1e-4, "custom_diffusion": 1e-5, "dreambooth": 5e-6, "textual_inversion": 0.0}
@@ -137,22 +134,6 @@ def check_output(config: PersonalizeConfig) -> None:
             raise StoreError(f"{path} exists already: choose another --output, or delete it")
 
 
-def read_photographs(folder: Path, least: int) -> list[UInt8[np.ndarray, "height width 3"]]:
-    """Read all images of a folder, in the order of their names.
-
-    Raises:
-        ImageError: one that cannot be read, or too few.
-
-    """
-    samples = image_samples(folder)
-    if len(samples) < least:
-        raise ImageError(
-            f"{folder} holds {len(samples)} image: from a single one the thing cannot be told from what is around it; "
-            "give three to six"
-        )
-    return [read_image(sample.image_path) for sample in samples]
-
-
 def settings_digest(config: PersonalizeConfig, images: Sequence[np.ndarray], model: str) -> str:
     """Return a hash of everything that decides the learned weights."""
     settings = {name: value for name, value in to_plain(config).items() if name not in NO_MATTER}
@@ -160,33 +141,6 @@ def settings_digest(config: PersonalizeConfig, images: Sequence[np.ndarray], mod
     for image in images:
         digest.update(str(image.shape).encode() + image.tobytes())
     return digest.hexdigest()
-
-
-def cut_views(
-    images: Sequence[UInt8[np.ndarray, "height width 3"]], count: int, side_px: int, seed: int, least_side: float
-) -> list[UInt8[np.ndarray, "side side 3"]]:
-    """Cut square views out of images in turn: at random places, half of them mirrored, resized to one side."""
-    views = []
-    for index in range(count):
-        random = np.random.default_rng([seed, 3, index])
-        image = images[index % len(images)]
-        shorter = min(image.shape[:2])
-        side = max(1, round(shorter * random.uniform(least_side, 1)))
-        top, left = (int(random.integers(length - side + 1)) for length in image.shape[:2])
-        view = image[top : top + side, left : left + side]
-        if random.random() < 0.5:
-            view = view[:, ::-1]
-        resized = Image.fromarray(np.ascontiguousarray(view)).resize((side_px, side_px), Image.Resampling.BICUBIC)
-        views.append(np.array(resized))
-    return views
-
-
-@torch.no_grad()
-def encode_views(
-    parts: Parts, views: Sequence[UInt8[np.ndarray, "side side 3"]]
-) -> Float[Tensor, "views channels height width"]:
-    """Return the latents of views."""
-    return torch.stack([encode_image(parts, view, "mode") for view in views])
 
 
 def learn(config: PersonalizeConfig) -> Learned:

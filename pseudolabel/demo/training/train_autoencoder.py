@@ -7,9 +7,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pseudolabel.demo.training.latents import drawn_scenes, random_crops
-from pseudolabel.demo.training.loop import Session, optimise, restore, save_state, schedule, write_log
+from pseudolabel.demo.training.loop import Session, write_log
 from pseudolabel.demo.training.model_parts import build_autoencoder
 from pseudolabel.demo.training.recipe import Recipe
+from pseudolabel.personalize.steps import optimise, restore, save_state, schedule
 
 
 def train_autoencoder(recipe: Recipe, session: Session) -> AutoencoderKL:

@@ -15,12 +15,13 @@ from transformers import CLIPTokenizer
 
 from pseudolabel.demo.training.captions import class_word
 from pseudolabel.demo.training.latents import latent_batches
-from pseudolabel.demo.training.loop import Session, optimise, restore, save_state, schedule, write_log
+from pseudolabel.demo.training.loop import Session, write_log
 from pseudolabel.demo.training.measure_model import Localisation
 from pseudolabel.demo.training.model_parts import build_scheduler
 from pseudolabel.demo.training.recipe import Recipe
 from pseudolabel.demo.training.trained import Trained, add_noise, captions_of, token_ids
 from pseudolabel.demo.training.word_presence import class_words, word_presence_loss
+from pseudolabel.personalize.steps import optimise, restore, save_state, schedule
 
 
 class Reached(Exception):

@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from pseudolabel.demo.training.captions import caption
-from pseudolabel.demo.training.loop import restore, save_state, warming_average
+from pseudolabel.demo.training.loop import warming_average
 from pseudolabel.demo.training.model_parts import build_text_encoder, build_unet
 from pseudolabel.demo.training.recipe import Recipe
 from pseudolabel.demo.training.word_presence import record_queries
+from pseudolabel.personalize.steps import restore, save_state
 
 
 class Trained:

@@ -20,10 +20,9 @@ from pseudolabel.personalize.custom_diffusion import start_custom, write_custom
 from pseudolabel.personalize.inversion import start_token
 from pseudolabel.personalize.looking import looking_loss
 from pseudolabel.personalize.lora import start_lora, write_lora
+from pseudolabel.personalize.photographs import cut_views, encode_views, read_photographs
 from pseudolabel.personalize.training import (
     checkpoint_path,
-    cut_views,
-    encode_views,
     learn,
     prepare_looking,
     start,
@@ -90,7 +89,7 @@ def test_the_loss_of_the_same_steps_falls(method, config):
     """The same views, noise and sentences before and after: what falls is not the luck of the draw."""
     config = replace(config, method=method, steps=20, weight_rate=2e-3)
     parts = load(config.model.id)
-    images = training.read_photographs(config.images, 2)
+    images = read_photographs(config.images, 2)
     views = encode_views(parts, cut_views(images, 8, parts.native_px, 0, 0.8))
     trainee = start(config, parts)
 
@@ -220,7 +219,7 @@ def test_the_token_learns_to_look(config):
     """Inside the class word's map in the pictures of it, and not inside that map in pictures of others."""
     config = replace(config, look=LOOK, steps=25, vectors=1)
     parts = load(config.model.id)
-    images = training.read_photographs(config.images, 2)
+    images = read_photographs(config.images, 2)
     views = encode_views(parts, cut_views(images, 4, parts.native_px, 0, 0.8))
     looking = prepare_looking(config, parts, views, images)
     assert looking.own_maps.shape == (4, 8, 8)

@@ -14,7 +14,6 @@ import torch
 from data.console import REPOSITORY
 from pseudolabel.demo.training.captions import TEMPLATES, caption, class_word
 from pseudolabel.demo.training.latents import random_crops, training_scene
-from pseudolabel.demo.training.loop import save_state, schedule
 from pseudolabel.demo.training.measure_model import class_accuracy, phrase_positions, recorded_cross_attention
 from pseudolabel.demo.training.model_parts import build_tokenizer, build_unet
 from pseudolabel.demo.training.recipe import Recipe
@@ -22,6 +21,7 @@ from pseudolabel.demo.training.train_diffusion import part_of
 from pseudolabel.demo.training.train_model import main
 from pseudolabel.demo.training.trained import Trained
 from pseudolabel.demo.training.word_presence import Query, Words, class_words, record_queries, word_presence_loss
+from pseudolabel.personalize.steps import save_state, schedule
 from pseudolabel.softmaps.diffusion.load import weight_hashes
 
 TOY = Recipe(
