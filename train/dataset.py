@@ -147,8 +147,14 @@ class TrainingSet(Dataset[dict[str, Any]]):
     def histogram(self, look_at: int) -> tuple[np.ndarray, int]:
         """Return the number of pixels of each mask value over evenly spaced masks, and how many were read."""
         picked = range(0, len(self), max(1, len(self) // look_at))
-        counts = (np.bincount(self._samples[index].mask().ravel(), minlength=256) for index in picked)
+        counts = (np.bincount(self._mask(self._samples[index]).ravel(), minlength=256) for index in picked)
         return sum(counts, np.zeros(256, np.int64)), len(picked)
+
+    def _mask(self, sample: TrainingSample) -> UInt8[np.ndarray, "height width"]:
+        """Return a mask after it was checked against the classes."""
+        mask = sample.mask()
+        check_mask(mask, None, self._n_classes, sample.mask_path)
+        return mask
 
     def _load(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         if self._cache is not None and index in self._cache:

@@ -1,12 +1,10 @@
 """Pascal VOC: JPEGImages, SegmentationClass and lists of ids, as other trainers read them."""
 
-import csv
-import io
-from collections.abc import Iterable
 from pathlib import Path
 
 from data.classes import save_classes
 from data.exporters.items import Exported, ExportOptions, classes_in, place_image, read_items, split_of, suffix_of
+from data.exporters.labels import write_labels
 from data.files import write_atomically
 from data.masks import write_mask
 from data.store.store import MaskStore
@@ -26,10 +24,10 @@ def write_voc(store: MaskStore, folder: Path, options: ExportOptions, output: Pa
         ids.append(sample_id)
         suffixes.add(suffix)
         pairs.append(f"/JPEGImages/{sample_id}{suffix} /SegmentationClass/{sample_id}.png")
-        rows.append((f"{sample_id}{suffix}", ";".join(names)))
+        rows.append((f"{sample_id}{suffix}", names))
     write_atomically(folder / "ImageSets" / "Segmentation" / f"{split}.txt", _lines(ids))
     write_atomically(folder / "ImageSets" / "SegmentationAug" / f"{split}.txt", _lines(pairs))
-    write_atomically(folder / "labels.csv", _label_table(rows))
+    write_labels(folder, rows)
     save_classes(store.classes, folder / "classes.yaml")
     return Exported(len(ids), folder / "SegmentationClass", _voc_notes(ids, suffixes))
 
@@ -43,12 +41,6 @@ def _voc_notes(ids: list[str], suffixes: set[str]) -> tuple[str, ...]:
     if any(len(sample_id.split()) > 1 for sample_id in ids):
         notes.append("Some ids hold spaces, which deeplab-pytorch's vocaug takes for separators; its voc reads them.")
     return tuple(notes)
-
-
-def _label_table(rows: Iterable[tuple[str, str]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows)
-    return f"image,labels\n{text.getvalue()}".encode()
 
 
 def _lines(lines: list[str]) -> bytes:

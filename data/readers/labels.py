@@ -16,7 +16,9 @@ Windows paths and blank lines are understood. labels.jsonl has one object per li
 "labels": ["cat"]}. The field's cls_labels.npy is read too, safely (see `cls_labels`).
 
 A class name may hold spaces ("dining table"). A cell without another separator is split at its spaces only where every
-piece is a class by itself: one of the class file, or, without one, one that stands alone in another row.
+piece is a class by itself: one of the class file, or, without one, one that stands alone in another row. A name that
+holds a separator ("salt; pepper") is whole as the name of a column, in a list of labels.jsonl, and, in a cell of its
+own, where a class file has it.
 """
 
 import re
@@ -66,25 +68,33 @@ def read_label_table(path: Path, classes: ClassSet | None = None) -> dict[str, t
         case ".jsonl" | ".ndjson":
             rows, are_names = _read_jsonl(read_text(path, LABEL_FILE), path), True  # a name in JSON is a name
         case _:
-            rows, are_names = read_rows(read_text(path, LABEL_FILE), path)
+            table, are_names = read_rows(read_text(path, LABEL_FILE), path)
+            rows = ((image, labels, are_names) for image, labels in table)
     cells: dict[str, list[str]] = {}
-    for image, labels in rows:
-        cells.setdefault(image.strip().replace("\\", "/"), []).extend(labels)
+    whole: dict[str, list[str]] = {}
+    for image, labels, named in rows:
+        image = image.strip().replace("\\", "/")
+        cells.setdefault(image, [])
+        (whole if named else cells).setdefault(image, []).extend(labels)
     if not cells:
         raise LabelError(f"{path} has no rows; {HINT}.")
     found = _split_cells(cells, classes)
+    for image, names in whole.items():
+        found[image] = interned(list(dict.fromkeys([*filter(None, map(str.strip, names)), *found[image]])))
     if not are_names:
         _check_names(found, classes, path)
     return found
 
 
-def _read_jsonl(text: str, path: Path) -> Iterable[tuple[str, list[str]]]:
+def _read_jsonl(text: str, path: Path) -> Iterable[tuple[str, list[str], bool]]:
+    """Yield image, labels, and whether each of these is a name; a text instead of a list may hold several."""
     for number, line in enumerate(_LINES.split(text), start=1):
         if not line.strip():
             continue
         row = json_of(line, path, LABEL_FILE, f"line {number}")
         image = next((row[key] for key in IMAGE_COLUMNS if key in row), None) if isinstance(row, dict) else None
         labels = next((row[key] for key in LABEL_COLUMNS if key in row), None) if isinstance(row, dict) else None
+        named = isinstance(labels, list)
         if isinstance(labels, str):
             labels = [labels]
         if (
@@ -95,7 +105,7 @@ def _read_jsonl(text: str, path: Path) -> Iterable[tuple[str, list[str]]]:
             raise LabelError(
                 f'{path}, line {number} is {line.strip()[:60]!r}; write {{"image": "cat_1.jpg", "labels": ["cat"]}}.'
             )
-        yield image, labels
+        yield image, labels, named
 
 
 def _check_names(found: dict[str, tuple[str, ...]], classes: ClassSet | None, path: Path) -> None:
@@ -120,12 +130,18 @@ def _check_names(found: dict[str, tuple[str, ...]], classes: ClassSet | None, pa
 
 
 def _split_cells(cells: dict[str, list[str]], classes: ClassSet | None) -> dict[str, tuple[str, ...]]:
+    given = {class_key(name) for name in classes.names} if classes is not None else set()
     pieces = {
-        image: [piece for cell in labels for piece in map(_cleaned, _SEPARATORS.split(cell)) if piece]
+        image: [
+            piece
+            for cell in labels
+            for piece in map(_cleaned, [cell] if class_key(cell.strip()) in given else _SEPARATORS.split(cell))
+            if piece
+        ]
         for image, labels in cells.items()
     }
     if classes is not None:
-        known = {class_key(name) for name in classes.names}
+        known = given
     else:
         known = {class_key(piece) for found in pieces.values() for piece in found if len(piece.split()) == 1}
     longest = max(map(len, known), default=1)

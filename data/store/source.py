@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,30 @@ def truth_paths(store: MaskStore, root: Path | None = None, truth: str | Path | 
             folder, to the working folder; None: the layout's own.
 
     Raises:
-        ConfigError: the store does not say which data set that is, or its folder is gone.
+        ConfigError: the store does not say which data set that is, its folder is gone, or ground truth would be drawn
+            (COCO) with other classes than the store's.
 
     """
     config = data_config(store, root)
     if truth is not None:
         config = replace(config, truth=str(_truth_folder(Path(truth), config.root)))
-    found = open_samples(config, need_labels=False).samples
+    data_set = open_samples(config, need_labels=False)
+    if config.format == "coco" and data_set.classes.names != store.classes.names:
+        raise ConfigError(
+            f"The classes of {config.root} are no longer those of {store.path} "
+            f"({_first_difference(store.classes.names, data_set.classes.names)}), so ground truth drawn now would not "
+            "fit its masks: undo what was changed in the annotations or the class file, or make the masks again"
+        )
+    found = data_set.samples
     samples = (found[position] for position in range(len(found)))
     return {sample.id: sample.truth_path for sample in samples if sample.truth_path is not None}
 
 
 def _truth_folder(truth: Path, root: Path) -> Path:
     return truth.absolute() if truth.is_dir() and not (root / truth).is_dir() else truth
+
+
+def _first_difference(stored: tuple[str, ...], now: tuple[str, ...]) -> str:
+    pairs = zip_longest(stored, now)
+    position, (there, here) = next((place, pair) for place, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+    return f"class {position} was {there!r} and is {here!r}"

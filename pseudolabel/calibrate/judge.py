@@ -44,11 +44,12 @@ def measured(
     variants = [replace(masks, fuse=replace(masks.fuse, threshold=tau)) for tau in thresholds]
     for sample, picture in tqdm(list(zip(samples, pictures, strict=True)), "measure", unit="image", leave=False):
         assert sample.truth_path is not None
-        truth = read_truth(sample.truth_path, picture.rgb_u8.shape[:2], sample.image_path, sample.white)
-        [soft] = pipeline.soft_maps([picture.rgb_u8], [picture.labels], [picture.id])
+        rgb_u8 = picture.rgb_u8
+        truth = read_truth(sample.truth_path, rgb_u8.shape[:2], sample.image_path, sample.white)
+        [soft] = pipeline.soft_maps([rgb_u8], [picture.labels], [picture.id])
         for (raw, refined), variant in zip(counts, variants, strict=True):
             raw += confusion_matrix(truth, before_crf(soft, variant.fuse), n_classes)
-            refined += confusion_matrix(truth, label_map(picture.rgb_u8, soft, variant)[1], n_classes)
+            refined += confusion_matrix(truth, label_map(rgb_u8, soft, variant)[1], n_classes)
     best = int(np.argmax([score(refined).miou for _, refined in counts]))
     raw, refined = counts[best]
     return Measured(float(thresholds[best]), score(raw).miou, score(refined).miou)

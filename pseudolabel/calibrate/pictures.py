@@ -1,6 +1,7 @@
 """The images a calibration looks at: their labels, absent classes for the sentence, and a small view of the truth."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
@@ -9,6 +10,7 @@ from data.images import read_image
 from data.masks import read_truth
 from data.samples import Sample
 
+KEPT_PIXELS = 2_100_000  # of an image kept in memory: a hundred such take 630 MB
 VIEW_PX = 96  # long side at which candidates are compared with the ground truth
 
 
@@ -18,7 +20,7 @@ class Picture:
 
     Attributes:
         id: its noise depends on it.
-        rgb_u8: the image.
+        source: the image, or, for one of more than KEPT_PIXELS, the file it is read from each time it is needed.
         labels: classes it holds.
         decoys: classes it does not hold that are put into the sentence all the same.
         truth: ground truth sampled at VIEW_PX; None where there is none.
@@ -26,10 +28,15 @@ class Picture:
     """
 
     id: str
-    rgb_u8: UInt8[np.ndarray, "height width 3"]
+    source: UInt8[np.ndarray, "height width 3"] | Path
     labels: tuple[int, ...]
     decoys: tuple[int, ...] = ()
     truth: UInt8[np.ndarray, "view_h view_w"] | None = None
+
+    @property
+    def rgb_u8(self) -> UInt8[np.ndarray, "height width 3"]:
+        """The image."""
+        return read_image(self.source) if isinstance(self.source, Path) else self.source
 
     @property
     def prompted(self) -> tuple[int, ...]:
@@ -52,7 +59,8 @@ def load_picture(sample: Sample, n_classes: int, n_decoys: int, with_truth: bool
         )
         truth = np.ascontiguousarray(whole[np.ix_(rows, columns)])
     decoys = draw_decoys(sample.id, sample.labels, n_classes, n_decoys)
-    return Picture(sample.id, rgb_u8, sample.labels, decoys, truth)
+    source = rgb_u8 if rgb_u8.shape[0] * rgb_u8.shape[1] <= KEPT_PIXELS else sample.image_path
+    return Picture(sample.id, source, sample.labels, decoys, truth)
 
 
 def draw_decoys(sample_id: str, labels: tuple[int, ...], n_classes: int, count: int) -> tuple[int, ...]:

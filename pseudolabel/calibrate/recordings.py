@@ -88,7 +88,8 @@ def record(
     """
     groups: dict[tuple[int, int], list[Picture]] = {}
     for picture in pictures:
-        frame = reader.frame((picture.rgb_u8.shape[0], picture.rgb_u8.shape[1]))
+        height, width, _ = picture.rgb_u8.shape
+        frame = reader.frame((height, width))
         groups.setdefault(reader.latent_hw(frame), []).append(picture)
     for latent_hw, equal in groups.items():
         together = _pictures_together(reader, latent_hw)

@@ -29,6 +29,7 @@ from data.classes import ClassSet, save_classes
 from data.config import DataConfig
 from data.errors import ConfigError, StoreError
 from data.exporters.annotation import voc_annotation
+from data.exporters.labels import write_labels
 from data.files import append_line, write_atomically
 from data.masks import write_mask
 from data.store.records import image_record
@@ -299,10 +300,9 @@ def _write_png(path: Path, image: np.ndarray) -> None:
 def _write_lists(output: Path, records: Sequence[dict[str, Any]], classes: ClassSet) -> None:
     """Write the lists of all images that were kept, and the class file."""
     kept = [record for record in records if record["kept"]]
-    rows = ["image,labels", *(f'"{record["id"]}.png","{";".join(record["labels"])}"' for record in kept)]
     ids = "".join(f"{record['id']}\n" for record in kept)
     write_atomically(output / "ImageSets" / "Segmentation" / f"{SPLIT}.txt", ids.encode())
-    write_atomically(output / "labels.csv", "".join(f"{row}\n" for row in rows).encode())
+    write_labels(output, [(f"{record['id']}.png", record["labels"]) for record in kept])
     save_classes(classes, output / "classes.yaml")
 
 

@@ -15,7 +15,7 @@ from data.errors import ConfigError, StoreError, UserError
 from data.images import read_image
 from data.masks import overlay, read_truth
 from data.store.softmaps import SoftMaps
-from data.store.source import truth_paths
+from data.store.source import truth_paths, truth_white
 from data.store.store import MaskStore
 from pseudolabel.review import blocks
 from pseudolabel.review.coverage import Coverage, measure_coverage
@@ -211,7 +211,8 @@ def image_card(store: MaskStore, record: dict[str, Any], root: Path | None, trut
         mask = read(lambda: store.read_mask(sample_id))
         true = None
         if truth is not None:
-            true = read(lambda: read_truth(truth, (height, width), store.image_path(record, root)))
+            white = truth_white(store, root)
+            true = read(lambda: read_truth(truth, (height, width), store.image_path(record, root), white))
         pictures = image_strip(store.classes, rgb_u8, soft, mask, true)
     return ImageCard(
         sample_id,

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.errors import ConfigError, ModelError, StoreError
+from data.errors import ConfigError, ImageError, ModelError, StoreError
 from data.store.softmaps import upsample
 from data.store.store import MaskStore
 from train.callbacks import mask_warnings
 from train.cli import main
-from train.dataset import confidence, list_training
+from train.dataset import TrainingSet, confidence, list_training
 from train.inference import InferenceConfig, padded_scores, probabilities, sharpen, window_starts
 from train.losses import LossConfig
 from train.module import OptimizerConfig, SegmentationModule, parameter_groups, poly_factor
@@ -197,6 +197,13 @@ def test_missing_and_mismatched_files_are_named(world, tmp_path):
     empty = MaskStore.create(tmp_path / "E", classes=store.classes, config={}, model={}, data={"root": "."})
     with pytest.raises(StoreError, match="no finished image"):
         list_training(empty, "store", None, None)
+
+
+def test_a_class_that_does_not_exist_is_named_before_the_first_step(world):
+    """The look at the masks before a run tells what the training itself would only meet later."""
+    store = MaskStore.open(world.store)
+    with pytest.raises(ImageError, match="class"):
+        TrainingSet(list_training(store, "store", None, None), 2, Augmentation(AugmentConfig()), 0).histogram(9)
 
 
 @settings(max_examples=60)

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools.coco import COCO as CocoReader
 
-from data.classes import VOC
+from data.classes import VOC, make_classes
 from data.config import DataConfig
 from data.errors import ImageError, StoreError
 from data.exporters.brush import encode_brush
@@ -21,9 +21,6 @@ from data.images import read_image
 from data.masks import read_mask
 from data.readers.layout import open_samples
 from data.store.store import MaskStore
-
-# pycocotools 2.0.11 hands numpy 2 an object with the old signature of __array__; nothing of ours can change that.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 MASK = np.zeros((24, 32), np.uint8)
 MASK[2:10, 3:12] = 8
@@ -140,6 +137,18 @@ def test_voc_reads_back(store, tmp_path):
     assert [(one.id, one.labels) for one in found.samples] == [("sub__a", (8, 15)), ("sub__b", (8, 15))]
     np.testing.assert_array_equal(read_mask(found.samples[0].truth_path), MASK)
     assert read_image(found.samples[0].image_path).shape == (24, 32, 3)
+
+
+def test_voc_reads_back_with_names_that_hold_separators(tmp_path, save_image):
+    classes = make_classes(["salt; pepper", "oil"], {}, {})
+    save_image(tmp_path / "photos" / "a.jpg")
+    data = {"root": str(tmp_path / "photos"), "split": "train", "format": "folder"}
+    made = MaskStore.create(tmp_path / "store", classes=classes, config={}, model={"id": "m"}, data=data)
+    mask = np.full((24, 32), 1, np.uint8)
+    made.write("a", mask, argmax=mask, soft=None, record={"image": "a.jpg", "labels": [1, 2]})
+    export_store(made, "voc", tmp_path / "VOC2012", ExportOptions())
+    [found] = open_samples(DataConfig(tmp_path / "VOC2012", classes=tmp_path / "VOC2012" / "classes.yaml")).samples
+    assert found.labels == (1, 2)
 
 
 def test_voc_meets_other_trainers_expectations(store, tmp_path):

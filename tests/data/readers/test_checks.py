@@ -139,7 +139,6 @@ def test_files_that_are_no_pictures_are_named_plainly(photos):
     assert report.unreadable == {"b": "an empty file", "c": "no picture in it that can be read"}
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 def test_every_ground_truth_is_counted_that_scoring_finds(tmp_path, make_voc, make_coco, save_image):
     square = {"category_id": 3, "area": 4, "segmentation": [[2, 2, 6, 2, 6, 6, 2, 6]]}
     make_voc(tmp_path / "voc", {"a": ["cat"], "b": ["dog"]})

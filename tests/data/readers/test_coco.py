@@ -14,9 +14,6 @@ from data.masks import read_truth
 from data.readers.coco import list_coco, render_truth
 from data.readers.layout import open_samples
 
-# pycocotools 2.0.11 hands numpy 2 an object with the old signature of __array__; nothing of ours can change that.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 
 def square(left: float, top: float, size: float, category: int = 3, **more: object) -> dict:
     right, bottom = left + size, top + size

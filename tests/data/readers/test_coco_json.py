@@ -17,7 +17,6 @@ from data.readers.coco import CocoSamples, render_truth
 from data.readers.coco_json import read_instances
 from data.readers.layout import open_samples
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 SQUARE = [1, 1, 5, 1, 5, 5, 1, 5]
 PLAIN = {
     "images": [

@@ -10,7 +10,6 @@ from data.masks import write_mask
 from data.readers.ids import check_distinct, make_ids
 from data.readers.layout import open_samples
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 SQUARE = [[1, 1, 5, 1, 5, 5, 1, 5]]
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.classes import VOC, ClassSet
+from data.classes import VOC, ClassSet, make_classes
 from data.errors import LabelError
 from data.readers.labels import read_label_table
 from data.readers.listing import suggest_classes
@@ -116,7 +116,7 @@ def test_missing_file(tmp_path):
         read_label_table(tmp_path / "none.csv")
 
 
-NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters=",;|\"'[]"), min_size=1)
+NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1)
 
 
 @settings(max_examples=80, deadline=None)
@@ -133,3 +133,17 @@ def test_suggested_phrases():
     assert classes.phrases == ("tv monitor screen", "garden gnome", "bird avian", "traffic light")
     assert classes.background_words[0] == ("keyboard", "wall")
     assert isinstance(classes, ClassSet)
+
+
+def test_names_with_separators_are_whole_where_nothing_else_can_be_meant(tmp_path):
+    names = ("salt; pepper", "a|b", 'the "best", really')
+    classes = make_classes([*names, "dog"], {}, {})
+    listed, columns, rows, one = (tmp_path / name for name in ("l.jsonl", "c.csv", "r.csv", "t.jsonl"))
+    listed.write_text(json.dumps({"image": "a.jpg", "labels": [*names, "dog"]}) + "\n")
+    assert read_label_table(listed)["a.jpg"] == (*names, "dog")
+    columns.write_text('image,salt; pepper,a|b,"the ""best"", really",dog\na.jpg,1,1,1,1\n')
+    assert read_label_table(columns)["a.jpg"] == (*names, "dog")
+    rows.write_text('image,label\na.jpg,salt; pepper\na.jpg,a|b\na.jpg,"the ""best"", really"\na.jpg,dog\n')
+    assert read_label_table(rows, classes)["a.jpg"] == (*names, "dog")
+    one.write_text('{"image": "a.jpg", "labels": "cat; dog"}\n')  # a text may hold several
+    assert read_label_table(one)["a.jpg"] == ("cat", "dog")

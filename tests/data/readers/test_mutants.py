@@ -19,7 +19,6 @@ from data.readers.checks import check_data
 from data.readers.labels import read_label_table
 from data.readers.layout import open_samples
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 MUTANTS = 100
 ODD: list[Any] = [
     *(None, True, False, 0, -1, 2, 3.5, 1e300, float("nan"), float("inf"), -float("inf"), 2**31, 2**63, 10**400),

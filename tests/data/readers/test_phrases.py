@@ -12,8 +12,6 @@ from data.readers.target_layout import open_targets
 from data.readers.targets import read_region
 
 pycocotools = pytest.importorskip("pycocotools.mask")
-# pycocotools 2.0.11 hands numpy 2 an object with the old signature of __array__; nothing of ours can change that.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
 def image(path, size_hw=(8, 10)):

@@ -190,6 +190,15 @@ def small_world(tmp_path):
     return root
 
 
+def test_large_images_are_read_again_and_not_kept(small_world, monkeypatch):
+    sample = open_samples(DataConfig(root=small_world), need_labels=True).samples[0]
+    kept = load_picture(sample, 20, 0, False)
+    monkeypatch.setattr("pseudolabel.calibrate.pictures.KEPT_PIXELS", 100)
+    large = load_picture(sample, 20, 0, False)
+    assert large.source == sample.image_path
+    np.testing.assert_array_equal(large.rgb_u8, kept.source)
+
+
 def test_the_threshold_is_the_best_one_after_the_crf(small_world, tiny_config, with_settings):
     config = replace(tiny_config, data=DataConfig(root=small_world))
     samples = open_samples(config.data, need_labels=True, need_truth=True)

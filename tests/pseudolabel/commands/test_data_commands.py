@@ -12,8 +12,6 @@ from data.classes import VOC, load_classes
 from data.store.store import MaskStore
 from pseudolabel.cli import main
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 
 def save_photo(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)

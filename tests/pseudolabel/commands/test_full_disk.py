@@ -15,8 +15,6 @@ from data.demo.world import TRAIN_TRUTH_FOLDER
 from data.store.store import MaskStore
 from pseudolabel.cli import main
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 RUN = [sys.executable, "-m", "pseudolabel.cli"]
 FORMATS = ("coco", "yolo", "voc", "labelstudio")
 

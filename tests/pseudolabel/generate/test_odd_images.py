@@ -13,7 +13,6 @@ from PIL import Image
 from data.store.store import MaskStore
 from pseudolabel.cli import main
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 NO_ENCODING = os.fsdecode(b"caf\xe9") if sys.platform == "linux" else "cafe"
 SIDES = {"one_pixel": (1, 1), "a_row": (1, 90), "a_column": (90, 1), "long": (3, 700)}
 

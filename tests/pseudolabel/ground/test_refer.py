@@ -115,11 +115,6 @@ def test_expressions(tmp_path, rgb_u8, ground_options, capsys):
     assert "1 of 3 phrases left out, such as" in out
 
 
-test_expressions = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
-)(test_expressions)
-
-
 def test_the_contrast_takes_away_what_the_class_has_too(localizer, rgb_u8):
     words, found = ("plane", "dog"), {}
     for weight in (0.0, 0.5, 5.0):

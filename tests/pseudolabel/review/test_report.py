@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.classes import VOC, ClassSet
+from data.classes import VOC, ClassSet, make_classes
+from data.config import DataConfig
 from data.masks import overlay
 from data.store.softmaps import SoftMaps
+from data.store.source import stored_data
 from data.store.store import MaskStore
 from pseudolabel.cli import main
 from pseudolabel.review import blocks
 from pseudolabel.review.coverage import measure_coverage
-from pseudolabel.review.report import choose_images, image_strip, report_page
+from pseudolabel.review.report import choose_images, image_card, image_strip, report_page
 
 VOID = {"meta", "img", "input", "br"}
 
@@ -228,6 +230,26 @@ def test_truth_is_drawn_as_the_mask_is():
     assert [image.caption, drawn_truth.caption] == ["image", "ground truth"]
     assert drawn_mask.address == drawn_truth.address
     assert np.abs(pixels(drawn_truth) - overlay(rgb_u8, mask)).mean() < 3
+
+
+def test_white_truth_is_drawn_as_it_is_scored(tmp_path):
+    """255 is the one class where the store says so, and drawn in its colour."""
+    (tmp_path / "cat").mkdir()
+    Image.fromarray(np.full((144, 144, 3), (90, 140, 60), np.uint8)).save(tmp_path / "cat" / "1.png")
+    mask = np.zeros((144, 144), np.uint8)
+    mask[32:96, 32:96] = 1
+    Image.fromarray(mask * 255).save(tmp_path / "white.png")
+    store = MaskStore.create(
+        tmp_path / "store",
+        classes=make_classes(["cat"], {}, {}),
+        config={},
+        model={"id": "m"},
+        data=stored_data(DataConfig(tmp_path, truth_255="class")),
+    )
+    store.write("cat__1", mask, argmax=mask, soft=None, record={"image": "cat/1.png", "labels": [1]})
+    [record] = store.records()
+    _, drawn_mask, drawn_truth = image_card(store, record, None, tmp_path / "white.png").pictures
+    assert drawn_mask.address == drawn_truth.address
 
 
 def test_an_empty_store_is_an_error(tmp_path, capsys):
