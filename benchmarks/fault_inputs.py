@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Target:
         files: the files that are mutated, relative to the folder; their suffix says how.
         checked: suffixes of files whose bytes are protected by a checksum.
         weight: share of the trials, for readers that are slow.
+        either: `key: type` of values that may have this type too, by the format's description.
 
     """
 
@@ -44,6 +45,7 @@ class Target:
     files: tuple[str, ...]
     checked: tuple[str, ...] = ()
     weight: float = 1.0
+    either: tuple[str, ...] = ()
 
 
 def draw(seed: int, height: int = 24, width: int = 32) -> np.ndarray:
@@ -282,7 +284,7 @@ TARGETS: dict[str, Target] = {
     ),
     "labels.csv": data_target(build_csv, "labels.csv"),
     "labels.csv, one-hot": data_target(build_one_hot, "labels.csv"),
-    "labels.jsonl": data_target(build_jsonl, "labels.jsonl"),
+    "labels.jsonl": replace(data_target(build_jsonl, "labels.jsonl"), either=("labels: str",)),
     "cls_labels.npy": data_target(build_cls_labels, "cls_labels.npy", labels="cls_labels.npy", classes="classes.yaml"),
     "classes.yaml": Target(
         lambda root: save_classes(CLASSES, root / "classes.yaml"),
@@ -304,7 +306,9 @@ TARGETS: dict[str, Target] = {
         ("S/store.json", "S/index.jsonl", "S/masks/a.png", "S/argmax/a.png", "S/scores/a.npz"),
         (".png", ".npz"),
     ),
-    "settings of stage one": Target(build_settings, read_settings, ("config.yaml",), weight=0.3),
+    "settings of stage one": Target(
+        build_settings, read_settings, ("config.yaml",), weight=0.3, either=("format: NoneType",)
+    ),
     "settings of stage two": Target(build_training, read_training, ("config.yaml",), weight=0.1),
     "checkpoint": Target(build_checkpoint, read_checkpoint, ("last.ckpt",), (".ckpt",), weight=0.5),
     "adapters": Target(

@@ -32,8 +32,8 @@ ODD_VALUES: tuple[Any, ...] = (
 )
 
 
-def mutate(content: bytes, suffix: str, rng: random.Random) -> tuple[bytes, str, bool]:
-    """Return damaged content, what was done, and whether a value got another type."""
+def mutate(content: bytes, suffix: str, rng: random.Random) -> tuple[bytes, str, str]:
+    """Return damaged content, what was done, and `key: type` where a value got another type, else an empty text."""
     if suffix in {".json", ".jsonl", ".yaml"} and rng.random() < 0.8:
         return mutate_tree(content, suffix, rng)
     if suffix in {".json", ".jsonl", ".yaml", ".csv", ".xml", ".txt"} and rng.random() < 0.3:
@@ -41,48 +41,48 @@ def mutate(content: bytes, suffix: str, rng: random.Random) -> tuple[bytes, str,
     return mutate_bytes(content, rng)
 
 
-def mutate_bytes(content: bytes, rng: random.Random) -> tuple[bytes, str, bool]:
+def mutate_bytes(content: bytes, rng: random.Random) -> tuple[bytes, str, str]:
     size = len(content)
     place, length = rng.randrange(size), rng.randint(1, max(1, size // 4))
     match rng.choice(("cut", "flip", "flip", "flip", "zero", "repeat", "remove", "empty", "noise")):
         case "cut":
-            return content[:place], f"cut at {place}", False
+            return content[:place], f"cut at {place}", ""
         case "flip":
             changed = bytearray(content)
             for _ in range(rng.choice((1, 2, 8))):
                 changed[rng.randrange(size)] ^= 1 << rng.randrange(8)
-            return bytes(changed), "bits flipped", False
+            return bytes(changed), "bits flipped", ""
         case "zero":
-            return content[:place] + bytes(length) + content[place + length :], f"zeros at {place}", False
+            return content[:place] + bytes(length) + content[place + length :], f"zeros at {place}", ""
         case "repeat":
-            return content[:place] + content[max(0, place - length) :], f"{length} bytes twice", False
+            return content[:place] + content[max(0, place - length) :], f"{length} bytes twice", ""
         case "remove":
-            return content[:place] + content[place + length :], f"{length} bytes gone", False
+            return content[:place] + content[place + length :], f"{length} bytes gone", ""
         case "noise":
-            return rng.randbytes(length), "noise", False
+            return rng.randbytes(length), "noise", ""
         case _:
-            return b"", "empty", False
+            return b"", "empty", ""
 
 
-def mutate_text(content: bytes, rng: random.Random) -> tuple[bytes, str, bool]:
+def mutate_text(content: bytes, rng: random.Random) -> tuple[bytes, str, str]:
     text = content.decode(errors="replace")
     match rng.choice(("utf-16", "latin-1", "nul", "bom", "lines", "long")):
         case "utf-16":
-            return text.encode("utf-16"), "UTF-16", False
+            return text.encode("utf-16"), "UTF-16", ""
         case "latin-1":
-            return (text + "\u00e9\u00fc").encode("latin-1", errors="replace"), "Latin-1", False
+            return (text + "\u00e9\u00fc").encode("latin-1", errors="replace"), "Latin-1", ""
         case "nul":
             place = rng.randrange(len(text) + 1)
-            return (text[:place] + "\0" + text[place:]).encode(), "a NUL", False
+            return (text[:place] + "\0" + text[place:]).encode(), "a NUL", ""
         case "bom":
-            return b"\xef\xbb\xbf" + content, "a byte order mark", False
+            return b"\xef\xbb\xbf" + content, "a byte order mark", ""
         case "lines":
-            return text.replace("\n", "\r\n").encode(), "CRLF", False
+            return text.replace("\n", "\r\n").encode(), "CRLF", ""
         case _:
-            return (text + "x" * 200_000 + "\n").encode(), "a very long line", False
+            return (text + "x" * 200_000 + "\n").encode(), "a very long line", ""
 
 
-def mutate_tree(content: bytes, suffix: str, rng: random.Random) -> tuple[bytes, str, bool]:
+def mutate_tree(content: bytes, suffix: str, rng: random.Random) -> tuple[bytes, str, str]:
     """Swap, remove or nest one value of a JSON, JSON lines or YAML file."""
     match suffix:
         case ".json":
@@ -99,7 +99,7 @@ def mutate_tree(content: bytes, suffix: str, rng: random.Random) -> tuple[bytes,
         if not isinstance(inner, dict | list) or not inner:
             break
         holder, key = inner, rng.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
-    old, odd, change, other = holder[key], rng.choice(ODD_VALUES), rng.random(), False
+    old, odd, change, other = holder[key], rng.choice(ODD_VALUES), rng.random(), ""
     depth = rng.choice((50, 100_000))
     if change < 0.1 and holder is not whole:
         del holder[key]
@@ -110,7 +110,8 @@ def mutate_tree(content: bytes, suffix: str, rng: random.Random) -> tuple[bytes,
     else:
         holder[key] = odd
         what = f"{key}: {str(old)[:30]!r} became {str(odd)[:30]!r}"
-        other = kind_of(old) != kind_of(odd)
+        meant = yaml.safe_load(odd) if suffix == ".yaml" and odd == "3" else odd  # quotes do not change a setting
+        other = "" if kind_of(old) == kind_of(meant) else f"{key}: {kind_of(odd)}"
     text = dump(whole["root"], suffix)
     deep = "[" * depth + "]" * depth
     return text.replace('"@deep@"', deep).replace("'@deep@'", deep).encode(errors="surrogatepass"), what, other

@@ -72,6 +72,16 @@ def peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others kilobytes
 
 
+def available_memory_bytes() -> int | None:
+    """Return how much memory could be taken now without swapping; None where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            found = next((line.split()[1] for line in file if line.startswith("MemAvailable:")), None)
+    except OSError:  # not Linux
+        found = None
+    return None if found is None else int(found) * 1024
+
+
 def written_by(program: str) -> str:
     """Return a program's name with the installed version, as files name what wrote them."""
     try:

@@ -37,6 +37,7 @@ class FileKind:
         remedy: what to do about one that cannot be read; the end of the message.
         error: the error to raise.
         fallback: an encoding to try for text that is not UTF-8.
+        any_unicode: whether UTF-16 and UTF-32 are read too; not where a library reads the file after us.
 
     """
 
@@ -45,13 +46,16 @@ class FileKind:
     remedy: str
     error: type[UserError]
     fallback: str | None = None
+    any_unicode: bool = True
 
     def fault(self, path: Path, reason: str) -> UserError:
         """Return the error for a file of this kind, to be raised."""
         return self.error(f"Cannot read {self.name} {path}: {' '.join(reason.split())[:400]}; {self.remedy}.")
 
 
-CONFIG_FILE = FileKind("the config file", 512 * 1024, "--print_config shows what one looks like", ConfigError)
+CONFIG_FILE = FileKind(
+    "the config file", 512 * 1024, "--print_config shows what one looks like", ConfigError, any_unicode=False
+)
 
 
 def read_bytes(path: Path, kind: FileKind) -> bytes:
@@ -81,6 +85,8 @@ def read_text(path: Path, kind: FileKind) -> str:
     """
     content = read_bytes(path, kind)
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8-sig")
+    if not (kind.any_unicode or encoding.startswith("utf-8")):
+        raise kind.fault(path, f"it is text in {encoding.upper()}; save it as UTF-8")
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -154,6 +160,8 @@ def _plain_yaml(node: "yaml.Node", loader: "yaml.SafeLoader", left: list[int]) -
     kind = node.tag.removeprefix("tag:yaml.org,2002:")
     if isinstance(node, yaml.ScalarNode):
         if kind in {"str", "timestamp", "value", "merge"}:
+            if "\0" in node.value:  # written as an escape; no path and no name can hold it
+                raise yaml.YAMLError(f"line {node.start_mark.line + 1} holds a zero character")
             return node.value
         if (
             kind in {"null", "bool", "int", "float"}

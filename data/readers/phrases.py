@@ -167,7 +167,7 @@ def open_png(root: Path, split: str = "val2017") -> TargetSet:
     narratives = read_json(annotations / f"png_coco_{split}.json", ANNOTATIONS)
     panoptic = read_json(annotations / f"panoptic_{split}.json", ANNOTATIONS)
     try:
-        things = {entry["id"]: ("stuff", "things")[[0, 1].index(entry["isthing"])] for entry in panoptic["categories"]}
+        things = {entry["id"]: _kind(entry["isthing"]) for entry in panoptic["categories"]}
         segments = {
             (int(entry["image_id"]), int(segment["id"])): things[segment["category_id"]]
             for entry in panoptic["annotations"]
@@ -195,6 +195,12 @@ def open_png(root: Path, split: str = "val2017") -> TargetSet:
         else ()
     )
     return TargetSet("png", targets, {}, notes)
+
+
+def _kind(isthing: Any) -> str:
+    if isinstance(isthing, bool) or isthing not in (0, 1):  # equal to 0 and 1, but by whose mistake?
+        raise ValueError(f"isthing is {isthing!r:.40}, it must be 0 or 1")
+    return ("stuff", "things")[isthing]
 
 
 def _phrases_of(

@@ -21,15 +21,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from data.console import available_cpus
+from data.console import available_cpus, available_memory_bytes
 from data.errors import UserError
 from data.images import read_image
-from data.store.records import image_record
+from data.store.records import image_record, size_of_record
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
-from pseudolabel.config import MaskConfig
+from pseudolabel.config import CrfConfig, MaskConfig
+from pseudolabel.masks.working import working_size
 
 WAITING_JOBS_EACH = 3  # jobs queued for each worker: enough to keep it busy, few enough to keep memory flat
+REFINING_BYTES = 1300  # for each pixel that is refined: what the CRF's lattice takes of pure noise, photographs half
+ONE_LARGE = 3 << 30  # bytes that are always granted: one image of the largest working size
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,17 @@ class MaskJob:
     source_record: dict[str, Any] | None = None
     seconds: float = 0.0
     dropped_words: tuple[str, ...] = ()
+
+    def refining_bytes(self, crf: CrfConfig) -> int:
+        """Return how much memory its refinement may take, in bytes; a guess on the safe side."""
+        if self.rgb_u8 is not None:
+            height, width = self.rgb_u8.shape[:2]
+        elif self.source_record is not None:
+            height, width = size_of_record(self.source_record)
+        else:
+            return 0
+        height, width = working_size((height, width), crf)
+        return round(height * width * crf.scale**2) * REFINING_BYTES
 
 
 @dataclass(frozen=True)
@@ -140,7 +154,8 @@ def run_jobs(jobs: Iterable[MaskJob], config: MaskConfig, workers: int, device: 
     """Finish images as the jobs arrive and yield their outcomes, in the order they are done.
 
     At most `WAITING_JOBS_EACH` jobs for each worker are taken ahead, so memory stays flat and an iterator that computes
-    soft maps runs just ahead of the workers.
+    soft maps runs just ahead of the workers. Of large images no more are refined at once than half of the memory that
+    is free at the start can be expected to hold, but always one.
 
     Args:
         jobs: the images.
@@ -160,7 +175,8 @@ def run_jobs(jobs: Iterable[MaskJob], config: MaskConfig, workers: int, device: 
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
-        yield from _bounded(pool.submit, jobs, config, limit=WAITING_JOBS_EACH * workers)
+        memory = max(ONE_LARGE, (available_memory_bytes() or 0) // 2)
+        yield from _bounded(pool.submit, jobs, config, limit=WAITING_JOBS_EACH * workers, memory=memory)
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process ended unexpectedly (often: too little memory); the same command goes on from here, "
@@ -171,14 +187,22 @@ def run_jobs(jobs: Iterable[MaskJob], config: MaskConfig, workers: int, device: 
 
 
 def _bounded(
-    submit: Callable[..., "Future[Outcome]"], jobs: Iterable[MaskJob], config: MaskConfig, limit: int
+    submit: Callable[..., "Future[Outcome]"], jobs: Iterable[MaskJob], config: MaskConfig, limit: int, memory: int
 ) -> Generator[Outcome]:
-    pending: set[Future[Outcome]] = set()
+    """Submit jobs as long as both their number and the memory they may take stay within bounds."""
+    held: dict[Future[Outcome], int] = {}
     for job in jobs:
-        pending.add(submit(finish_image, job, config))
-        full = len(pending) >= limit
-        done, pending = wait(pending, timeout=None if full else 0, return_when=FIRST_COMPLETED)
-        yield from (future.result() for future in done)
-    while pending:
-        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-        yield from (future.result() for future in done)
+        wanted = job.refining_bytes(config.crf)
+        full = True
+        while full and held:
+            full = len(held) >= limit or sum(held.values()) + wanted > memory
+            done, _ = wait(held, timeout=None if full else 0, return_when=FIRST_COMPLETED)
+            for future in done:
+                del held[future]
+                yield future.result()
+        held[submit(finish_image, job, config)] = wanted
+    while held:
+        done, _ = wait(held, return_when=FIRST_COMPLETED)
+        for future in done:
+            del held[future]
+            yield future.result()

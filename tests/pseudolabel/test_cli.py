@@ -209,3 +209,30 @@ def test_paths_in_a_config_hold_wherever_one_stands(capsys, world, tmp_path, mon
     printed, said = capsys.readouterr()
     assert "nowhere.yaml" in said
     assert "There is no folder nowhere/model, so it is taken for a model on the hub" in printed
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("seed_everything: 1\n".encode("utf-16"), "save it as UTF-8"),
+        (b'crf: "\\0"\n', "zero character"),
+        (b'data: {root: "a\\0b"}\n', "zero character"),
+    ],
+)
+@pytest.mark.parametrize("program", ["pseudolabel", "segtrain"])
+def test_config_files_that_the_parser_would_stumble_over(tmp_path, capsys, content, says, program):
+    from train.cli import main as train_main
+
+    (tmp_path / "c.yaml").write_bytes(content)
+    run, command = (cli.main, "generate") if program == "pseudolabel" else (train_main, "fit")
+    assert run([command, "--config", str(tmp_path / "c.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_a_config_file_may_begin_with_a_byte_order_mark(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_bytes(b"\xef\xbb\xbffuse:\n  threshold: 0.25\n")
+    with pytest.raises(SystemExit):
+        cli.main(["generate", f"--config={tmp_path / 'c.yaml'}", "--root=.", "--store=s", "--print_config"])
+    assert "threshold: 0.25" in capsys.readouterr().out

@@ -218,3 +218,15 @@ def test_faults_of_panoptic_narratives(tmp_path):
     (tmp_path / "annotations" / "panoptic_val2017.json").unlink()
     with pytest.raises(LabelError, match="Cannot read the annotations"):
         open_targets(tmp_path)
+
+
+@pytest.mark.parametrize("isthing", [False, "1", 2, None, 1.0])
+def test_a_category_is_a_thing_or_not(tmp_path, isthing):
+    """False equals 0, but who writes it may mean anything."""
+    write_png(tmp_path)
+    path = tmp_path / "annotations" / "panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    content["categories"][0]["isthing"] = isthing
+    path.write_text(json.dumps(content))
+    with pytest.raises(LabelError, match="holds no PNG annotations"):
+        open_targets(tmp_path)
