@@ -76,8 +76,12 @@ def list_folder(config: DataConfig, own_classes: bool = True) -> Listing:
     return Listing(base, make_ids(images), images, names, classes, truth, orphans, tuple(unsupported), source)
 
 
-def image_samples(images: Path) -> list[Sample]:
+def image_samples(images: Path, flag: str = "images") -> list[Sample]:
     """Return the images below a folder, or the one image, without labels; ids as everywhere else.
+
+    Args:
+        images: a folder or a file.
+        flag: what named it, for the message.
 
     Raises:
         ImageError: there is nothing, or nothing that can be read.
@@ -88,9 +92,10 @@ def image_samples(images: Path) -> list[Sample]:
     elif images.is_dir():
         folder, (names, _) = images, scan_images(images, TRUTH_FOLDERS)
     else:
-        raise ImageError(f"There is no file or folder {images}; --images takes an image or a folder of images.")
+        raise ImageError(f"There is no file or folder {images}; --{flag} takes an image or a folder of images.")
     if not names:
-        raise ImageError(f"{images} holds no image; known kinds are {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise ImageError(f"{images} holds no image; --{flag} takes a folder with images in it, of the kinds {kinds}.")
     root = folder.absolute()
     return [Sample(sample_id, root / name, ()) for sample_id, name in zip(make_ids(names), names, strict=True)]
 

@@ -58,7 +58,7 @@ def questions_of_images(images: Sequence[Path], phrases: Sequence[str], sentence
 
     """
     checked = check_phrases(phrases)
-    paths = [sample.image_path for image in images for sample in image_samples(Path(image))]
+    paths = [sample.image_path for image in images for sample in image_samples(Path(image), "image")]
     return [Question(name, path, checked, sentence) for name, path in zip(_ids(paths), paths, strict=True)]
 
 

@@ -18,14 +18,19 @@ from pseudolabel.softmaps.diffusion.parts import Parts
 LEAST, USUAL = 2, 3  # photographs: fewer than the first are refused, than the second warned of
 
 
-def read_photographs(folder: Path, least: int) -> list[UInt8[np.ndarray, "height width 3"]]:
+def read_photographs(folder: Path, least: int, flag: str = "images") -> list[UInt8[np.ndarray, "height width 3"]]:
     """Read all images of a folder, in the order of their names.
+
+    Args:
+        folder: where they are.
+        least: how many there must be.
+        flag: what named the folder, for messages.
 
     Raises:
         ImageError: one that cannot be read, or too few.
 
     """
-    samples = image_samples(folder)
+    samples = image_samples(folder, flag)
     if len(samples) < least:
         raise ImageError(
             f"{folder} holds {len(samples)} image: from a single one the thing cannot be told from what is around it; "

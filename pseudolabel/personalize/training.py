@@ -152,7 +152,7 @@ def learn(config: PersonalizeConfig) -> Learned:
     """
     check_output(config)
     images = read_photographs(config.images, LEAST)
-    others = read_photographs(config.others, 1) if config.others is not None and config.look.weight else []
+    others = read_photographs(config.others, 1, "others") if config.others is not None and config.look.weight else []
     parts = load_parts(config.model, pick_device(config.device, "device"), torch.float32)
     progress = Progress(settings_digest(config, [*images, *others], parts.fingerprint), checkpoint_path(config.output))
     config.output.parent.mkdir(parents=True, exist_ok=True)

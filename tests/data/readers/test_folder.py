@@ -193,3 +193,11 @@ def test_no_images_is_an_error(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match=r"--images|holds no image"):
         image_samples(tmp_path / name)
+
+
+def test_the_flag_that_named_the_images_is_the_one_in_the_message(tmp_path):
+    for place in (tmp_path, tmp_path / "none"):
+        with pytest.raises(ImageError, match=r"--image takes"):
+            image_samples(place, "image")
+        with pytest.raises(ImageError, match=r"--images takes"):
+            image_samples(place)
