@@ -110,8 +110,8 @@ def mutate_tree(content: bytes, suffix: str, rng: random.Random) -> tuple[bytes,
     else:
         holder[key] = odd
         what = f"{key}: {str(old)[:30]!r} became {str(odd)[:30]!r}"
-        meant = yaml.safe_load(odd) if suffix == ".yaml" and odd == "3" else odd  # quotes do not change a setting
-        other = "" if kind_of(old) == kind_of(meant) else f"{key}: {kind_of(odd)}"
+        quoted = suffix == ".yaml" and odd == "3" and kind_of(old) == "number"  # a setting is what its text says
+        other = "" if quoted or kind_of(old) == kind_of(odd) else f"{key}: {kind_of(odd)}"
     text = dump(whole["root"], suffix)
     deep = "[" * depth + "]" * depth
     return text.replace('"@deep@"', deep).replace("'@deep@'", deep).encode(errors="surrogatepass"), what, other
