@@ -290,6 +290,7 @@ TARGETS: dict[str, Target] = {
         lambda root: save_classes(CLASSES, root / "classes.yaml"),
         lambda root: load_classes(root / "classes.yaml"),
         ("classes.yaml",),
+        either=("0: str", "1: str"),  # an entry may be a name alone
     ),
     "images": Target(
         build_images, read_images, ("a.jpg", "a.png", "a.tif", "a.gif", "a.bmp", "a.webp", "turned.jpg"), ()

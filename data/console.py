@@ -10,18 +10,19 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+from data.about import DISTRIBUTION, installed, keep_traceback
 from data.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-DISTRIBUTION = "text2mask-wsss"
+EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
@@ -84,10 +85,8 @@ def available_memory_bytes() -> int | None:
 
 def written_by(program: str) -> str:
     """Return a program's name with the installed version, as files name what wrote them."""
-    try:
-        return f"{program} {version(DISTRIBUTION)}"
-    except PackageNotFoundError:  # run from a folder that was never installed
-        return f"{program} of an unknown version"
+    found = installed(DISTRIBUTION)
+    return f"{program} of an unknown version" if found is None else f"{program} {found}"
 
 
 def plural(number: float, one: str, many: str | None = None) -> str:
@@ -140,7 +139,10 @@ def printable(text: str) -> str:
 
 
 def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None, interrupted: str) -> int:
-    """Run a command line and return its exit status: 0, 2 for a wrong input, 130 interrupted, 141 cut short.
+    """Run a command line and return its exit status.
+
+    0: done. 1: an error that nobody expected; its traceback is in a file. 2: a wrong input. 130: interrupted. 141: who
+    reads the output has gone.
 
     Args:
         run: parses the arguments and does the work; it leaves through SystemExit on wrong usage.
@@ -149,9 +151,9 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
 
     """
     answer_interrupts()
+    given = sys.argv[1:] if args is None else list(args)
     try:
         try:
-            given = sys.argv[1:] if args is None else list(args)
             check_configs(given)
             with printable_output():
                 run(given)
@@ -171,7 +173,24 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Exception as error:  # a fault of ours, or of a library: the last place where it can be told in one line
+        print(f"error: {unexpected(error, given)}", file=sys.stderr)
+        return EXIT_FAULT
     return 0
+
+
+def unexpected(error: Exception, args: Sequence[str]) -> str:
+    """Keep the traceback of an error that nobody expected in a file, and return what to say of it."""
+    what = f"{type(error).__name__}: {one_line(error)[:300]}"
+    try:
+        kept = f"its traceback is in {keep_traceback(error, args)}"
+    except OSError as full:
+        traceback.print_exception(error)
+        kept = f"its traceback is above, as no file can be written ({one_line(full)})"
+    return (
+        f"unexpected {what}; {kept}. This is a fault of the program or of a library; a report with that file and what "
+        "`pseudolabel about` prints helps to mend it"
+    )
 
 
 def answer_interrupts() -> None:

@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, Namespace, auto_cli, capture_parser, se
 
 from data.config import check_groups, find_paths
 from data.console import exit_with_line, log_to_stderr, run_program
+from pseudolabel.commands.about import about
 from pseudolabel.commands.calibrate import calibrate
 from pseudolabel.commands.check import check
 from pseudolabel.commands.demo import demo
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Any] = {
     "refer": refer,
     "personalize": personalize,
     "synthesize": synthesize,
+    "about": about,
 }
 
 # Short names of settings that are typed often; each is one more spelling of the long one, shown in the help.

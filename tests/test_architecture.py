@@ -20,6 +20,7 @@ FLOORS = {
         ("data.errors",),
         ("data.files",),
         ("data.texts",),
+        ("data.about",),
         ("data.console",),
         ("data.config", "data.classes"),
         ("data.images", "data.samples", "data.scoring", "data.densecrf"),

@@ -254,6 +254,30 @@ def merge_heads(items: Sequence[Sentences]) -> Sentences:
     )
 
 
+def usable(chosen: Sequence[Sample], n_classes: int, by_truth: bool) -> list[Sample]:
+    """Return the images that can tell good settings from bad ones: those with ground truth, or without some class.
+
+    Raises:
+        ConfigError: by labels alone, and every image holds all classes.
+
+    """
+    if by_truth:
+        return [sample for sample in chosen if sample.truth_path is not None]
+    found = [sample for sample in chosen if len(sample.labels) < n_classes]
+    if not found:
+        raise ConfigError(
+            f"Without ground truth, settings are judged by how they tell classes that an image holds from others, but "
+            f"each of the {count(len(chosen), 'image')} holds all of {count(n_classes, 'class')}: add images without "
+            "some of them, name further classes in a class file (--data.classes), or give ground truth (--data.truth)"
+        )
+    if len(found) < len(chosen):
+        logger.warning(
+            "%s hold all classes, which tells nothing without ground truth; left out.",
+            f"{len(chosen) - len(found)} of {count(len(chosen), 'image')}",
+        )
+    return found
+
+
 def run_search(
     config: GenerateConfig,
     samples: SampleSet,
@@ -271,8 +295,7 @@ def run_search(
     layers = list_layers(parts.unet)
     config = with_existing_layers(config, layers)
     by_truth = use_truth and any(sample.truth_path is not None for sample in chosen)
-    if by_truth:
-        chosen = [sample for sample in chosen if sample.truth_path is not None]
+    chosen = usable(chosen, len(samples.classes), by_truth)
     n_decoys = 0 if by_truth else min(DECOYS, len(samples.classes) - 1)
     pictures = [load_picture(sample, len(samples.classes), n_decoys, by_truth) for sample in chosen]
     start = replace(config, diffusion=replace(config.diffusion, draws=draws))

@@ -41,8 +41,18 @@ QUICK = {
     "test": ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"],
     "predict": ["--device", "cpu"],
     "relabel": ["--device", "cpu"],
+    "calibrate": ["--draws", "1", "--timesteps", "[150]", "--heads", "false"],
+    "personalize": ["--steps", "1", "--batch_size", "1", "--device", "cpu"],
+    "ground": ["--steps", "1"],
 }
-TINY = ("check", "generate", "calibrate")  # commands that load a diffusion model from settings
+# Options of the tiny model that a command does not have.
+TINY = {
+    "check": (),
+    "generate": (),
+    "calibrate": ("--attention", "--workers", "--affinity"),
+    "ground": ("--workers",),
+    "personalize": ("--resize", "--attention", "--affinity", "--crf", "--diffusion", "--device", "--workers"),
+}
 
 
 def fenced(text: str) -> Iterator[tuple[str, str]]:
@@ -52,9 +62,11 @@ def fenced(text: str) -> Iterator[tuple[str, str]]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """Return the command lines of the fenced blocks, split into words."""
+    """Return the command lines of the fenced and indented blocks, split into words; none that ends in dots."""
     lines = [line for language, block in fenced(text) if language in {"", "bash"} for line in block.splitlines()]
-    return [shlex.split(found[0]) for line in lines for found in COMMAND.finditer(line)]
+    lines += re.findall(r"^    (?:pseudolabel|segtrain) .*", text, re.MULTILINE)
+    found = [shlex.split(match[0]) for line in lines for match in COMMAND.finditer(line)]
+    return [words for words in found if words[-1] != "..."]
 
 
 def draw(path: Path, seed: int) -> np.ndarray:
@@ -98,7 +110,8 @@ def run_command(tiny_options):
 
     def run(words: list[str]) -> None:
         program, command, *rest = words
-        quick = [*QUICK.get(command, []), *(tiny_options if command in TINY else [])]
+        lacking = TINY.get(command, ("--",))
+        quick = [*QUICK.get(command, []), *(option for option in tiny_options if not option.startswith(lacking))]
         if command == "fit" and "--ckpt_path" in rest:  # a run's own config has all of it
             quick = ["--trainer.max_steps", "4"]
         if command == "test" and "--config" in rest:  # the config names another network than the quick run's
@@ -141,6 +154,19 @@ def test_commands_and_code_of_train(place, run_command, made_store):
             known = {"rgb_u8": rgb_u8}
             exec(block, known)
             assert known["mask"].shape == (50, 70)
+
+
+def test_commands_of_pseudolabel(place, run_command, tiny_options):
+    draw(place / "photo.jpg", 0)
+    (place / "my_mug").symlink_to(place / "photos")
+    model, *attention = (option for option in tiny_options if option.startswith(("--model", "--attention")))
+    (place / "start.yaml").write_text(
+        f"model: {{id: {model.partition('=')[2]}}}\nattention:\n"
+        + "".join(f"  {each.removeprefix('--attention.').replace('=', ': ')}\n" for each in attention)
+    )
+    for words in commands((ROOT / "pseudolabel" / "README.md").read_text()):
+        run_command(["dog" if word == "mug" else word for word in words])  # the tiny model knows no mug
+    assert (place / "mine.yaml").is_file()
 
 
 def test_code_of_pseudolabel(place, sd_folder, monkeypatch):

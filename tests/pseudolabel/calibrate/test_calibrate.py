@@ -1,6 +1,7 @@
 """Calibration: the offline arithmetic against the pipeline's own, the criteria against plain ones, the command."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from PIL import Image
 
 from data.classes import VOC
 from data.config import DataConfig
+from data.errors import ConfigError
 from data.masks import write_mask
 from data.readers.layout import open_samples
+from data.samples import Sample
 from data.scoring import confusion_matrix, score
 from pseudolabel.calibrate import recordings
 from pseudolabel.calibrate.candidates import fewer_heads, one_more_or_less
@@ -32,7 +35,7 @@ from pseudolabel.calibrate.criteria import (
 from pseudolabel.calibrate.judge import measured
 from pseudolabel.calibrate.pictures import Picture, load_picture
 from pseudolabel.calibrate.recordings import record, refined_maps
-from pseudolabel.calibrate.search import head_count, merge_heads
+from pseudolabel.calibrate.search import head_count, merge_heads, usable
 from pseudolabel.cli import main
 from pseudolabel.config import DiffusionConfig, FuseConfig, GenerateConfig, differences
 from pseudolabel.masks.fuse import background_score
@@ -188,6 +191,25 @@ def small_world(tmp_path):
         (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{entry}</annotation>")
     (root / "ImageSets/Segmentation/train.txt").write_text("\n".join(names) + "\n")
     return root
+
+
+def some_samples(*labels: tuple[int, ...]) -> list[Sample]:
+    return [Sample(str(number), Path("a.png"), each) for number, each in enumerate(labels)]
+
+
+def test_images_that_hold_every_class_are_left_out_without_truth(caplog):
+    """No class could be absent from them; a folder of two classes has many such."""
+    found = usable(some_samples((1, 2), (1,), (1, 2)), 2, by_truth=False)
+    assert [one.id for one in found] == ["1"]
+    assert "2 of 3 images hold all classes" in caplog.text
+    with_truth = [replace(one, truth_path=Path("t.png")) for one in some_samples((1, 2), (1,))]
+    assert usable([*with_truth, *some_samples((1,))], 2, by_truth=True) == with_truth
+
+
+@pytest.mark.parametrize(("labels", "n_classes"), [(((1, 2), (1, 2)), 2), (((1,), (1,)), 1)])
+def test_without_truth_some_class_must_be_absent(labels, n_classes):
+    with pytest.raises(ConfigError, match=r"holds all of .*--data\.classes"):
+        usable(some_samples(*labels), n_classes, by_truth=False)
 
 
 def test_large_images_are_read_again_and_not_kept(small_world, monkeypatch):
