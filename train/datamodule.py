@@ -1,5 +1,6 @@
 """The data of a training run: a store of masks to learn from, ground truth to validate on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -69,6 +70,11 @@ class SegmentationData(pl.LightningDataModule):
     def keep_to(self, classes: ClassSet) -> None:
         """Take the classes of a checkpoint; data with others is refused."""
         self.classes = classes
+
+    def pad_with(self, fill_rgb: Sequence[float]) -> None:
+        """Choose what training images are padded with, RGB in 0..255: the mean that the network takes off."""
+        assert self.training is not None
+        self.training.draw_with(Augmentation(self.augment, tuple(round(value) for value in fill_rgb)))
 
     def setup(self, stage: str) -> None:
         """Open the store and the validation data, and check that they fit together."""

@@ -128,6 +128,10 @@ class TrainingSet(Dataset[dict[str, Any]]):
         self._soft_from = soft_from
         self._cache: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray | None]] | None = {} if cache else None
 
+    def draw_with(self, augmentation: Augmentation) -> None:
+        """Choose another augmentation; before any loader's process starts."""
+        self._augmentation = augmentation
+
     def __len__(self) -> int:
         return len(self._samples)
 
