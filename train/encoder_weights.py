@@ -23,7 +23,7 @@ from train.archive import verify_archive
 
 # Under what a training's checkpoint keeps its state dict; averaged weights first, as timm loads them.
 _CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state", "teacher", "student")
-_WRAPPERS = frozenset("_orig_mod backbone encoder model module net network student teacher".split())
+_WRAPPERS = frozenset(["_orig_mod", "backbone", "encoder", "model", "module", "net", "network", "student", "teacher"])
 _COUNTERS = "num_batches_tracked"  # of batch norm; older files have none, and nothing here reads them
 _MBCONV = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
 _MBCONV |= {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand", "_project_conv": "conv_pwl", "_bn2": "bn3"}
@@ -94,7 +94,7 @@ def load_encoder_weights(encoder: nn.Module, path: Path, whole: Iterable[str] = 
     if spoilt is not None:
         raise ModelError(f"The weights {spoilt!r} in {path} are NaN or infinite; fetch or make the file anew.")
     encoder.load_state_dict(tensors)
-    parts = Counter(_part(key, prefix) for key in left)
+    parts = Counter(_part(key, prefix) for key in sorted(left))
     return Loaded(_whose(state), len(taken), dict(parts), *_own_normalisation(state))
 
 
@@ -114,16 +114,13 @@ def common_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def _spell(key: str, keys: set[str]) -> str:
-    """Return a tensor's name as timm has it, where it is one of EfficientNet-PyTorch's or an old torchvision's."""
+    """Return a tensor's name as timm has it, where it is one of EfficientNet-PyTorch's."""
     block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
     if block:
         widens = f"_blocks.{block[1]}._expand_conv.weight" in keys
         return f"blocks.0.{block[1]}.{(_MBCONV if widens else _SEPARABLE)[block[2]]}.{block[3]}"
     layer, _, end = key.rpartition(".")
-    if layer in _ENDS:
-        return f"{_ENDS[layer]}.{end}"
-    # torchvision's DenseNet files are older than its DenseNet
-    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key)
+    return f"{_ENDS[layer]}.{end}" if layer in _ENDS else key
 
 
 def _block(name: str) -> tuple[int, int] | None:

@@ -27,10 +27,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SIZE_MULTIPLE = 32  # height and width of an input: the deepest feature map of an undilated encoder is 1/32
 
 # What smp's own encoders were trained with, where that is not ImageNet's mean and deviation; smp keeps it on the hub,
-# beside the weights, which a file of weights comes without. By the beginning of their names.
+# beside the weights, which a file of weights comes without. By the beginning of their names; those that cannot be
+# dilated are left out.
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _DPN = ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3)
-_OWN_NORMALISATION = {"xception": _HALF, "inception": _HALF, "timm-tf_efficientnet_lite": _HALF, "dpn": _DPN}
+_OWN_NORMALISATION = {"timm-tf_efficientnet_lite": _HALF, "dpn": _DPN}
 
 Rgb = tuple[float, float, float]
 
