@@ -203,7 +203,7 @@ def build_checkpoint(root: Path) -> None:
     config = NetworkConfig(encoder="tu-test_resnet", weights=None, decoder_channels=16, atrous_rates=(1, 2, 3))
     torch.manual_seed(0)
     network = build_network(config, len(CLASSES) + 1, pretrained=False)
-    card = make_card(CLASSES, {"network": to_plain(config)})
+    card = make_card(CLASSES, network.normalisation(), {"network": to_plain(config)})
     state = {f"network.{key}": value for key, value in network.state_dict().items()}
     torch.save({"state_dict": state, CARD_KEY: card}, root / "last.ckpt")
 

@@ -28,6 +28,7 @@ from pseudolabel.commands.personalize import personalize
 from pseudolabel.commands.refer import refer
 from pseudolabel.commands.refine import refine, stored_defaults
 from pseudolabel.commands.report import report
+from pseudolabel.commands.review import review
 from pseudolabel.commands.score import score
 from pseudolabel.commands.synthesize import synthesize
 
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Any] = {
     "refine": refine,
     "score": score,
     "report": report,
+    "review": review,
     "export": export,
     "ground": ground,
     "refer": refer,

@@ -4,6 +4,7 @@ A checkpoint is Lightning's, read with `weights_only=True` always, so loading on
 the key `segtrain` lies a dictionary of plain values: format version, classes, palette, input rule, network, settings.
 """
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,25 @@ from data.errors import ModelError
 from data.files import file_sha256
 from data.masks import voc_palette
 from train.archive import verify_archive
-from train.network import IMAGENET_MEAN, IMAGENET_STD, SIZE_MULTIPLE, NetworkConfig, Segmenter, build_network
+from train.network import SIZE_MULTIPLE, NetworkConfig, Segmenter, build_network
 
 CARD_KEY = "segtrain"
 CARD_FORMAT = "segtrain-checkpoint"
 CARD_VERSION = 1
 
 
-def make_card(classes: ClassSet, settings: dict[str, Any]) -> dict[str, Any]:
+def make_card(
+    classes: ClassSet, normalisation: tuple[Sequence[float], Sequence[float]], settings: dict[str, Any]
+) -> dict[str, Any]:
     """Return the card of a network.
 
     Args:
         classes: what it tells apart.
+        normalisation: mean and deviation of the network, as `Segmenter.normalisation` gives them.
         settings: the settings of the module as plain values, `network` among them.
 
     """
+    mean, std = normalisation
     return {
         "format": CARD_FORMAT,
         "format_version": CARD_VERSION,
@@ -40,8 +45,8 @@ def make_card(classes: ClassSet, settings: dict[str, Any]) -> dict[str, Any]:
         "input": {
             "layout": "NCHW, RGB, values 0 to 255",
             "normalisation": "inside the network",
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
+            "mean": list(mean),
+            "std": list(std),
             "size_multiple": SIZE_MULTIPLE,
             "padding": "right and bottom, with 255 * mean; cut off again",
         },

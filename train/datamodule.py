@@ -1,5 +1,6 @@
 """The data of a training run: a store of masks to learn from, ground truth to validate on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -25,6 +26,9 @@ class SegmentationData(pl.LightningDataModule):
         root: folder of the store's images, if they are not where the store says.
         masks: the store's masks, the same without their ignore band (argmax), or the true masks for comparison.
         truth: folder of true masks named <id>.png for masks=truth; where the data set keeps them if not given.
+        review: what people decided in `pseudolabel review`: use leaves out rejected images, accepted_only all that are
+            not accepted as they are now; corrected masks replace the machine's. ignore: the machine's masks, all.
+        wrong_labels: a label marked wrong in the review: its region is undecided (255), or its image is left out.
         weights: confidence weighs each pixel by what the store's soft maps say for its label.
         augment: crops, scales, flips and colours.
         val: data set with ground truth that is measured on (fit may go without, test may not).
@@ -43,6 +47,8 @@ class SegmentationData(pl.LightningDataModule):
         root: Path | None = None,
         masks: Literal["store", "argmax", "truth"] = "store",
         truth: Path | None = None,
+        review: Literal["use", "ignore", "accepted_only"] = "use",
+        wrong_labels: Literal["undecided", "leave_out"] = "undecided",
         weights: Literal["none", "confidence"] = "none",
         augment: AugmentConfig = AugmentConfig(),  # noqa: B008 - frozen
         val: DataConfig | None = None,
@@ -58,6 +64,7 @@ class SegmentationData(pl.LightningDataModule):
         require("data.workers", workers, workers is None or workers >= 0, "at least 0")
         require("data.val_limit", val_limit, val_limit is None or val_limit >= 1, "at least 1")
         self.store_path, self.root, self.masks, self.truth, self.weights = store, root, masks, truth, weights
+        self.review, self.wrong_labels = review, wrong_labels
         self.augment, self.val, self.val_limit = augment, val, val_limit
         self.batch_size, self.cache = batch_size, cache
         self.workers = min(4, available_cpus() - 1) if workers is None else workers
@@ -69,6 +76,11 @@ class SegmentationData(pl.LightningDataModule):
     def keep_to(self, classes: ClassSet) -> None:
         """Take the classes of a checkpoint; data with others is refused."""
         self.classes = classes
+
+    def pad_with(self, fill_rgb: Sequence[float]) -> None:
+        """Choose what training images are padded with, RGB in 0..255: the mean that the network takes off."""
+        assert self.training is not None
+        self.training.draw_with(Augmentation(self.augment, tuple(round(value) for value in fill_rgb)))
 
     def setup(self, stage: str) -> None:
         """Open the store and the validation data, and check that they fit together."""
@@ -92,7 +104,7 @@ class SegmentationData(pl.LightningDataModule):
                 f"{', '.join(self.classes.names[:4])}, ...: they must be the same; see --data.store and --ckpt_path."
             )
         self.classes = store.classes
-        samples = list_training(store, self.masks, self.truth, self.root)
+        samples = list_training(store, self.masks, self.truth, self.root, self.review, self.wrong_labels)
         return TrainingSet(
             samples,
             len(store.classes) + 1,

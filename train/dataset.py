@@ -21,6 +21,7 @@ from data.masks import read_mask, read_truth, white_as_class
 from data.readers.layout import open_samples
 from data.samples import Sample
 from data.store.records import check_mask
+from data.store.reviewed import Counted, Use, WrongLabels, apply_reviews, without_wrong
 from data.store.softmaps import SoftMaps, upsample
 from data.store.source import truth_paths, truth_white
 from data.store.store import MaskStore
@@ -34,27 +35,51 @@ Masks = Literal["store", "argmax", "truth"]
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """One image to learn from: its id, its file, the file of its mask, and what 255 means in a true mask."""
+    """One image to learn from.
+
+    Attributes:
+        id: its id.
+        image_path: its file.
+        mask_path: the file of its mask.
+        white: what 255 means in a true mask.
+        wrong: class ids that a person has marked wrong; nothing is learnt where the mask says so.
+        corrected: whether a person has made the mask, so that soft maps say nothing about it.
+
+    """
 
     id: str
     image_path: Path
     mask_path: Path
     white: White = "ignore"
+    wrong: tuple[int, ...] = ()
+    corrected: bool = False
 
     def mask(self) -> UInt8[np.ndarray, "height width"]:
         """Return the mask, 255 where nothing is to be learnt."""
-        mask = read_mask(self.mask_path)
+        mask = without_wrong(read_mask(self.mask_path), self.wrong)
         return white_as_class(mask) if self.white == "class" else mask
 
 
-def list_training(store: MaskStore, masks: Masks, truth: Path | None, root: Path | None) -> list[TrainingSample]:
+def list_training(
+    store: MaskStore,
+    masks: Masks,
+    truth: Path | None,
+    root: Path | None,
+    review: Use = "use",
+    wrong_labels: WrongLabels = "undecided",
+) -> list[TrainingSample]:
     """Return the samples of a store, sorted by id, after checking that every file is there.
+
+    What people have decided about the masks (`data.store.reviewed`) is followed, and logged, unless true masks are
+    learnt from, which nobody has reviewed.
 
     Args:
         store: the store.
         masks: its masks with the ignore band, its masks without (`argmax`), or the true masks instead.
         truth: folder of true masks named <id>.png; where the store's data set keeps them if not given.
         root: folder of the data set, if it is not where the store says.
+        review: what people's decisions mean; see `data.store.reviewed.apply_reviews`.
+        wrong_labels: what a label that was marked wrong does to its image.
 
     Raises:
         StoreError: no images, or files that are missing; the message counts them and names the first.
@@ -63,22 +88,39 @@ def list_training(store: MaskStore, masks: Masks, truth: Path | None, root: Path
     records = sorted(store.records(), key=lambda record: record["id"])
     if not records:
         raise StoreError(f"The store {store.path} holds no finished image; run `pseudolabel generate` first.")
-    truths = _true_masks(store, truth, root, records) if masks == "truth" else {}
-    white = truth_white(store, root) if masks == "truth" else "ignore"
-    folder = store.path / ("argmax" if masks == "argmax" else "masks")
-    samples = [
-        TrainingSample(
-            record["id"],
-            store.image_path(record, root),
-            truths[record["id"]] if masks == "truth" else folder / f"{record['id']}.png",
-            white,
-        )
-        for record in records
-    ]
+    if masks == "truth":
+        truths, white = _true_masks(store, truth, root, records), truth_white(store, root)
+        samples = [
+            TrainingSample(record["id"], store.image_path(record, root), truths[record["id"]], white)
+            for record in records
+        ]
+    else:
+        folder = store.path / ("argmax" if masks == "argmax" else "masks")
+        counted = _reviewed(store, records, review, wrong_labels)
+        samples = [_sample(one, store.image_path(one.record, root), folder) for one in counted]
     _check_files([sample.image_path for sample in samples], "image", "--data.root names the folder they are under")
     remedy = "--data.truth names their folder" if masks == "truth" else "generate them again"
     _check_files([sample.mask_path for sample in samples], "mask", remedy)
     return samples
+
+
+def _reviewed(store: MaskStore, records: list[dict[str, Any]], review: Use, wrong_labels: WrongLabels) -> list[Counted]:
+    """Return the masks that count once people have looked, and log what leaves or changes."""
+    found = apply_reviews(store, records, review, wrong_labels)
+    for note in found.notes():
+        logger.warning("%s", note)
+    if not found.counted:
+        raise StoreError(
+            f"None of the {count(len(records), 'image')} of {store.path} is left to learn from once its review.jsonl "
+            f"is followed (--data.review {review}); accept some in `pseudolabel review`, or give --data.review ignore."
+        )
+    return found.counted
+
+
+def _sample(counted: Counted, image_path: Path, folder: Path) -> TrainingSample:
+    sample_id, corrected = counted.record["id"], counted.corrected
+    path = folder / f"{sample_id}.png" if corrected is None else corrected
+    return TrainingSample(sample_id, image_path, path, wrong=counted.wrong, corrected=corrected is not None)
 
 
 def _true_masks(
@@ -128,6 +170,10 @@ class TrainingSet(Dataset[dict[str, Any]]):
         self._soft_from = soft_from
         self._cache: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray | None]] | None = {} if cache else None
 
+    def draw_with(self, augmentation: Augmentation) -> None:
+        """Choose another augmentation; before any loader's process starts."""
+        self._augmentation = augmentation
+
     def __len__(self) -> int:
         return len(self._samples)
 
@@ -165,7 +211,10 @@ class TrainingSet(Dataset[dict[str, Any]]):
         soft = self._soft_from.read_soft(sample.id) if self._soft_from else None
         if self._soft_from and soft is None:
             raise StoreError(f"{self._soft_from.path} has no soft maps of {sample.id!r}; use --data.weights none.")
-        loaded = (rgb, mask, None if soft is None else confidence(soft, mask))
+        weight = None if soft is None else confidence(soft, mask)
+        if weight is not None and sample.corrected:
+            weight = np.full_like(weight, 255)  # a person is sure of it
+        loaded = (rgb, mask, weight)
         if self._cache is not None:
             self._cache[index] = loaded
         return loaded

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.config import changed, require
 from data.errors import ModelError
-from train.network import IMAGENET_MEAN, SIZE_MULTIPLE
+from train.network import SIZE_MULTIPLE
 
 Network = Callable[[Tensor], Tensor]
 Images = Float[Tensor, "n 3 height width"]
@@ -77,7 +77,7 @@ class InferenceConfig:
 
 
 def probabilities(
-    network: Network, images: Images, config: InferenceConfig, model: str = "The network"
+    network: Network, images: Images, config: InferenceConfig, fill: Tensor, model: str = "The network"
 ) -> Probabilities:
     """Return the class probabilities of images of one size, before any CRF; they sum to 1 over the classes.
 
@@ -85,6 +85,7 @@ def probabilities(
         network: takes RGB in 0..255, sides multiples of `SIZE_MULTIPLE`, gives scores.
         images: RGB in 0..255.
         config: scales, flip, window.
+        fill: what images are padded with, RGB in 0..255, (1, 3, 1, 1); `Segmenter.mean`.
         model: what the network is called in an error.
 
     Raises:
@@ -103,7 +104,7 @@ def probabilities(
 
     finite = torch.ones((), dtype=torch.bool, device=images.device)
     for view, flipped in _views(images, config):
-        scores = _windows(watched, view, config)
+        scores = _windows(watched, view, config, fill)
         finite &= scores.isfinite().all()
         part = scores.softmax(dim=1)
         part = F.interpolate(part, size=size_hw, mode="bilinear", align_corners=False)
@@ -143,17 +144,17 @@ def _views(images: Images, config: InferenceConfig) -> Iterator[tuple[Images, bo
             yield view.flip(-1), True
 
 
-def _windows(network: Network, images: Images, config: InferenceConfig) -> Tensor:
+def _windows(network: Network, images: Images, config: InferenceConfig, fill: Tensor) -> Tensor:
     """Return the scores of an image, from overlapping windows where it is larger than one."""
     height, width = images.shape[-2:]
     if config.window is None or max(height, width) <= config.window:
-        return padded_scores(network, images)
+        return padded_scores(network, images, fill)
     total: Tensor | None = None
     count = images.new_zeros(1, 1, height, width)
     for top in window_starts(height, config.window, config.overlap):
         for left in window_starts(width, config.window, config.overlap):
             at = (..., slice(top, top + config.window), slice(left, left + config.window))
-            part = padded_scores(network, images[at])
+            part = padded_scores(network, images[at], fill)
             if total is None:
                 total = part.new_zeros(part.shape[0], part.shape[1], height, width)
             total[at] += part
@@ -175,12 +176,19 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
     return [round(i * (length - window) / (count - 1)) for i in range(count)]
 
 
-def padded_scores(network: Network, images: Images) -> Tensor:
-    """Return scores for images of any size: pad right and bottom to what the network takes, and cut it off again."""
+def padded_scores(network: Network, images: Images, fill: Tensor) -> Tensor:
+    """Return scores for images of any size: pad right and bottom to what the network takes, and cut it off again.
+
+    Args:
+        network: as in `probabilities`.
+        images: RGB in 0..255.
+        fill: what is added, RGB in 0..255, (1, 3, 1, 1).
+
+    """
     height, width = images.shape[-2:]
     missing_h, missing_w = -height % SIZE_MULTIPLE, -width % SIZE_MULTIPLE
     if missing_h or missing_w:
-        fill = 255 * torch.tensor(IMAGENET_MEAN, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
+        fill = fill.to(images)
         images = F.pad(images - fill, (0, missing_w, 0, missing_h)) + fill
     return network(images)[..., :height, :width].float()
 

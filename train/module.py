@@ -121,6 +121,19 @@ class SegmentationModule(pl.LightningModule):
         rgb = rgb.contiguous(memory_format=torch.channels_last) if self.channels_last else rgb
         return self.network(rgb)
 
+    @property
+    def fill(self) -> Tensor:
+        """What images are padded with: the mean that the network takes off, RGB in 0..255."""
+        assert self.network is not None
+        return self.network.mean
+
+    def on_fit_start(self) -> None:
+        """Say where the weights come from; pad the training images with what the network takes for nothing."""
+        assert self.network is not None
+        if self.pretrained and self.trainer.is_global_zero:
+            print(f"First weights: {self.network.origin}.")
+        self.trainer.datamodule.pad_with(self.fill.flatten().tolist())  # type: ignore[attr-defined]
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss and the decisions of a batch."""
         labels = batch["mask"].long()
@@ -141,7 +154,7 @@ class SegmentationModule(pl.LightningModule):
             if scale != 1:
                 smaller = [max(32, 32 * round(side * scale / 32)) for side in size]
                 view = F.interpolate(images, size=smaller, mode="bilinear", align_corners=False)
-            scores = padded_scores(self, view)
+            scores = padded_scores(self, view, self.fill)
             result.append(F.interpolate(scores, size=size, mode="bilinear", align_corners=False))
         if self.loss_config.max_over_scales and len(result) > 1:
             result.append(torch.stack(result).amax(0))
@@ -164,7 +177,7 @@ class SegmentationModule(pl.LightningModule):
         """Predict one image, count it against its truth if there is one, and return the class ids (H, W)."""
         assert self.classes is not None
         image = batch["image"]
-        found = probabilities(self, image[None].float(), self.inference, self.name)[0]
+        found = probabilities(self, image[None].float(), self.inference, self.fill, self.name)[0]
         if self.inference.crf.enabled:
             rgb = image.permute(1, 2, 0).cpu().numpy()
             decisions = sharpen(rgb, found.float().cpu().numpy(), self.inference.crf).argmax(0).astype(np.uint8)
@@ -228,7 +241,8 @@ class SegmentationModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the card beside the weights."""
         assert self.classes is not None
-        checkpoint[CARD_KEY] = make_card(self.classes, self.settings)
+        assert self.network is not None
+        checkpoint[CARD_KEY] = make_card(self.classes, self.network.normalisation(), self.settings)
 
 
 def limited(trainer: pl.Trainer, batches: int) -> int:

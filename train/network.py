@@ -5,8 +5,7 @@ This is the only file that touches segmentation-models-pytorch. Its internals th
 """
 
 import difflib
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,19 +15,25 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
+from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names, get_preprocessing_params
 from torch import Tensor, nn
 
 from data.config import require
-from data.console import count, plural
 from data.errors import ConfigError, ModelError
-from train.archive import verify_archive
+from train.encoder_weights import Loaded, load_encoder_weights
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]; every timm and torchvision recipe uses these
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]; torchvision's recipes use these, most but not all of timm's
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SIZE_MULTIPLE = 32  # height and width of an input: the deepest feature map of an undilated encoder is 1/32
 
-_PREFIXES = ("network.encoder.", "model.encoder.", "encoder.", "module.", "backbone.", "model.")
+# What smp's own encoders were trained with, where that is not ImageNet's mean and deviation; smp keeps it on the hub,
+# beside the weights, which a file of weights comes without. By the beginning of their names; those that cannot be
+# dilated are left out.
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_DPN = ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3)
+_OWN_NORMALISATION = {"timm-tf_efficientnet_lite": _HALF, "dpn": _DPN}
+
+Rgb = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,20 @@ class NetworkConfig:
     """Share of channels dropped behind the pyramid while training; V2 has none."""
     encoder_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments for timm.create_model, for tu- encoders only, such as {channels: [32, 64, 128, 256]}."""
+    mean: Rgb | None = None
+    """Mean that is taken from RGB in 0 to 1 before the encoder; what its weights were trained with when not given."""
+    std: Rgb | None = None
+    """What RGB in 0 to 1 is divided by after that; what the encoder's weights were trained with when not given."""
 
     def __post_init__(self) -> None:
         require("model.network.decoder_channels", self.decoder_channels, self.decoder_channels >= 1, "at least 1")
         rates = self.atrous_rates is None or (bool(self.atrous_rates) and min(self.atrous_rates) >= 1)
         require("model.network.atrous_rates", self.atrous_rates, rates, "whole numbers of at least 1")
         require("model.network.dropout", self.dropout, 0 <= self.dropout < 1, "at least 0 and below 1")
+        both = (self.mean is None) == (self.std is None)
+        require("model.network.mean", self.mean, both, "given together with --model.network.std")
+        std = self.std is None or min(self.std) > 0
+        require("model.network.std", self.std, std, "three numbers above 0")
 
 
 class PyramidHead(nn.Module):
@@ -103,8 +116,20 @@ class Segmenter(nn.Module):
     def __init__(self, encoder: nn.Module, decoder: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.encoder, self.decoder, self.head = encoder, decoder, head
-        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        self.origin = "all tensors are random"  # where the weights come from, for people
+        self.register_buffer("mean", torch.empty(1, 3, 1, 1))
+        self.register_buffer("std", torch.empty(1, 3, 1, 1))
+        self.normalise_with(IMAGENET_MEAN, IMAGENET_STD)
+
+    def normalise_with(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Choose mean and deviation, of RGB in 0..1; a state dict that is loaded later brings its own."""
+        self.mean.copy_(255 * torch.tensor(mean).view(1, 3, 1, 1))
+        self.std.copy_(255 * torch.tensor(std).view(1, 3, 1, 1))
+
+    def normalisation(self) -> tuple[list[float], list[float]]:
+        """Return mean and deviation, of RGB in 0..1."""
+        mean, std = ((value.double().flatten() / 255).tolist() for value in (self.mean, self.std))
+        return [round(value, 7) for value in mean], [round(value, 7) for value in std]
 
     def forward(self, rgb: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n classes height width"]:
         """Return the class scores of each pixel."""
@@ -136,9 +161,47 @@ def build_network(config: NetworkConfig, n_classes: int, pretrained: bool = True
         network = _assemble(config, n_classes, hub_weights)
     except Exception as error:  # timm, smp and the hub client raise many kinds; each becomes one sentence
         raise _explain(config, hub_weights, error) from error
+    if hub_weights:
+        network.origin = f"the encoder's tensors come from {_weights_source(config.encoder)}, the others are random"
+    loaded: Loaded | None = None
     if weights is not None and hub_weights is None:
-        load_encoder_weights(network.encoder, Path(weights))
+        loaded = load_encoder_weights(network.encoder, Path(weights), _whole_network(config))
+        network.origin = f"{loaded.sentence(Path(weights))}; all others are random"
+    network.normalise_with(*_normalisation(config, network.encoder, hub_weights, loaded))
     return network
+
+
+def _normalisation(
+    config: NetworkConfig, encoder: nn.Module, hub_weights: str | None, loaded: Loaded | None
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Return mean and deviation: as configured, else as the file says, else as the encoder's recipe has them."""
+    if config.mean is not None and config.std is not None:
+        return config.mean, config.std
+    if loaded is not None and loaded.mean is not None and loaded.std is not None:
+        return loaded.mean, loaded.std
+    recipe = getattr(getattr(encoder, "model", None), "pretrained_cfg", None)  # timm's
+    if recipe is None and hub_weights:
+        recipe = get_preprocessing_params(config.encoder, hub_weights)  # lies beside the weights, fetched with them
+        plain = recipe["input_space"] == "RGB" and max(recipe["input_range"]) == 1
+        if not plain:
+            raise ModelError(
+                f"The weights of {config.encoder!r} expect {recipe['input_space']} in {recipe['input_range']}, which "
+                "the networks here do not give them; choose another --model.network.encoder."
+            )
+    if recipe is not None:
+        return recipe.get("mean", IMAGENET_MEAN), recipe.get("std", IMAGENET_STD)
+    own = (figures for name, figures in _OWN_NORMALISATION.items() if config.encoder.startswith(name))
+    return next(own, (IMAGENET_MEAN, IMAGENET_STD))
+
+
+def _whole_network(config: NetworkConfig) -> list[str]:
+    """Return the names of the tensors of timm's whole classifier, of which a tu- encoder is the front; else none."""
+    if not config.encoder.startswith("tu-"):
+        return []
+    import timm
+
+    with torch.device("meta"):
+        return list(timm.create_model(config.encoder.removeprefix("tu-"), **config.encoder_args).state_dict())
 
 
 def _assemble(config: NetworkConfig, n_classes: int, hub_weights: str | None) -> Segmenter:
@@ -240,52 +303,3 @@ def _is_unknown(encoder: str) -> bool:
     if encoder.startswith("tu-"):
         return not timm.is_model(encoder.removeprefix("tu-"))
     return encoder not in get_encoder_names() and not encoder.startswith("timm-")
-
-
-def load_encoder_weights(encoder: nn.Module, path: Path) -> None:
-    """Load a local file of weights (.safetensors, or a .pth read without unpickling code) into an encoder.
-
-    Common prefixes are stripped and a classifier in the file is left out; everything the encoder has must be there.
-
-    Raises:
-        ModelError: no such file, unreadable, or weights of another encoder.
-
-    """
-    state = {_strip(key): value for key, value in _read_weights(path).items()}
-    wanted = encoder.state_dict()
-    if not any(key in state for key in wanted) and any(f"model.{key}" in wanted for key in state):
-        state = {f"model.{key}": value for key, value in state.items()}  # a plain timm file for a tu- encoder
-    optional = {key for key in wanted if key.endswith("num_batches_tracked")}
-    bad = [key for key in wanted if key not in optional and getattr(state.get(key), "shape", None) != wanted[key].shape]
-    if bad:
-        some = f"{len(bad)} of {count(len(wanted), 'tensor')} {plural(len(bad), 'is', 'are')}"
-        raise ModelError(
-            f"{path} does not hold the weights of this encoder: {some} missing or of "
-            f"another shape, first {bad[0]!r}; check --model.network.encoder and --model.network.weights."
-        )
-    encoder.load_state_dict({key: state.get(key, wanted[key]) for key in wanted})
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ModelError(
-            f"There is no file {path}; --model.network.weights takes imagenet, a file, or null (from scratch)."
-        )
-    if zipfile.is_zipfile(path):  # torch.save's older form has no checksums
-        verify_archive(path)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ModelError(f"Cannot read the weights {path}: {reason}; save them as .safetensors.") from error
-    return content.get("state_dict", content)
-
-
-def _strip(key: str) -> str:
-    for prefix in _PREFIXES:
-        key = key.removeprefix(prefix)
-    return key

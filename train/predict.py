@@ -29,7 +29,8 @@ from data.store.source import stored_data, stored_path
 from data.store.store import MaskStore
 from train.checkpoint import file_digest, load_network
 from train.dataset import to_tensor
-from train.inference import InferenceConfig, Network, probabilities, sharpen
+from train.inference import InferenceConfig, probabilities, sharpen
+from train.network import Segmenter
 
 logger = logging.getLogger(__name__)
 
@@ -122,16 +123,14 @@ def choose_device(name: str) -> torch.device:
 
 @torch.inference_mode()
 def predict_image(
-    network: torch.nn.Module,
+    network: Segmenter,
     rgb: UInt8[np.ndarray, "height width 3"],
     inference: InferenceConfig,
     model: str = "The network",
 ) -> tuple[Float[np.ndarray, "classes height width"], Float[np.ndarray, "classes height width"]]:
     """Return the class probabilities of an image of any size, before and after the CRF (the same without one)."""
-    device = next(network.parameters()).device
-    call: Network = network
-    batch = to_tensor(rgb)[None].to(device).float()
-    found = probabilities(call, batch, inference, model)[0].float().cpu().numpy()
+    batch = to_tensor(rgb)[None].to(network.mean.device).float()
+    found = probabilities(network, batch, inference, network.mean, model)[0].float().cpu().numpy()
     return found, sharpen(rgb, found, inference.crf)
 
 
@@ -154,7 +153,7 @@ class _Writer:
             if wanted:
                 store.own_folder(name)
 
-    def write(self, network: torch.nn.Module, sample: Sample) -> None:
+    def write(self, network: Segmenter, sample: Sample) -> None:
         """Predict one image and write it; its line in the index comes last."""
         start = time.perf_counter()
         rgb = read_image(sample.image_path)

@@ -15,6 +15,7 @@ from data.console import count, warn_of_idle
 from data.errors import ConfigError, StoreError
 from data.images import read_image
 from data.store.records import image_record, is_up_to_date, labels_of_record
+from data.store.review import hand_on
 from data.store.source import moved, stored_path
 from data.store.store import MaskStore
 from train.checkpoint import file_digest, load_network
@@ -79,6 +80,7 @@ def relabel(
         data=moved(source.header["data"], root),
         program="segtrain",
     )
+    handed_on = hand_on(source, target)
     done = target.finished_labels()
     every = list(source.records())
     records = [record for record in every if not is_up_to_date(done, record["id"], labels_of_record(record))]
@@ -87,6 +89,8 @@ def relabel(
     again = sum(record["id"] in done for record in records)
     changed = f", {again} of them made again because their labels have changed" if again else ""
     print(f"Written: {count(len(every), 'mask')} in {output}{changed}.")
+    if handed_on:
+        print(f"Decisions and corrected masks of {count(handed_on, 'image')} were taken over from {store}.")
     print(f"Next: segtrain fit --data.store {output} --output R, with the settings of {ckpt_path}")
 
 

@@ -15,7 +15,7 @@ from train.network import IMAGENET_MEAN
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version at import
 
-FILL_RGB = tuple(round(255 * value) for value in IMAGENET_MEAN)  # what padding is filled with; 0 after normalisation
+FILL_RGB = tuple(round(255 * value) for value in IMAGENET_MEAN)  # what is padded with, unless the network says
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,20 @@ class Augmentation:
     """Random crops, scales, flips and colours of an image together with its mask and weights.
 
     The result depends on the arguments and the seed alone: not on the process, the order or what was drawn before.
+
+    Args:
+        config: what is done.
+        fill_rgb: what is padded with; the network's mean, which normalisation makes 0.
+
     """
 
-    def __init__(self, config: AugmentConfig) -> None:
+    def __init__(self, config: AugmentConfig, fill_rgb: tuple[int, ...] = FILL_RGB) -> None:
         import albumentations as A
         import cv2
 
         low, high = config.scale
         cv2.setNumThreads(0)  # the loader has processes of its own; OpenCV's threads would only get in their way
-        fill: dict[str, Any] = {"border_mode": cv2.BORDER_CONSTANT, "fill": FILL_RGB, "fill_mask": IGNORE}
+        fill: dict[str, Any] = {"border_mode": cv2.BORDER_CONSTANT, "fill": fill_rgb, "fill_mask": IGNORE}
         steps: list[Any] = []
         if (low, high) != (1.0, 1.0):
             steps.append(A.RandomScale((low - 1, high - 1), p=1))
@@ -66,6 +71,7 @@ class Augmentation:
         if config.colour:
             by = config.colour
             steps.append(A.ColorJitter((1 - by, 1 + by), (1 - by, 1 + by), (1 - by, 1 + by), (-by / 4, by / 4), p=0.8))
+        self._fill_rgb = fill_rgb
         self._compose = A.Compose(steps)
         self._smallest = math.ceil(1 / low)  # pixels of a side of which the smallest scale leaves one
 
@@ -86,12 +92,11 @@ class Augmentation:
         drawn = result["masks"]
         return result["image"], drawn[0], None if weight is None else drawn[1]
 
-    @staticmethod
-    def _enlarged(missing_hw: Sequence[int], rgb: Any, mask: Any, weight: Any) -> tuple[Any, Any, Any]:
+    def _enlarged(self, missing_hw: Sequence[int], rgb: Any, mask: Any, weight: Any) -> tuple[Any, Any, Any]:
         """Return the three with pixels added at the right and at the bottom that are ignored."""
         rows, columns = ((0, missing) for missing in missing_hw)
         filled = np.broadcast_to(
-            np.array(FILL_RGB, np.uint8), (rgb.shape[0] + rows[1], rgb.shape[1] + columns[1], 3)
+            np.array(self._fill_rgb, np.uint8), (rgb.shape[0] + rows[1], rgb.shape[1] + columns[1], 3)
         ).copy()
         filled[: rgb.shape[0], : rgb.shape[1]] = rgb
         mask = np.pad(mask, (rows, columns), constant_values=IGNORE)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from data.errors import StoreError
 from data.exporters.coco import write_coco
-from data.exporters.items import Exported, ExportOptions
+from data.exporters.items import Exported, ExportOptions, review_of
 from data.exporters.labelstudio import write_labelstudio
 from data.exporters.voc import write_voc
 from data.exporters.yolo import write_yolo
@@ -34,6 +34,12 @@ def export_store(store: MaskStore, format: ExportFormat, output: Path, options: 
         raise StoreError(f"{output} exists and is not empty; name a new folder with --output.")
     if not store.finished():
         raise StoreError(f"{store.path} holds no finished masks; run pseudolabel generate first.")
+    reviewed = review_of(store, options)
+    if not reviewed.counted:
+        raise StoreError(
+            f"No image of {store.path} is left once its review.jsonl is followed (--review {options.review}); accept "
+            "some in `pseudolabel review`, or give --review ignore."
+        )
     writers: dict[ExportFormat, Callable[[MaskStore, Path, ExportOptions, Path], Exported]] = {
         "coco": write_coco,
         "yolo": write_yolo,
@@ -42,4 +48,4 @@ def export_store(store: MaskStore, format: ExportFormat, output: Path, options: 
     }
     with new_folder(output) as folder:
         done = writers[format](store, folder, options, output)
-    return replace(done, opens=output / done.opens.relative_to(folder))
+    return replace(done, opens=output / done.opens.relative_to(folder), notes=(*done.notes, *reviewed.notes()))

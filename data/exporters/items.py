@@ -14,6 +14,7 @@ from data.classes import ClassSet
 from data.errors import ImageError, StoreError
 from data.images import read_orientation, size_of, to_raw_layout
 from data.store.records import size_of_record
+from data.store.reviewed import Reviewed, Use, apply_reviews, reviewed_mask
 from data.store.store import MaskStore
 
 _JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif"})
@@ -32,6 +33,7 @@ class ExportOptions:
         components: one object for each connected region instead of one for each class (coco; yolo always does).
         min_area_px: smaller regions are left out (yolo, and coco with components).
         root: folder of the images, if it is not where the store says.
+        review: what people's decisions mean; see `data.store.reviewed.apply_reviews`.
         url_prefix: what Label Studio finds before an image's path; the default is its local file storage.
 
     """
@@ -43,6 +45,7 @@ class ExportOptions:
     min_area_px: int = 1
     root: Path | None = None
     url_prefix: str = "/data/local-files/?d="
+    review: Use = "use"
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,15 @@ class Item:
     name: str
 
 
+def review_of(store: MaskStore, options: ExportOptions) -> Reviewed:
+    """Return which images of a store are exported, and with which masks, once people have looked."""
+    return apply_reviews(store, list(store.records()), options.review)
+
+
 def read_items(store: MaskStore, options: ExportOptions) -> Iterator[Item]:
-    """Yield the finished images of a store.
+    """Yield the finished images of a store that people have not thrown out, with the masks that count.
+
+    A label that was marked wrong is no label of its image.
 
     Raises:
         ImageError: the raw layout is wanted of an image that is not there, or a mask is not its image's.
@@ -82,9 +92,12 @@ def read_items(store: MaskStore, options: ExportOptions) -> Iterator[Item]:
     """
     root = options.root if options.root is not None else store.root
     read = store.read_mask if options.source == "masks" else store.read_argmax
-    for record in store.records():
+    for counted in review_of(store, options).counted:
+        record = counted.record
         image = store.image_path(record, options.root)
-        mask = read(record)
+        mask = reviewed_mask(counted, read(record))
+        if counted.wrong and "labels" in record:
+            record = record | {"labels": [label for label in record["labels"] if label not in counted.wrong]}
         if options.orientation == "raw":
             if not image.is_file():
                 raise ImageError(f"There is no image {image}, whose EXIF says how the raw file lies; give --root.")

@@ -8,9 +8,10 @@ from data.errors import StoreError
 
 FOLDERS = {"masks": ".png", "argmax": ".png", "scores": ".npz"}
 INDEX, SKIPPED = "index.jsonl", "skipped.txt"
+REVIEW, CORRECTED = "review.jsonl", "corrected"  # what people have decided and drawn: never emptied
 _LOCK = f".{INDEX}.lock"
 # What our programs put beside the masks; it does not stand in the way of a new store.
-_LEFT_OVER = frozenset({SKIPPED, "report.html", "review.jsonl"})
+_LEFT_OVER = frozenset({SKIPPED, "report.html", REVIEW})
 
 
 def in_the_way(path: Path) -> list[str]:
@@ -25,7 +26,7 @@ def in_the_way(path: Path) -> list[str]:
 
 
 def _is_left_over(entry: Path) -> bool:
-    if _is_temporary(entry) or entry.name in _LEFT_OVER:
+    if _is_temporary(entry) or entry.name in _LEFT_OVER or (entry.name == CORRECTED and _is_own_folder(entry)):
         return True
     return entry.name in FOLDERS and _is_own_folder(entry) and all(map(_is_temporary, entry.iterdir()))
 
@@ -84,7 +85,7 @@ def check_can_be_emptied(path: Path) -> None:
 
 
 def empty(path: Path) -> None:
-    """Delete the index, the masks and the soft maps of a store, and nothing else.
+    """Delete the index, the masks and the soft maps of a store, and nothing else: what people have decided stays.
 
     The index goes first: from then on no image counts as finished, so a run that is killed here leaves a store with
     fewer masks and never one that promises masks it lacks. store.json stays; it is replaced by the one who calls.

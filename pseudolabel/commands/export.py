@@ -17,6 +17,7 @@ def export(
     min_area_px: int = 1,
     root: Path | None = None,
     url_prefix: str = "/data/local-files/?d=",
+    review: Literal["use", "ignore", "accepted_only"] = "use",
 ) -> None:
     """Write a store's masks in another format.
 
@@ -31,6 +32,8 @@ def export(
         min_area_px: Leave out regions of fewer pixels (yolo, and coco with components).
         root: Folder of the images, if it is not where the store says.
         url_prefix: labelstudio: what comes before an image's path, local file storage if not given.
+        review: Decisions of `pseudolabel review`: use leaves out rejected images and takes corrected masks;
+            accepted_only: all that are not accepted are left out; ignore: the machine's masks, all of them.
 
     """
     from data.exporters.export import export_store
@@ -39,7 +42,7 @@ def export(
 
     opened = MaskStore.open(store)
     target = output or opened.path.with_name(f"{opened.path.resolve().name}_{format}")
-    options = ExportOptions(source, images, orientation, components, min_area_px, root, url_prefix)
+    options = ExportOptions(source, images, orientation, components, min_area_px, root, url_prefix, review)
     exported = export_store(opened, format, target, options)
     print(f"Wrote the masks of {count(exported.n_images, 'image')} to {target}; open {exported.opens}.")
     for note in exported.notes:

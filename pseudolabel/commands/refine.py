@@ -42,6 +42,8 @@ def refine(
     print(f"{count(tally.written, 'mask')} in {Path(output) / 'masks'} in {tally.seconds:.0f} s.")
     if tally.relabelled:
         print(f"{tally.relabelled} of them again, because their labels have changed in {store}.")
+    if tally.handed_on:
+        print(f"Decisions and corrected masks of {count(tally.handed_on, 'image')} were taken over from {store}.")
     print_skipped(Path(output), tally.skipped)
     print(f"Next: pseudolabel score --store {output}     mIoU, where there is ground truth")
     print(f"      pseudolabel report --store {output}    a page of overlays, coverage and warnings")

@@ -24,6 +24,7 @@ from pseudolabel.demo.results import Device, Result, Size, Step
 from pseudolabel.review.score import score_store
 
 MODEL = Path(data.__file__).resolve().parent / "demo" / "model"
+ENCODER = MODEL.parent / "encoder" / "tf_efficientnet_lite0.safetensors"
 CONFIGS = REPOSITORY / "configs"
 
 
@@ -104,11 +105,9 @@ def run_step(result: Result, title: str, program: str, *arguments: str, show: bo
 
 
 def require_files(draw_only: bool) -> None:
-    """Raise ConfigError unless the configurations and the model are where an editable install has them."""
-    wanted = (
-        [] if draw_only else [CONFIGS / "pseudolabel" / "demo.yaml", CONFIGS / "train" / "demo.yaml", MODEL / "unet"]
-    )
-    for path in wanted:
+    """Raise ConfigError unless the configurations and the models are where an editable install has them."""
+    wanted = [CONFIGS / "pseudolabel" / "demo.yaml", CONFIGS / "train" / "demo.yaml", MODEL / "unet", ENCODER]
+    for path in [] if draw_only else wanted:
         if not path.exists():
             raise ConfigError(
                 f"{path} is missing: the demo needs the project's folder; clone it and install it with pip install -e ."

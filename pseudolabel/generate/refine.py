@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from data.errors import StoreError, UserError
 from data.store.records import is_up_to_date
+from data.store.review import hand_on
 from data.store.source import moved, stored_path
 from data.store.store import MaskStore
 from pseudolabel.config import CrfConfig, MaskConfig, stored_mask_settings
@@ -54,10 +55,12 @@ def refine_masks(
         for record in source.records()
         if not is_up_to_date(finished, record["id"], record.get("labels", finished.get(record["id"]) or ()))
     ]
-    if not records:
+    if not records and not finished:
         return Tally()
-    MaskStore.open_or_create(output_path, classes=source.classes, **header)
-    tally = Tally(relabelled=sum(record["id"] in finished for record in records))
+    handed_on = hand_on(source, MaskStore.open_or_create(output_path, classes=source.classes, **header))
+    tally = Tally(relabelled=sum(record["id"] in finished for record in records), handed_on=handed_on)
+    if not records:
+        return tally
     jobs = _jobs(source, output_path, records, root)
     outcomes = run_jobs(jobs, config, default_workers(workers), where)
     with contextlib.closing(outcomes), progress_bar(len(records)) as bar:

@@ -31,6 +31,7 @@ class Tally:
         warned: number of masks with warnings.
         without_words: number of images whose sentence had no room for all background words.
         dropped_words: how often each of these words was left out.
+        handed_on: number of images whose review was taken over from the store that this one is made from.
         started: when the run began.
 
     """
@@ -41,6 +42,7 @@ class Tally:
     warned: int = 0
     without_words: int = 0
     dropped_words: Counter[str] = field(default_factory=Counter)
+    handed_on: int = 0
     started: float = field(default_factory=time.perf_counter)
 
     @property

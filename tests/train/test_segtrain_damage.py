@@ -93,7 +93,7 @@ def test_wherever_a_bit_flips_nothing_else_is_read(checkpoint, tmp_path_factory,
 
 def test_no_bit_of_the_list_of_parts_changes_what_is_read(tmp_path):
     """zipfile and torch heed different bits of it: a part marked as a folder has no bytes for torch."""
-    card = make_card(CLASSES, {"network": to_plain(NetworkConfig())})
+    card = make_card(CLASSES, ([0.5] * 3, [0.5] * 3), {"network": to_plain(NetworkConfig())})
     path, bad = tmp_path / "whole.ckpt", tmp_path / "bad.ckpt"
     torch.save({"state_dict": {"w": torch.arange(64.0)}, CARD_KEY: card}, path)
     content = path.read_bytes()
@@ -163,7 +163,7 @@ def test_one_score_that_is_no_number_is_an_error_that_names_kind_and_model(value
 
     for config in (InferenceConfig(), InferenceConfig(flip=True, merge="max", window=32)):
         with pytest.raises(ModelError, match=r"^a.ckpt gives .* in float16: .* 32-true or bf16-mixed"):
-            probabilities(network, torch.zeros(1, 3, 40, 50), config, "a.ckpt")
+            probabilities(network, torch.zeros(1, 3, 40, 50), config, torch.zeros(1, 3, 1, 1), "a.ckpt")
 
 
 def test_the_predictor_refuses_a_damaged_model_and_scores_that_are_no_numbers(exported, tmp_path):

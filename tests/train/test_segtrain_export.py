@@ -75,8 +75,9 @@ def test_torchscript_agrees_exactly(checkpoint, tmp_path):
 def test_torch_export_agrees_with_padding_of_either_kind(encoder, tmp_path):
     torch.manual_seed(0)
     network = NetworkConfig(encoder=encoder, weights=None, decoder_channels=8)
-    state = {f"network.{key}": value for key, value in build_network(network, 3).state_dict().items()}
-    card = make_card(CLASSES, {"network": to_plain(network)})
+    model = build_network(network, 3)
+    state = {f"network.{key}": value for key, value in model.state_dict().items()}
+    card = make_card(CLASSES, model.normalisation(), {"network": to_plain(network)})
     torch.save({"state_dict": state, "segtrain": card}, tmp_path / "a.ckpt")
     arguments = ["--ckpt_path", str(tmp_path / "a.ckpt"), "--output", str(tmp_path / "e")]
     more = ["--format", "torch_export", "--sizes", "[[96,64],[64,160]]"]

@@ -1,0 +1,419 @@
+"""The desk a reviewer sits at: a store's images in order of doubt, what was decided, and masks made anew.
+
+It knows nothing of pages: `server` speaks for it. Every id that comes from outside is looked up among the images of the
+index (`Desk.line`), so that none ever becomes a path that the index does not name. All methods may be called from
+several threads at once.
+"""
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+
+from data.console import count
+from data.errors import ConfigError, LabelError, StoreError
+from data.images import read_image
+from data.store.folder import INDEX, REVIEW
+from data.store.records import size_of_record
+from data.store.review import Change, Review, ReviewLog, mask_hash, read_corrected, write_corrected, write_decision
+from data.store.softmaps import SoftMaps
+from data.store.store import MaskStore
+from pseudolabel.config import CrfConfig, MaskConfig, mask_settings, stored_mask_settings
+from pseudolabel.masks.labelmap import label_map
+from pseudolabel.masks.working import enlarged_to, shrunk_to, working_size
+from pseudolabel.review.doubt import Doubt, doubt_of, warning_kinds
+
+KEPT_OPEN = 6  # images whose pixels and soft maps are kept at hand
+Shown = Literal["machine", "correction", "counts", "predictions"]
+Order = Literal["doubt", "id", "recent"]
+Mask = UInt8[np.ndarray, "height width"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One image in the queue: its line in the index, and the doubt about its mask."""
+
+    record: dict[str, Any]
+    doubt: Doubt
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is to be in the queue, and in which order.
+
+    Attributes:
+        label: class id that an image carries; None: any.
+        warning: kind of warning; empty: any.
+        decision: accept, reject, skip, none, corrected, wrong, stale; empty: any.
+        text: part of the id.
+        order: by doubt, by id, or by the time of the last decision.
+
+    """
+
+    label: int | None = None
+    warning: str = ""
+    decision: str = ""
+    text: str = ""
+    order: Order = "doubt"
+
+
+@dataclass(frozen=True)
+class Retuned:
+    """Mask settings that a reviewer may change; None: as the store was made."""
+
+    threshold: float | None = None
+    crf: bool | None = None
+    scale: float | None = None
+    ignore_below: float | None = None
+
+
+class UnknownImage(StoreError):
+    """An id that the store does not hold."""
+
+
+class Desk:
+    """A store that is being reviewed; see this file's first lines.
+
+    Attributes:
+        store: the store.
+        predictions: masks of a network, or None.
+        root: folder of the data set, if it is not where the store says.
+
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        root: Path | None = None,
+        predictions: MaskStore | None = None,
+        disagreement: dict[str, float] | None = None,
+    ) -> None:
+        self._path, self.root, self.predictions = path, root, predictions
+        self._disagreement = disagreement or {}
+        self._lock = threading.RLock()
+        self._open: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._hashes: dict[str, tuple[tuple[int, int], str]] = {}
+        self._stamp: tuple[tuple[int, int, int], ...] = ()
+        self._lines: dict[str, Line] = {}
+        self._log = ReviewLog(path / REVIEW)
+        self.store = MaskStore.open(path)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take up what has happened on disk: images made meanwhile, a store started over, others' decisions."""
+        with self._lock:
+            self._log.refresh()
+            stamp = tuple(_stamp(self._path / name) for name in ("store.json", INDEX))
+            if stamp == self._stamp:
+                return
+            self.store = MaskStore.open(self._path)
+            found = self._disagreement.get
+            self._lines = {
+                record["id"]: Line(record, doubt_of(record, self.store.classes, found(record["id"])))
+                for record in self.store.records()
+            }
+            self._stamp = stamp
+            self._open.clear()
+
+    def line(self, sample_id: str) -> Line:
+        """Return an image of the index.
+
+        Raises:
+            UnknownImage: it holds none of that id.
+
+        """
+        with self._lock:
+            found = self._lines.get(sample_id)
+        if found is None:
+            raise UnknownImage(f"The store holds no image {sample_id[:200]!r}.")
+        return found
+
+    def holds(self, sample_id: str) -> bool:
+        """Return whether the index names an image."""
+        with self._lock:
+            return sample_id in self._lines
+
+    def review(self, sample_id: str) -> Review:
+        """Return what was decided about an image."""
+        with self._lock:
+            self._log.refresh()
+            return self._log.reviews.get(sample_id, Review())
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def queue(self, query: Query) -> list[str]:
+        """Return the ids of the images that a query asks for, in its order."""
+        self.refresh()
+        with self._lock:
+            lines, reviews = list(self._lines.values()), dict(self._log.reviews)
+        text = query.text.casefold()
+        found = [
+            line
+            for line in lines
+            if (query.label is None or query.label in line.record.get("labels", ()))
+            and (not query.warning or query.warning in warning_kinds(line.record.get("warnings", ())))
+            and text in line.record["id"].casefold()
+            and self._fits(line, reviews.get(line.record["id"], Review()), query.decision)
+        ]
+        match query.order:
+            case "doubt":
+                found.sort(key=lambda line: (-line.doubt.value, line.record["id"]))
+            case "id":
+                found.sort(key=lambda line: line.record["id"])
+            case "recent":
+                found.sort(key=lambda line: line.record["id"])
+                found.sort(key=lambda line: reviews.get(line.record["id"], Review()).when, reverse=True)
+        return [line.record["id"] for line in found]
+
+    def _fits(self, line: Line, review: Review, decision: str) -> bool:
+        match decision:
+            case "":
+                return True
+            case "corrected":
+                return bool(review.correction)
+            case "wrong":
+                return bool(review.wrong)
+            case "stale":
+                return review.says_something and review.is_stale(self.machine_hash(line))
+            case _:
+                return review.decision == decision
+
+    def counts(self) -> dict[str, int]:
+        """Return how many images there are of each decision, and in all."""
+        with self._lock:
+            self._log.refresh()
+            reviews = [review for sample_id, review in self._log.reviews.items() if sample_id in self._lines]
+            decided = Counter(review.decision for review in reviews if review.decision != "none")
+            marks = {
+                "corrected": sum(bool(review.correction) for review in reviews),
+                "wrong": sum(bool(review.wrong) for review in reviews),
+            }
+            total = len(self._lines)
+        named = {name: decided[name] for name in ("accept", "reject", "skip")}
+        return {"total": total, **named, "none": total - decided.total(), **marks}
+
+    def labels_in_use(self) -> Counter[int]:
+        """Return how many images carry each class."""
+        with self._lock:
+            return Counter(label for line in self._lines.values() for label in line.record.get("labels", ()))
+
+    def warnings_in_use(self) -> Counter[str]:
+        """Return how many images have each kind of warning."""
+        with self._lock:
+            lines = list(self._lines.values())
+        return Counter(kind for line in lines for kind in warning_kinds(line.record.get("warnings", ())))
+
+    def machine_hash(self, line: Line) -> str:
+        """Return the hash of the machine's mask of an image; a file that has not changed is read once.
+
+        Empty where it cannot be read.
+        """
+        sample_id = line.record["id"]
+        try:
+            status = (self.store.path / "masks" / f"{sample_id}.png").stat()
+            stamp = (status.st_mtime_ns, status.st_size)
+            known = self._hashes.get(sample_id)
+            if known is None or known[0] != stamp:
+                known = self._hashes[sample_id] = (stamp, mask_hash(self.store.read_mask(line.record)))
+        except (OSError, StoreError, LabelError):
+            return ""
+        return known[1]
+
+    def image(self, line: Line) -> UInt8[np.ndarray, "rows columns 3"]:
+        """Return an image, a large one at its working size.
+
+        Raises:
+            ImageError: it cannot be read.
+
+        """
+        path = self.store.image_path(line.record, self.root)
+        return self._kept("image", line, lambda: shrunk(read_image(path)))
+
+    def soft(self, line: Line) -> SoftMaps | None:
+        """Return the soft maps of an image, or None if the store keeps none.
+
+        Raises:
+            StoreError: they are damaged.
+
+        """
+        return self._kept("soft", line, lambda: self.store.read_soft(line.record))
+
+    def mask(self, line: Line, which: Shown = "counts") -> Mask | None:
+        """Return a mask at its image's size: the machine's, the corrected one, the one that counts, or a network's.
+
+        Raises:
+            UserError: it cannot be read.
+
+        """
+        correction = self.review(line.record["id"]).correction
+        match which:
+            case "predictions":
+                there = self.predictions is not None and line.record["id"] in self.predictions.finished()
+                return self.predictions.read_argmax(line.record["id"]) if there and self.predictions else None
+            case "correction" | "counts" if correction:
+                return read_corrected(self.store, line.record["id"], correction)
+            case "correction":
+                return None
+            case _:
+                return self.store.read_mask(line.record)
+
+    def settings(self) -> MaskConfig:
+        """Return the mask settings that the store was made with."""
+        return mask_settings(self.store.header["config"])
+
+    def retuned_settings(self, change: Retuned) -> MaskConfig:
+        """Return the store's mask settings with a reviewer's changes.
+
+        Raises:
+            ConfigError: a value out of its range.
+
+        """
+        config = self.settings()
+        fuse, crf = config.fuse, config.crf
+        if change.threshold is not None:
+            fuse = replace(fuse, threshold=change.threshold)
+        if change.crf is not None:
+            own = crf.kind if crf.kind != "none" else CrfConfig.kind
+            crf = replace(crf, kind=own if change.crf else "none")
+        if change.scale is not None:
+            crf = replace(crf, scale=change.scale)
+        below = config.ignore_below if change.ignore_below is None else change.ignore_below
+        return replace(config, fuse=fuse, crf=crf, ignore_below=below)
+
+    def retune(self, line: Line, change: Retuned) -> Mask:
+        """Return an image's mask made again from its soft maps, as `pseudolabel refine` makes it.
+
+        Raises:
+            StoreError: the store keeps no soft maps of it, or they are damaged.
+            UserError: the image cannot be read; a setting is out of its range.
+
+        """
+        soft = self.soft(line)
+        if soft is None:
+            raise StoreError(f"The store keeps no soft maps of {line.record['id']}; it cannot be retuned.")
+        config = self.retuned_settings(change)
+        return self._kept(
+            f"mask {config}", line, lambda: label_map(self._pixels_for(line, soft, config), soft, config)[0]
+        )
+
+    def _pixels_for(self, line: Line, soft: SoftMaps, config: MaskConfig) -> UInt8[np.ndarray, "rows columns 3"]:
+        """Return the image at a size that `label_map` takes; read again where the store works at another size."""
+        if working_size(soft.image_hw, config.crf) == display_size(soft.image_hw):
+            return self.image(line)
+        return read_image(self.store.image_path(line.record, self.root))
+
+    def decide(self, line: Line, change: Change, *, mask: str, machine: str, who: str) -> Review:
+        """Write a decision and return what holds now; arguments as `data.store.review.write_decision`.
+
+        Raises:
+            ConfigError: a correction that was never made, or a label that the image does not have.
+
+        """
+        sample_id = line.record["id"]
+        names = {self.store.classes.name(label) for label in line.record.get("labels", ())}
+        unknown = sorted(set(change.wrong or ()) - names - set(self.review(sample_id).wrong))
+        if unknown:
+            raise ConfigError(f"{sample_id} does not have the label {unknown[0]!r}.")
+        if change.correction:
+            read_corrected(self.store, sample_id, change.correction)
+        write_decision(self.store, sample_id, change, mask=mask, machine=machine, who=who)
+        return self.review(sample_id)
+
+    def correct(
+        self,
+        line: Line,
+        drawn: Mask,
+        change: Change,
+        *,
+        base: Literal["machine", "correction", "retuned"],
+        retuned: Retuned | None,
+        machine: str,
+        who: str,
+    ) -> Review:
+        """Write a corrected mask and the decision about it; return what holds now.
+
+        Args:
+            line: the image.
+            drawn: the mask as it was seen, at `display_size`.
+            change: what else is decided.
+            base: the mask that was drawn on; where it was left as it is, its own pixels are kept at full size.
+            retuned: settings of a base that was made again.
+            machine: hash of the machine's mask that was seen.
+            who: who decides.
+
+        Raises:
+            ConfigError: a mask of another size than the image is shown at.
+            ImageError: a class that does not exist.
+
+        """
+        sample_id, image_hw = line.record["id"], size_of_record(line.record)
+        if drawn.shape != display_size(image_hw):
+            raise ConfigError(f"A mask of {drawn.shape} pixels for an image that is shown at {display_size(image_hw)}.")
+        if base == "retuned":
+            under = self.retune(line, retuned or Retuned())
+        else:
+            under = self.mask(line, "machine" if base == "machine" else "counts")
+        assert under is not None
+        found = write_corrected(self.store, sample_id, drawn_over(under, drawn))
+        settings = None if base != "retuned" else stored_mask_settings(self.retuned_settings(retuned or Retuned()))
+        change = replace(change, correction=found, settings=settings)
+        write_decision(self.store, sample_id, change, mask=found, machine=machine, who=who)
+        return self.review(sample_id)
+
+    def _kept(self, what: str, line: Line, make: Callable[[], T]) -> T:
+        """Return what was made for an image lately, or make it."""
+        key = (what, line.record["id"])
+        with self._lock:
+            if key in self._open:
+                self._open.move_to_end(key)
+                return self._open[key]
+        made = make()
+        with self._lock:
+            self._open[key] = made
+            while len(self._open) > 4 * KEPT_OPEN:
+                self._open.popitem(last=False)
+        return made
+
+    def describe(self) -> str:
+        """Return in a few words what lies on the desk."""
+        counts = self.counts()
+        decided = counts["total"] - counts["none"]
+        return f"{count(counts['total'], 'image')}, {decided} of them decided"
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return (0, 0, 0)
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def display_size(image_hw: tuple[int, int]) -> tuple[int, int]:
+    """Return the height and width that an image is shown and drawn on at: its own, or 2.1 million pixels."""
+    return working_size(image_hw, CrfConfig())
+
+
+def shrunk(rgb_u8: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "rows columns 3"]:
+    """Return an image at the size that it is shown at."""
+    return shrunk_to(rgb_u8, display_size((rgb_u8.shape[0], rgb_u8.shape[1])))
+
+
+def displayed(mask: Mask) -> UInt8[np.ndarray, "rows columns"]:
+    """Return a mask at the size that its image is shown at; ids are kept."""
+    return enlarged_to(mask, display_size((mask.shape[0], mask.shape[1])))
+
+
+def drawn_over(under: Mask, drawn: UInt8[np.ndarray, "rows columns"]) -> Mask:
+    """Return a mask of full size with what was drawn on it at the size it is shown at; all else stays to the pixel."""
+    changed = drawn != displayed(under)
+    size_hw = (under.shape[0], under.shape[1])
+    where = enlarged_to(changed.astype(np.uint8), size_hw).astype(bool)
+    return np.where(where, enlarged_to(drawn, size_hw), under)

@@ -1,0 +1,424 @@
+// The review page: what is on the desk, what the keys do, what is written. stage.js draws, queue.js lists.
+
+import { $, bytes, chip, copy, make, named, read, readJson, send, tell, tried, url } from "./common.js";
+import { Queue } from "./queue.js";
+import { Stage, runsOf } from "./stage.js";
+
+const app = $("app");
+const STATES = { accept: "✓ Accepted", reject: "✗ Rejected", skip: "– Skipped", none: "Not decided" };
+const AHEAD = 2, KEPT = 8;
+
+let store = null; // classes and settings
+let item = null; // the image on the desk
+let base = "machine"; // the mask that is drawn on: machine, correction or retuned
+let made = null; // settings of a retuned mask
+let opening = null, retuning = null;
+const past = []; // decisions that can be undone, the last one at the end
+const waiting = new Map(); // images that were asked for, by id
+const stage = new Stage(showEdited, showUnder);
+const queue = new Queue(open, showCounts);
+
+// Opening an image ---------------------------------------------------------------------------------------------------
+
+function load(id) {
+  if (!waiting.has(id)) {
+    const parts = Promise.all([
+      readJson("/api/item", { id }),
+      read("/image", { id }).then((answer) => answer.blob()).then((blob) => createImageBitmap(blob)).catch(() => null),
+      bytes(read("/mask", { id })).catch(() => null),
+    ]);
+    parts.catch(() => waiting.delete(id));
+    waiting.set(id, parts);
+    for (const old of waiting.keys()) {
+      if (waiting.size <= KEPT) break;
+      waiting.delete(old);
+    }
+  }
+  return waiting.get(id);
+}
+
+async function open(at) {
+  const id = queue.ids[at];
+  if (id === undefined) return;
+  queue.select(at);
+  opening = id;
+  const late = setTimeout(() => { $("busy").hidden = false; }, 150);
+  const parts = await tried(() => load(id));
+  clearTimeout(late);
+  $("busy").hidden = true;
+  if (opening !== id || !parts) return;
+  const [found, bitmap, ids] = parts;
+  item = found;
+  history.replaceState(null, "", `#${encodeURIComponent(id)}`);
+  base = item.review.correction ? "correction" : "machine";
+  made = null;
+  stage.load(bitmap, ids && ids.slice(), item.width, item.height);
+  stage.bitmap = bitmap;
+  showItem();
+  for (let next = at + 1; next <= at + AHEAD && next < queue.ids.length; next++) load(queue.ids[next]).catch(() => {});
+  if ($("t-all").checked && item.retunable && !item.review.correction) await retune();
+  else showTuning(null);
+}
+
+const go = (step) => open(Math.min(queue.ids.length - 1, Math.max(0, queue.at + step)));
+
+// Showing ------------------------------------------------------------------------------------------------------------
+
+function showCounts(counts) {
+  const decided = counts.total - counts.none;
+  $("progress").max = Math.max(1, counts.total);
+  $("progress").value = decided;
+  $("counts").textContent = `${decided} of ${counts.total} decided: ${counts.accept} accepted, ${counts.reject} rejected, `
+    + `${counts.skip} skipped; ${counts.corrected} corrected`;
+}
+
+function showItem() {
+  $("title").replaceChildren(named(item.shown));
+  $("place").textContent = `${queue.at + 1} of ${queue.ids.length} · ${item.full[1]} x ${item.full[0]} px`;
+  $("reasons").textContent = `doubt ${item.doubt.toFixed(2)}${item.reasons.length ? `: ${item.reasons.join(", ")}` : ""}`;
+  $("warnings").textContent = item.warnings.length ? `⚠ ${item.warnings.join("; ")}` : "";
+  $("problems").replaceChildren(...item.problems.map((text) => make("li", {}, named(text))));
+  const chosen = $("draw").value;
+  const classes = [...item.labels, ...store.classes.filter((one) => !item.labels.some((label) => label.id === one.id))];
+  $("draw").replaceChildren(...[...classes, store.undecided].map((one) => make("option", { value: String(one.id), dir: "auto" },
+    one.id === 255 ? "undecided" : one.name)));
+  $("draw").value = [...$("draw").options].some((one) => one.value === chosen && (chosen === "255" || item.labels.some((label) => String(label.id) === chosen)))
+    ? chosen : $("draw").options[0].value;
+  stage.value = Number($("draw").value);
+  const views = [["mask", "mask"], ["image", "image alone"], ...item.soft.map((id) => [`heat ${id}`, `soft map: ${store.classes[id].name}`])];
+  if (store.predictions) views.push(["predictions", "the network's mask"]);
+  $("view").replaceChildren(...views.map(([value, text]) => make("option", { value, dir: "auto" }, text)));
+  $("heats").replaceChildren(...item.soft.map((id) => {
+    const picture = make("img", { alt: "", loading: "lazy", src: url("/heat", { id: item.id, label: id, v: item.machine.slice(0, 12) }) });
+    const button = make("button", { "aria-pressed": "false", "data-view": `heat ${id}` }, picture, named(store.classes[id].name));
+    button.addEventListener("click", () => setView($("view").value === `heat ${id}` ? "mask" : `heat ${id}`));
+    return button;
+  }));
+  setView("mask");
+  showReview();
+  showEdited();
+}
+
+function showReview() {
+  const review = item.review, state = $("state");
+  const by = review.lines ? ` by ${review.who || "somebody"}, ${review.when.slice(0, 16).replace("T", " ")} UTC` : "";
+  const notes = [];
+  if (review.stale) notes.push("Stale: the mask has changed since.");
+  if (review.correction) notes.push(review.settings ? "The corrected mask was retuned." : "The corrected mask counts.");
+  if (review.outdated) notes.push("The machine's mask has changed since it was corrected.");
+  state.replaceChildren(make("b", { class: { accept: "accept", reject: "reject" }[review.decision] || "later" }, STATES[review.decision]), by);
+  if (notes.length) state.append(make("br"), make("span", { class: "warn" }, notes.join(" ")));
+  $("labels").replaceChildren(...item.labels.map((label, index) => {
+    const wrong = review.wrong.includes(label.id);
+    const box = make("input", { type: "checkbox", checked: wrong });
+    box.addEventListener("change", () => toggleWrong(index));
+    const key = index < 9 ? make("kbd", {}, String(index + 1)) : "";
+    const share = label.share === null ? "" : `${(100 * label.share).toFixed(1)} %`;
+    return make("li", { class: wrong ? "wrong" : "" }, make("label", {}, box, key, make("span", { class: "called" }, chip(label), named(label.name)),
+      make("span", {}, wrong ? "wrong" : ""), make("span", { class: "share" }, share)));
+  }));
+}
+
+const changed = () => stage.drawn || base === "retuned";
+
+function showEdited() {
+  if (!item) return;
+  const what = base === "retuned" ? "Retuned" : base === "correction" ? "Corrected mask" : "The machine's mask";
+  $("edited").textContent = `${what}${stage.drawn ? ", drawn on" : ""}${changed() ? ": not saved" : ""}.`;
+  $("save").disabled = !changed();
+  $("drop").disabled = !changed() && !item.review.correction;
+}
+
+function showUnder(id) {
+  $("under").textContent = id === null ? "\u00a0" : id === 255 ? "undecided (255)" : store.classes[id].name;
+}
+
+function setView(view) {
+  if (![...$("view").options].some((one) => one.value === view)) return;
+  $("view").value = view;
+  for (const button of document.querySelectorAll("#heats button")) {
+    button.setAttribute("aria-pressed", String(button.dataset.view === view));
+  }
+  tried(async () => {
+    const id = item.id;
+    stage.visible = view === "mask";
+    let shown = stage.bitmap;
+    if (view.startsWith("heat ")) {
+      const answer = await read("/heat", { id, label: view.slice(5), v: item.machine.slice(0, 12) });
+      shown = await createImageBitmap(await answer.blob());
+    }
+    const other = view === "predictions" ? await bytes(read("/mask", { id, which: "predictions" })) : null;
+    if (item.id !== id || $("view").value !== view) return;
+    stage.setPicture(shown);
+    if (other) {
+      const own = stage.ids;
+      stage.ids = other;
+      stage.visible = true;
+      stage.paint();
+      [stage.ids, stage.visible] = [own, false];
+    } else stage.paint();
+  });
+}
+
+// Decisions ----------------------------------------------------------------------------------------------------------
+
+const who = () => $("who").value.trim();
+
+/** Send a decision about the image on the desk; it can be undone. */
+async function write(path, body) {
+  const before = { ...item.review }, id = item.id, at = queue.at;
+  const answer = await tried(async () => (await send(path, { id, machine: item.machine, who: who(), lines: before.lines, ...body })).json());
+  if (!answer) return false;
+  take(answer, id);
+  past.push({ id, at, before });
+  return true;
+}
+
+function take(answer, id) {
+  waiting.delete(id);
+  queue.update(answer.row);
+  showCounts(answer.counts);
+  if (answer.meanwhile) tell(`${answer.meanwhile} decided about this image meanwhile; both are kept, the last counts.`);
+  if (item && item.id === id) {
+    item.review = answer.review;
+    item.mask = answer.review.correction || item.machine;
+    showReview();
+    showEdited();
+  }
+}
+
+let writing = false;
+async function decide(decision) {
+  if (!item || writing) return;
+  writing = true;
+  try {
+    const saved = decision === "accept" && changed() ? await save(decision) : await write("/api/decide", { decision, mask: item.mask || item.machine });
+    if (!saved) return;
+    tell(`${STATES[decision]}: ${item.shown}`);
+    if (queue.at + 1 < queue.ids.length) await go(1);
+    else tell("That was the last image of this queue.");
+  } finally {
+    writing = false;
+  }
+}
+
+/** Write the mask as it is seen, and accept it. */
+async function save(decision = "accept") {
+  const settings = base === "retuned" ? made : null;
+  const done = await write("/api/correct", { decision, base, settings, runs: runsOf(stage.ids) });
+  if (!done) return false;
+  base = "correction";
+  stage.strokes = [];
+  showEdited();
+  return true;
+}
+
+async function saveCorrected() {
+  if (!item || writing || !changed()) return;
+  writing = true;
+  try {
+    if (await save()) tell("The corrected mask was saved and accepted.");
+  } finally {
+    writing = false;
+  }
+}
+
+async function toMachine() {
+  if (!item) return;
+  if (item.review.correction) {
+    if (!await write("/api/decide", { correction: "", decision: "none", mask: item.machine })) return;
+  }
+  const ids = await tried(() => bytes(read("/mask", { id: item.id, which: "machine" })));
+  if (!ids) return;
+  [base, made] = ["machine", null];
+  stage.setMask(ids);
+  showTuning(null);
+  showEdited();
+}
+
+async function toggleWrong(index) {
+  const label = item && item.labels[index];
+  if (!label) return;
+  const wrong = item.review.wrong.includes(label.id) ? item.review.wrong.filter((id) => id !== label.id) : [...item.review.wrong, label.id];
+  await write("/api/decide", { wrong, mask: item.mask || item.machine });
+}
+
+async function undo() {
+  if (stage.undoStroke()) return;
+  const last = past.pop();
+  if (!last) return tell("There is nothing to undo.");
+  const { before } = last;
+  if (!item || item.id !== last.id) {
+    const at = queue.ids[last.at] === last.id ? last.at : queue.ids.indexOf(last.id);
+    if (at >= 0) await open(at);
+    if (!item || item.id !== last.id) return tell("That image is not in this queue; clear the filters to undo it.", true);
+  }
+  const body = { id: last.id, decision: before.decision, wrong: before.wrong, machine: item.machine, mask: before.correction || item.machine, who: who() };
+  if (before.correction !== item.review.correction) Object.assign(body, { correction: before.correction, settings: before.settings });
+  const answer = await tried(async () => (await send("/api/decide", body)).json());
+  if (!answer) return past.push(last);
+  take(answer, last.id);
+  tell(`Undone: ${item.shown} is as before.`);
+  if ("correction" in body) await open(queue.at);
+}
+
+// Retuning -----------------------------------------------------------------------------------------------------------
+
+const tuned = () => ({
+  threshold: Number($("t-threshold").value), ignore_below: Number($("t-ignore_below").value),
+  crf: $("t-crf").checked, scale: Number($("t-scale").value),
+});
+
+function showTuning(settings) {
+  if (settings) {
+    $("t-threshold").value = settings.threshold;
+    $("t-ignore_below").value = settings.ignore_below;
+    $("t-crf").checked = settings.crf;
+    $("t-scale").value = String(settings.scale);
+    if (!$("t-scale").value) $("t-scale").value = "1";
+  }
+  for (const id of ["t-threshold", "t-ignore_below"]) $(id).nextElementSibling.textContent = Number($(id).value).toFixed(2);
+  for (const id of ["t-threshold", "t-ignore_below", "t-crf", "t-scale", "t-reset"]) $(id).disabled = !item || !item.retunable;
+  if (item && !item.fused) $("t-threshold").disabled = true;
+  $("t-scale").disabled = $("t-scale").disabled || !$("t-crf").checked;
+  const now = tuned(), was = store.settings, quoted = (text) => (/^[\w./+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
+  const flags = [];
+  if (now.threshold !== was.threshold) flags.push(`--threshold=${now.threshold}`);
+  if (now.crf !== was.crf) flags.push(`--crf.kind=${now.crf ? "densecrf" : "none"}`);
+  if (now.crf && now.scale !== was.scale) flags.push(`--crf.scale=${now.scale}`);
+  if (now.ignore_below !== was.ignore_below) flags.push(`--ignore_below=${now.ignore_below}`);
+  $("t-command").textContent = ["pseudolabel refine", "--store", quoted(store.path), "--output", quoted(`${store.path}_refined`), ...flags].join(" ");
+}
+
+async function retune() {
+  showTuning(null);
+  if (!item || !item.retunable) return;
+  if (retuning) retuning.abort();
+  retuning = new AbortController();
+  const id = item.id, settings = tuned();
+  const ids = await tried(() => bytes(send("/api/retune", { id, settings }, retuning.signal)));
+  if (!ids || item.id !== id) return;
+  [base, made] = ["retuned", settings];
+  stage.setMask(ids);
+  if ($("view").value !== "mask") setView("mask");
+  showEdited();
+}
+
+// Keys and buttons ---------------------------------------------------------------------------------------------------
+
+function setTool(tool) {
+  stage.tool = tool;
+  stage.dropPolygon();
+  for (const button of document.querySelectorAll("[data-tool]")) {
+    const chosen = button.dataset.tool === tool;
+    button.setAttribute("aria-checked", String(chosen));
+    button.tabIndex = chosen ? 0 : -1;
+  }
+  $("draw").disabled = tool === "look" || tool === "eraser";
+  if (tool !== "look") setView("mask");
+}
+
+function setSize(size) {
+  stage.size = Math.min(80, Math.max(1, size));
+  $("size").value = stage.size;
+  $("size-value").textContent = stage.size;
+}
+
+function setDraw(value) {
+  $("draw").value = value;
+  stage.value = Number(value);
+}
+
+const KEYS = {
+  a: () => decide("accept"), r: () => decide("reject"), s: () => decide("skip"), z: undo,
+  ArrowRight: () => go(1), ArrowLeft: () => go(-1), ArrowDown: () => go(1), ArrowUp: () => go(-1),
+  b: () => setTool("brush"), e: () => setTool("eraser"), p: () => setTool("polygon"), v: () => setTool("look"),
+  c: () => { const options = $("draw").options; setDraw(options[($("draw").selectedIndex + 1) % options.length].value); setTool(stage.tool === "look" ? "brush" : stage.tool); },
+  u: () => { setDraw("255"); setTool(stage.tool === "polygon" ? "polygon" : "brush"); },
+  "[": () => setSize(stage.size - Math.max(1, Math.round(stage.size / 6))), "]": () => setSize(stage.size + Math.max(1, Math.round(stage.size / 6))),
+  m: () => setView($("view").value === "mask" ? "image" : "mask"),
+  h: () => { const heats = item ? item.soft.map((id) => `heat ${id}`) : []; setView([...heats, "mask"][heats.indexOf($("view").value) + 1]); },
+  o: () => $("outline").click(), k: () => { if (!$("t-crf").disabled) $("t-crf").click(); },
+  "+": () => stage.zoomBy(1.25), "=": () => stage.zoomBy(1.25), "-": () => stage.zoomBy(0.8), 0: () => stage.fit(),
+  Enter: () => { if (!(stage.tool === "polygon" && stage.corners.length && (stage.closePolygon() || true))) saveCorrected(); },
+  Escape: () => stage.dropPolygon(), "?": () => $("help").showModal(),
+};
+
+function onKey(event) {
+  if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || $("help").open || $("masks").hidden) return;
+  const target = event.target, kind = target.type || "";
+  if (target.matches("input[type=text], input[type=search], textarea, select")) {
+    if (event.key === "Escape") target.blur();
+    return;
+  }
+  if (kind === "range" && /^(Arrow|Home|End|Page)/.test(event.key)) return;
+  if ((target.matches("button") || kind === "checkbox") && (event.key === " " || event.key === "Enter")) return;
+  if (target.matches("[role=radio]") && event.key.startsWith("Arrow")) return moveTool(event);
+  if (target === stage.box && stage.key(event)) return event.preventDefault();
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const work = /^[1-9]$/.test(key) ? () => toggleWrong(Number(key) - 1) : KEYS[key];
+  if (!work || (event.repeat && !key.startsWith("Arrow"))) return;
+  event.preventDefault();
+  work();
+}
+
+function moveTool(event) {
+  const tools = [...document.querySelectorAll("[data-tool]")], step = /Right|Down/.test(event.key) ? 1 : -1;
+  const next = tools[(tools.indexOf(event.target) + step + tools.length) % tools.length];
+  event.preventDefault();
+  setTool(next.dataset.tool);
+  next.focus();
+}
+
+function query() {
+  return { label: $("f-label").value, warning: $("f-warning").value, decision: $("f-decision").value, order: $("f-order").value, text: $("f-text").value };
+}
+
+async function ask() {
+  const wanted = decodeURIComponent(location.hash.slice(1));
+  if (await queue.ask(query())) await open(Math.max(0, queue.ids.indexOf(wanted)));
+  else tell("No image fits these filters.");
+}
+
+function listen() {
+  document.addEventListener("keydown", onKey);
+  for (const [id, work] of Object.entries({
+    accept: KEYS.a, reject: KEYS.r, skip: KEYS.s, undo, previous: KEYS.ArrowLeft, next: KEYS.ArrowRight, save: saveCorrected, drop: toMachine,
+    "zoom-in": KEYS["+"], "zoom-out": KEYS["-"], "zoom-fit": KEYS[0], "help-open": KEYS["?"], "f-refresh": ask,
+    "t-copy": () => copy($("t-command").textContent), "t-reset": () => { showTuning(store.settings); retune(); },
+  })) $(id).addEventListener("click", work);
+  for (const button of document.querySelectorAll("[data-tool]")) button.addEventListener("click", () => setTool(button.dataset.tool));
+  for (const id of ["f-label", "f-warning", "f-decision", "f-order"]) $(id).addEventListener("change", ask);
+  let typing = 0;
+  $("f-text").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(ask, 250); });
+  $("draw").addEventListener("change", () => setDraw($("draw").value));
+  $("size").addEventListener("input", () => setSize(Number($("size").value)));
+  $("view").addEventListener("change", () => setView($("view").value));
+  $("opacity").addEventListener("input", () => { stage.alpha = Number($("opacity").value) / 100; stage.paint(); });
+  $("outline").addEventListener("change", () => { stage.outline = $("outline").checked; stage.paint(); });
+  let moving = 0;
+  for (const id of ["t-threshold", "t-ignore_below"]) {
+    $(id).addEventListener("input", () => { showTuning(null); clearTimeout(moving); moving = setTimeout(retune, 60); });
+  }
+  for (const id of ["t-crf", "t-scale"]) $(id).addEventListener("change", retune);
+  $("t-all").addEventListener("change", () => { if ($("t-all").checked) retune(); });
+  $("who").addEventListener("change", () => localStorage.setItem("who", who()));
+  window.addEventListener("beforeunload", (event) => { if (item && stage.drawn) event.preventDefault(); });
+}
+
+async function start() {
+  $("who").value = localStorage.getItem("who") || app.dataset.who;
+  store = await tried(() => readJson("/api/store"));
+  if (!store) return;
+  stage.colours = store.classes.map((one) => one.rgb);
+  const option = (value, text) => make("option", { value: String(value), dir: "auto" }, text);
+  $("f-label").append(...store.labels.map(([id, number]) => option(id, `${store.classes[id].name} (${number})`)));
+  $("f-warning").append(...store.warnings.map(([kind, number]) => option(kind, `${kind} (${number})`)));
+  listen();
+  setTool("look");
+  showTuning(store.settings);
+  await ask();
+  if (app.dataset.model) (await import("./ground.js")).start();
+}
+
+tried(start);

@@ -1,0 +1,305 @@
+"""First weights and normalisation of encoders: of every program's files, strict, and the same wherever they are used."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file, save_file
+from segmentation_models_pytorch import Unet
+from segmentation_models_pytorch.encoders import get_encoder
+
+from data.errors import ConfigError, ModelError
+from train.checkpoint import load_network, read_card
+from train.cli import main
+from train.encoder_weights import common_names, load_encoder_weights
+from train.inference import InferenceConfig
+from train.make_demo_encoder import FOLDER, drawn_scenes
+from train.network import NetworkConfig, build_network
+from train.predict import predict_image
+from train.predictor import Predictor
+
+from .conftest import QUICK, draw
+
+LITE0 = FOLDER / "tf_efficientnet_lite0.safetensors"
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+HALF = ([0.5] * 3, [0.5] * 3)
+CLIP = ([0.4814547, 0.4578275, 0.4082107], [0.2686295, 0.2613026, 0.2757771])
+EFFICIENT = {"encoder": "tu-test_efficientnet", "weights": None, "decoder_channels": 8}
+
+
+def randomised(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return its state dict with every tensor drawn, statistics of batch norm too, and give it to the network."""
+    generator = torch.Generator().manual_seed(3)
+    state = {
+        key: torch.rand(value.shape, generator=generator) * 0.2 + 0.9 if value.is_floating_point() else value
+        for key, value in network.state_dict().items()
+    }
+    state = {
+        key: torch.randn(value.shape, generator=generator) / value[0].numel() ** 0.5 if value.ndim > 1 else value
+        for key, value in state.items()
+    }
+    network.load_state_dict(state)
+    network.eval()
+    return state
+
+
+def saved(state, path):
+    torch.save(state, path)
+    return path
+
+
+@torch.inference_mode()
+def last_features(encoder_name: str, path, whole=()) -> torch.Tensor:
+    """Return the coarsest features of a picture from an encoder that was loaded from a file."""
+    encoder = get_encoder(encoder_name, weights=None).eval()
+    load_encoder_weights(encoder, path, whole)
+    return encoder(picture())[-1]
+
+
+def picture() -> torch.Tensor:
+    return torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext", "test_resnet"])
+def test_timms_classifiers_give_their_features(name, tmp_path):
+    whole = timm.create_model(name)
+    state = randomised(whole)
+    with torch.inference_mode():
+        expected = timm.create_model(name, features_only=True).eval()
+        expected.load_state_dict({key: state[source] for key, source in joined(state, expected.state_dict())})
+        expected = expected(picture())[-1]
+    save_file(state, tmp_path / "w.safetensors")
+    found = last_features(f"tu-{name}", tmp_path / "w.safetensors", state)
+    assert torch.equal(found, expected)
+
+
+def joined(names, wanted):
+    """Pair timm's names of features alone, where nested names are joined, with those of the whole, by hand."""
+    spelt = {name.replace(".", "_"): name for name in names}
+    return [(key, spelt[key.replace(".", "_")]) for key in wanted]
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet18"])
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"state_dict": prefixed(state, "module.")}])
+def test_torchvisions_classifier_gives_its_features(encoder, wrap, tmp_path):
+    whole = torchvision.models.resnet18()
+    state = randomised(whole)
+    path = saved(wrap(state), tmp_path / "w.pth")
+    with torch.inference_mode():
+        expected = torch.nn.Sequential(*list(whole.children())[:-2])(picture())
+    assert torch.allclose(last_features(encoder, path), expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
+
+
+def prefixed(state, prefix):
+    return {prefix + key: value for key, value in state.items()}
+
+
+def test_efficientnet_pytorchs_names_and_timms_are_turned_into_each_other(tmp_path):
+    there = get_encoder("efficientnet-b0", weights=None)  # smp keeps the names of EfficientNet-PyTorch
+    path = saved(randomised(there), tmp_path / "w.pth")
+    with torch.inference_mode():
+        expected = there(picture())[-1]
+    found = last_features("tu-tf_efficientnet_b0", path)
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max())
+    whole = saved(randomised(timm.create_model("tf_efficientnet_b0")), tmp_path / "t.pth")
+    expected, found = (last_features(name, whole) for name in ("tu-tf_efficientnet_b0", "efficientnet-b0"))
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max())
+
+
+@pytest.mark.parametrize("encoder", ["tu-test_resnet", "resnet18"])
+def test_a_network_of_smp_gives_its_encoder(encoder, tmp_path):
+    there = Unet(encoder, encoder_weights=None)
+    path = saved({"model": randomised(there)}, tmp_path / "w.pth")
+    network = build_network(NetworkConfig(encoder=encoder, weights=str(path), decoder_channels=8), 3)
+    assert "a network of segmentation-models-pytorch" in network.origin
+    assert "2 of segmentation_head" in network.origin
+    assert same(network.encoder, there.encoder)
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_fit_says_where_the_weights_come_from_and_takes_a_runs_encoder_with_its_normalisation(
+    world, checkpoint, tmp_path, capsys
+):
+    capsys.readouterr()
+    steps = ["--trainer.max_steps", "1", "--model.network.weights"]
+    assert main(world.fit(tmp_path / "a", *steps, "null")) == 0
+    assert "First weights: all tensors are random." in capsys.readouterr().out
+    old = torch.load(checkpoint, weights_only=True)
+    old["state_dict"]["network.mean"] = 255 * torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)
+    assert main(world.fit(tmp_path / "b", *steps, str(saved(old, tmp_path / "old.ckpt")))) == 0
+    taken = sum(key.startswith("network.encoder.") for key in old["state_dict"])
+    printed = capsys.readouterr().out
+    assert f"First weights: {taken} tensors of the encoder from {tmp_path / 'old.ckpt'} (a checkpoint of" in printed
+    assert "of network.decoder" in printed
+    card = read_card(tmp_path / "b" / "checkpoints" / "last.ckpt")
+    assert card["input"]["mean"] == pytest.approx([0.1, 0.2, 0.3])
+    assert card["input"]["std"] == HALF[1]
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet18"])
+def test_what_does_not_fit_is_listed_and_nothing_is_loaded(encoder, tmp_path):
+    small, large = torchvision.models.resnet18().state_dict(), torchvision.models.resnet34().state_dict()
+    cases = {
+        r"of 120 tensors 1 missing \((model\.)?layer4\.1\.bn2\.bias\)": small | {"layer4.1.bn2.bias": None},
+        r"1 of another shape \((model\.)?conv1\.weight 64 x 1 x 7 x 7 instead of 64 x 3 x 7 x 7\)": small
+        | {"conv1.weight": small["conv1.weight"][:, :1]},
+        r"80 tensors too many \(layer1\.2\.conv1\.weight, .* and 76 more\)": large,
+        "NaN or infinite": small | {"bn1.bias": small["bn1.bias"] * float("nan")},
+        "more than once, below student. and teacher.": prefixed(small, "student.") | prefixed(small, "teacher."),
+        "holds no tensors by name": {"epoch": 3},
+    }
+    network = build_network(NetworkConfig(encoder=encoder, weights=None, decoder_channels=8), 3)
+    before = {key: value.clone() for key, value in network.encoder.state_dict().items()}
+    for expected, state in cases.items():
+        path = saved({key: value for key, value in state.items() if value is not None}, tmp_path / "w.pth")
+        with pytest.raises(ModelError, match=expected):
+            load_encoder_weights(network.encoder, path)
+        assert all(torch.equal(value, before[key]) for key, value in network.encoder.state_dict().items())
+
+
+def test_files_without_batch_norms_counters_do(tmp_path):
+    state = torchvision.models.resnet18().state_dict()
+    path = saved({key: value for key, value in state.items() if "num_batches" not in key}, tmp_path / "old.pth")
+    network = build_network(NetworkConfig(encoder="resnet18", weights=str(path), decoder_channels=8), 3)
+    assert torch.equal(network.encoder.state_dict()["layer4.1.bn2.weight"], state["layer4.1.bn2.weight"])
+    assert network.origin.startswith("100 tensors")
+
+
+def test_names_that_would_become_one_stay_apart():
+    assert common_names(["a.b.weight", "a_b.weight"]) == {"a.b.weight": "a.b.weight", "a_b.weight": "a_b.weight"}
+    assert common_names(["a.b.weight"]) == {"a.b.weight": "a_b_weight"}
+
+
+@pytest.mark.filterwarnings("ignore:`timm-` encoders are deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("encoder", "expected"),
+    [
+        ("tu-resnet18", IMAGENET),
+        ("tu-tf_efficientnet_lite0", HALF),
+        ("timm-tf_efficientnet_lite0", HALF),
+        ("tu-resnet50_clip.openai", CLIP),
+        ("tu-mobilevitv2_050", ([0.0] * 3, [1.0] * 3)),
+        ("resnet18", IMAGENET),
+        ("dpn68", ([0.4862745, 0.4588235, 0.4078431], [0.2348245] * 3)),
+    ],
+)
+def test_normalisation_is_the_encoders_own(encoder, expected):
+    config = NetworkConfig(architecture="deeplabv2", encoder=encoder, weights=None)
+    try:
+        network = build_network(config, 2)
+    except ModelError as error:  # such as one that cannot be dilated
+        pytest.fail(str(error))
+    assert network.normalisation() == expected
+
+
+def test_normalisation_can_be_given_and_half_of_it_is_refused():
+    network = build_network(NetworkConfig(**EFFICIENT, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)), 2)
+    assert network.normalisation() == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    with pytest.raises(ConfigError, match=r"given together with --model\.network\.std"):
+        NetworkConfig(mean=(0.5, 0.5, 0.5))
+    with pytest.raises(ConfigError, match=r"--model\.network\.std is .*above 0"):
+        NetworkConfig(mean=(0.5, 0.5, 0.5), std=(0.5, 0.0, 0.5))
+
+
+def test_normalisation_of_fetched_weights_lies_beside_them(monkeypatch, tmp_path):
+    """A cache of the hub with one model in it: smp's settings say 0.1, which no table of ours does."""
+    from huggingface_hub import constants
+    from segmentation_models_pytorch.encoders import encoders
+
+    source = encoders["mobileone_s0"]["pretrained_settings"]["imagenet"]
+    folder = tmp_path / f"models--{source['repo_id'].replace('/', '--')}" / "snapshots" / source["revision"]
+    folder.mkdir(parents=True)
+    save_file(get_encoder("mobileone_s0", weights=None).state_dict(), folder / "model.safetensors")
+    settings = {"mean": [0.1, 0.1, 0.1], "std": [0.3, 0.3, 0.3], "input_space": "RGB", "input_range": [0, 1]}
+    (folder / "config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    config = NetworkConfig(architecture="deeplabv2", encoder="mobileone_s0")
+    network = build_network(config, 2)
+    assert network.normalisation() == ([0.1] * 3, [0.3] * 3)
+    assert "smp-hub/mobileone_s0" in network.origin
+    (folder / "config.json").write_text(json.dumps(settings | {"input_space": "BGR"}))
+    with pytest.raises(ModelError, match="expect BGR"):
+        build_network(config, 2)
+
+
+def test_checkpoint_predict_and_onnx_predictor_normalise_alike(checkpoint, exported):
+    """The run's encoder, tu-test_resnet, expects (x - 0.5) / 0.5."""
+    assert read_card(checkpoint)["input"]["mean"] == HALF[0]
+    network, _, _ = load_network(checkpoint)
+    assert network.normalisation() == HALF
+    predictor = Predictor(exported)
+    assert predictor.card["input"]["mean"] == HALF[0]
+    rgb, _ = draw(7, 50, 70)  # padded by both, with the same colour
+    expected, _ = predict_image(network, rgb, InferenceConfig())
+    scores = predictor.scores(rgb)
+    found = np.exp(scores - scores.max(0)) / np.exp(scores - scores.max(0)).sum(0)
+    assert np.abs(found - expected).max() < 1e-4
+
+
+def test_padding_is_what_the_network_takes_for_nothing(checkpoint):
+    network, _, _ = load_network(checkpoint)
+    seen = []
+    network.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    predict_image(network, np.full((40, 64, 3), 255, np.uint8), InferenceConfig())
+    assert seen[0].shape[-2:] == (64, 64)
+    assert seen[0][0, :, 40:].abs().max() < 1e-6
+
+
+def test_training_images_are_padded_with_the_networks_mean(world, tmp_path, monkeypatch):
+    from train.dataset import TrainingSet
+
+    fills = []
+    monkeypatch.setattr(TrainingSet, "draw_with", lambda self, augmentation: fills.append(augmentation._fill_rgb))
+    for encoder in ("tu-test_resnet", "tu-test_efficientnet"):
+        more = ["--model.network.encoder", encoder, "--trainer.max_steps", "1"]
+        assert main(world.fit(tmp_path / encoder, *more)) == 0
+    assert fills == [(128, 128, 128), (124, 116, 104)]
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
+def test_an_old_checkpoint_keeps_the_normalisation_it_was_trained_with(checkpoint, world, tmp_path):
+    """Older programs normalised all encoders with ImageNet's figures; so do their checkpoints, resumed ones too."""
+    old = torch.load(checkpoint, weights_only=True)
+    for name, values in zip(("mean", "std"), IMAGENET, strict=True):
+        old["state_dict"][f"network.{name}"] = 255 * torch.tensor(values).view(1, 3, 1, 1)
+        old["segtrain"]["input"][name] = values
+    del old["segtrain"]["settings"]["network"]["mean"], old["segtrain"]["settings"]["network"]["std"]
+    path = saved(old, tmp_path / "old.ckpt")
+    network, _, card = load_network(path)
+    assert network.normalisation() == IMAGENET
+    assert (card["input"]["mean"], card["input"]["std"]) == IMAGENET
+    resumed = ["fit", "--data.store", str(world.store), *world.val, "--output", str(tmp_path / "r"), *QUICK[:-2]]
+    assert main([*resumed, "--ckpt_path", str(path), "--trainer.max_epochs", "16"]) == 0
+    again = read_card(tmp_path / "r" / "checkpoints" / "last.ckpt")
+    assert (again["input"]["mean"], again["input"]["std"]) == IMAGENET
+
+
+def test_the_shipped_encoder_sees_what_the_original_network_saw():
+    """Features of two drawn scenes, recorded from the network that the weights were published for."""
+    expected = np.load(FOLDER / "reference.npz", allow_pickle=False)["features"]
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
+    network.load_state_dict({key: value.float() for key, value in load_file(LITE0).items()})
+    with torch.inference_mode():
+        found = network(drawn_scenes()).numpy()
+    assert expected.shape == found.shape == (2, 1280)
+    assert np.abs(found - expected).max() < 0.01 * expected.max()
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9999
+
+
+def test_the_shipped_encoder_is_whole_and_normalised_with_one_half():
+    config = NetworkConfig(encoder="tu-tf_efficientnet_lite0", weights=str(LITE0), decoder_channels=8)
+    network = build_network(config, 3)
+    shipped = load_file(LITE0)
+    for name, value in network.encoder.state_dict().items():
+        assert torch.equal(value, shipped[name.removeprefix("model.")].to(value.dtype))
+    assert network.normalisation() == HALF
+    assert network.origin.startswith("288 tensors of the encoder from")
+    assert "4 of bn2, 1 of conv_head" in network.origin
