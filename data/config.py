@@ -72,7 +72,7 @@ def from_plain(kind: type[Settings], values: Any, where: str) -> Settings:
     """Return settings from JSON values, the inverse of `to_plain`, with each value checked against its field's type.
 
     Args:
-        kind: a dataclass whose fields are texts, paths, numbers, switches or literals.
+        kind: a dataclass whose fields are texts, paths, numbers, switches, literals, tuples of those or dictionaries.
         values: value by field; a field that is missing has its default.
         where: what the message calls them, "data" for example.
 
@@ -89,8 +89,13 @@ def from_plain(kind: type[Settings], values: Any, where: str) -> Settings:
         if not _fits(value, hints[name]):
             rule = getattr(hints[name], "__name__", str(hints[name])).replace("typing.", "")
             raise ConfigError(f"{where}.{name} is {value!r:.60}; it must be {rule}.")
-    made = {name: Path(value) if Path in _kinds(hints[name]) and value else value for name, value in values.items()}
-    return kind(**made)
+    return kind(**{name: _made(value, hints[name]) for name, value in values.items()})
+
+
+def _made(value: Any, hint: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return Path(value) if Path in _kinds(hint) and value else value
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
@@ -101,7 +106,13 @@ def _fits(value: Any, hint: Any) -> bool:
     """Return whether a JSON value can be a setting of a type; a whole number can be a float, a switch no number."""
     for kind in _kinds(hint):
         if get_origin(kind) is Literal:
-            fits = isinstance(value, str) and value in get_args(kind)
+            fits = any(value == one and type(value) is type(one) for one in get_args(kind))
+        elif get_origin(kind) is tuple:
+            first, *others = get_args(kind)
+            hints = [first] * len(value) if others == [...] and isinstance(value, list) else [first, *others]
+            fits = isinstance(value, list) and len(value) == len(hints) and all(map(_fits, value, hints))
+        elif get_origin(kind) is dict:
+            fits = isinstance(value, dict) and all(isinstance(key, str) for key in value)
         elif kind in (str, Path):
             fits = isinstance(value, str) and "\0" not in value
         elif kind in (int, float):

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from data.classes import ClassSet
+from data.config import from_plain
 from data.console import written_by
-from data.errors import ModelError
+from data.errors import ConfigError, ModelError
 from data.files import file_sha256
 from data.masks import voc_palette
 from train.archive import verify_archive
@@ -76,12 +77,54 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     card = checkpoint.get(CARD_KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(card, dict) or card.get("format") != CARD_FORMAT:
         raise ModelError(f"{path} was not written by segtrain; --ckpt_path takes a file that `segtrain fit` wrote.")
-    if card["format_version"] > CARD_VERSION:
+    version = card.get("format_version")
+    if not isinstance(version, int) or version > CARD_VERSION:
         raise ModelError(
-            f"{path} has checkpoint format version {card['format_version']}, this program reads up to {CARD_VERSION}: "
-            f"install a text2mask-wsss that reads it (written by {card.get('written_by')})."
+            f"{path} has checkpoint format version {version!r:.40}, this program reads up to {CARD_VERSION}: "
+            f"install a text2mask-wsss that reads it (written by {card.get('written_by')!r:.60})."
         )
+    _check_content(checkpoint, card, path)
     return checkpoint
+
+
+def _check_content(checkpoint: dict[str, Any], card: dict[str, Any], path: Path) -> None:
+    """Raise ModelError where a checkpoint does not hold what everybody who reads one needs."""
+    _check_kinds(card, {"palette": list, "input": dict, "settings": dict}, f"card in {path}")
+    try:
+        ClassSet.from_json(card.get("classes"))
+        network_config(card)
+    except ConfigError as error:
+        raise ModelError(f"The card in {path} is damaged: {error}") from error
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    ):
+        raise ModelError(f"The checkpoint {path} is damaged: state_dict must hold tensors by name.")
+
+
+def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
+    """Raise ModelError where a checkpoint does not hold what a training needs to go on."""
+    dictionaries, lists = ("loops", "callbacks"), ("optimizer_states", "lr_schedulers")
+    wanted = dict.fromkeys(dictionaries, dict) | dict.fromkeys(lists, list) | {"epoch": int, "global_step": int}
+    _check_kinds(checkpoint, wanted, f"checkpoint {path}")
+    _check_kinds(checkpoint[CARD_KEY]["settings"], dict.fromkeys(("loss", "optimizer"), dict), f"card in {path}")
+    _check_kinds(checkpoint["loops"], {"fit_loop": dict}, f"state of the loops in {path}")
+    if not len(checkpoint["optimizer_states"]) == len(checkpoint["lr_schedulers"]) == 1:
+        raise ModelError(f"The checkpoint {path} is damaged: it must hold the state of one optimizer and one schedule.")
+    [optimizer], [schedule] = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+    _check_kinds(optimizer, {"state": dict, "param_groups": list}, f"optimizer state in {path}")
+    for group in optimizer["param_groups"]:
+        _check_kinds(group, {"params": list}, f"optimizer state in {path}")
+    _check_kinds(schedule, {"last_epoch": int, "base_lrs": list}, f"schedule in {path}")
+
+
+def _check_kinds(values: Any, kinds: dict[str, type], what: str) -> None:
+    for name, kind in kinds.items():
+        value = values.get(name) if isinstance(values, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ModelError(
+                f"The {what} is damaged: {name} is {value!r:.60}, it must be a {kind.__name__}; use another checkpoint."
+            )
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -90,14 +133,17 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def network_config(card: dict[str, Any]) -> NetworkConfig:
-    """Return the network's configuration out of a card."""
-    stored = card["settings"]["network"]
+    """Return the network's configuration out of a card.
+
+    Raises:
+        ConfigError: a setting of another type or out of its range.
+
+    """
+    stored = card["settings"].get("network")
     known = {field.name for field in fields(NetworkConfig)}
-    return NetworkConfig(**{key: _tuple(value) for key, value in stored.items() if key in known})
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(stored, dict):  # a later version may have more settings
+        stored = {name: value for name, value in stored.items() if name in known}
+    return from_plain(NetworkConfig, stored, "settings.network")
 
 
 def load_network(path: Path) -> tuple[Segmenter, ClassSet, dict[str, Any]]:
@@ -118,8 +164,17 @@ def load_network(path: Path) -> tuple[Segmenter, ClassSet, dict[str, Any]]:
                 f"The weights {key} in {path} are NaN or infinite, in {str(value.dtype).removeprefix('torch.')}: the "
                 "training went wrong; use another checkpoint, such as one of earlier in the run."
             )
-    network.load_state_dict(state)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:  # names that are missing, unknown, or of another shape
+        raise ModelError(unfit(str(path), error)) from error
     return network.eval(), classes, card
+
+
+def unfit(checkpoint: str, error: Exception) -> str:
+    """Return what to say of weights that torch cannot put into the network of their card."""
+    reason = " ".join(str(error).split())[:160]
+    return f"The weights in {checkpoint} do not fit the network that its card names ({reason})."
 
 
 def file_digest(path: Path) -> str:

@@ -24,7 +24,7 @@ from data.console import exit_with_line, warn_of_idle
 from data.errors import ConfigError
 from data.files import write_atomically
 from train.callbacks import AveragedWeights, EarlyWarnings
-from train.checkpoint import read_card
+from train.checkpoint import CARD_KEY, check_resumable, read_checkpoint
 from train.checkpoint_io import WholeCheckpoints, remove_leftovers
 from train.datamodule import SegmentationData
 from train.evaluation import Evaluator, ReportConfig
@@ -119,7 +119,10 @@ class SegtrainCLI(LightningCLI):
             if self._command() in {"validate", "test"}:
                 raise ConfigError(f"{self._command()} needs a checkpoint; name it with --ckpt_path.")
             return
-        card = read_card(Path(path))
+        checkpoint = read_checkpoint(Path(path))
+        if self._command() == "fit":
+            check_resumable(checkpoint, Path(path))
+        card = checkpoint[CARD_KEY]
         stored = card["settings"]
         given = to_plain(_plain_namespace(self._given.get("model")))
         changed = [line for line in differences(stored, given) if line]

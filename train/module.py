@@ -13,9 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from data.classes import ClassSet
 from data.config import require, to_plain
-from data.errors import ConfigError
+from data.errors import ConfigError, ModelError
 from data.scoring import boundary_counts, confusion_matrix, score
-from train.checkpoint import CARD_KEY, make_card
+from train.checkpoint import CARD_KEY, make_card, unfit
 from train.inference import InferenceConfig, padded_scores, probabilities, sharpen
 from train.losses import LossConfig, segmentation_loss
 from train.network import NetworkConfig, Segmenter, build_network
@@ -95,6 +95,13 @@ class SegmentationModule(pl.LightningModule):
     def measure_with(self, inference: InferenceConfig, *, boundary: bool, name: str) -> None:
         """Choose how images are predicted when measuring, whether boundaries are counted, and the name in an error."""
         self.inference, self.boundary, self.name = inference, boundary, name
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load weights; those of another network are refused in one line."""
+        try:
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        except RuntimeError as error:
+            raise ModelError(unfit("the checkpoint", error)) from error
 
     def configure_model(self) -> None:
         """Build the network; what the classes are the data say, unless a checkpoint did."""
@@ -237,6 +244,19 @@ class SegmentationModule(pl.LightningModule):
         steps = total_steps(self.trainer, batches)
         schedule = LambdaLR(optimizer, lambda step: poly_factor(step, steps, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with the state of an optimizer of another network."""
+        if self.trainer.state.fn != "fit":
+            return
+        assert self.network is not None
+        here = [len(group["params"]) for group in parameter_groups(self.network, self.optimizer_config)]
+        there = [len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"]]
+        if here != there:
+            raise ModelError(
+                f"The optimizer's state in the checkpoint is of {there} weights, by group, this network has {here}: "
+                "begin a new run without --ckpt_path."
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the card beside the weights."""

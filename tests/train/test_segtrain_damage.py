@@ -1,5 +1,7 @@
 """Damaged weights and scores that are no numbers: one line, never other masks without a word."""
 
+import contextlib
+import copy
 import json
 import shutil
 import zipfile
@@ -12,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.config import to_plain
-from data.errors import ModelError
-from train.checkpoint import CARD_KEY, make_card, read_checkpoint
+from data.errors import ConfigError, ModelError
+from train.checkpoint import CARD_KEY, check_resumable, load_network, make_card, read_checkpoint
 from train.cli import main
 from train.inference import InferenceConfig, probabilities
 from train.network import NetworkConfig, build_network, load_encoder_weights
@@ -182,3 +184,85 @@ def test_the_predictor_refuses_a_damaged_model_and_scores_that_are_no_numbers(ex
     assert predictor(rgb).shape == rgb.shape[:2]
     with pytest.raises(ValueError, match=r"model.onnx gave scores that are NaN or infinite in float32"):
         predictor(np.full(rgb.shape, np.nan, np.float32))
+
+
+TENSORS = [torch.zeros(2), torch.zeros(3, 2)]
+ODD_VALUES = [*TENSORS, None, True, -1, 0, 3, 1e300, "", "x", [], [1], ["a", "b"], {}, {"x": 1}, [[[[]]]]]
+
+
+def places(content, path=()) -> list[tuple]:
+    """Return where every value of nested dictionaries and lists lies, the long lists by their first values."""
+    found = [path] if path else []
+    if isinstance(content, dict):
+        found += [place for key in content for place in places(content[key], (*path, key))]
+    elif isinstance(content, list):
+        found += [place for index in range(min(2, len(content))) for place in places(content[index], (*path, index))]
+    return found
+
+
+def mutant(content, place, value):
+    """Return a copy with another value at a place, or with nothing there where the value is `KeyError`."""
+    content = copy.copy(content)
+    if len(place) > 1:
+        content[place[0]] = mutant(content[place[0]], place[1:], value)
+    elif value is KeyError:
+        del content[place[0]]
+    else:
+        content[place[0]] = value
+    return content
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint):
+    return torch.load(checkpoint, weights_only=True)
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_a_checkpoint_of_wrong_types_is_refused_where_it_is_read(whole, tmp_path_factory, data):
+    cards = [("segtrain", *place) for place in places(whole["segtrain"])]
+    place = data.draw(st.sampled_from(cards) | st.sampled_from(places({"state_dict": whole["state_dict"]})))
+    value = data.draw(st.sampled_from([KeyError, *ODD_VALUES]))
+    bad = tmp_path_factory.getbasetemp() / "mutant.ckpt"
+    torch.save(mutant(whole, place, value), bad)
+    with contextlib.suppress(ModelError, ConfigError):
+        load_network(bad)
+
+
+RUN_STATE = [
+    *(("epoch",), ("global_step",), ("loops",), ("callbacks",), ("lr_schedulers",), ("lr_schedulers", 0)),
+    *(("optimizer_states",), ("optimizer_states", 0), ("optimizer_states", 0, "param_groups")),
+    *(("segtrain", "settings", "loss"), ("segtrain", "classes", "names"), ("segtrain",), ("state_dict",)),
+]
+
+
+@pytest.mark.parametrize("place", RUN_STATE, ids=lambda place: ".".join(map(str, place)))
+def test_a_training_does_not_go_on_from_wrong_types(whole, tmp_path, place):
+    for value in ("x", torch.zeros(2), [3], None):
+        torch.save(mutant(whole, place, value), tmp_path / "bad.ckpt")
+        with pytest.raises(ModelError):
+            check_resumable(read_checkpoint(tmp_path / "bad.ckpt"), tmp_path / "bad.ckpt")
+
+
+MISFITS = {
+    "a weight that is missing": (("state_dict", "network.head.0.weight"), KeyError),
+    "a weight of another shape": (("state_dict", "network.head.0.weight"), torch.zeros(2)),
+    "groups that are missing": (("optimizer_states", 0, "param_groups"), []),
+    "no optimizer": (("optimizer_states",), []),
+    "no schedule": (("lr_schedulers",), []),
+    "a setting of another type": (("segtrain", "settings", "optimizer", "lr"), "x"),
+    "loops without state": (("loops",), {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # of a run that is resumed into another folder
+@pytest.mark.parametrize("case", MISFITS)
+def test_what_does_not_fit_is_one_line(whole, world, tmp_path, capsys, case):
+    torch.save(mutant(whole, *MISFITS[case]), tmp_path / "bad.ckpt")
+    arguments = world.fit(tmp_path / "r", "--ckpt_path", str(tmp_path / "bad.ckpt"), "--ema_decay", "0.9")
+    try:
+        status = main(arguments)
+    except SystemExit as stopped:
+        status = stopped.code
+    assert status == 2
+    one_error(capsys)
