@@ -14,7 +14,7 @@ DECAY = 0.8
 MORE = ["--trainer.max_epochs", "2", "--ema_decay", str(DECAY), "--checkpoint_every", "1"]
 
 
-class Killed(Exception):
+class Killed(BaseException):
     pass
 
 

@@ -121,7 +121,7 @@ def test_mixed_precision_with_clipped_gradients_learns(world, tmp_path):
     assert {value.dtype for value in content["state_dict"].values()} <= {torch.float32, torch.int64}
 
 
-class Killed(Exception):
+class Killed(BaseException):
     pass
 
 
