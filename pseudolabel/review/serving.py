@@ -100,8 +100,10 @@ def server_of(app: Any, address: Address) -> Any:
 
 
 def serve(app: Any, address: Address, open_browser: bool = False) -> None:
-    """Serve an application until Ctrl-C or a signal to end."""
-    if open_browser:
-        threading.Timer(0.3, webbrowser.open, (address.url,)).start()
+    """Say where an application is and serve it until Ctrl-C or a signal to end."""
+    server = server_of(app, address)
     with contextlib.suppress(KeyboardInterrupt), contextlib.closing(address.socket):  # Ctrl-C is how it ends
-        server_of(app, address).run(sockets=[address.socket])
+        print(f"Review at {address.url}    Ctrl-C ends it", flush=True)
+        if open_browser:
+            threading.Timer(0.3, webbrowser.open, (address.url,)).start()
+        server.run(sockets=[address.socket])
