@@ -44,7 +44,6 @@ def review(
     if address.token:
         print(f"WARNING: other machines can reach this page ({host}). Whoever has the address below can see the images")
         print("         and decide; nothing is encrypted on its way. Safer: --host 127.0.0.1 and ssh -L.")
-    print(f"Review at {address.url}    Ctrl-C ends it", flush=True)
     serve(review_app(desk, who), address, open)
     print(f"\n{store}: {desk.describe()}; decisions are in {Path(store) / 'review.jsonl'}.")
     print(f"Next: segtrain fit --data.store {store}     leaves out what was rejected")

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.console import count
-from data.errors import ConfigError, LabelError, StoreError
+from data.errors import ConfigError, StoreError, UserError
 from data.images import read_image
 from data.store.folder import INDEX, REVIEW
 from data.store.records import size_of_record
@@ -222,7 +222,7 @@ class Desk:
             known = self._hashes.get(sample_id)
             if known is None or known[0] != stamp:
                 known = self._hashes[sample_id] = (stamp, mask_hash(self.store.read_mask(line.record)))
-        except (OSError, StoreError, LabelError):
+        except (OSError, UserError):
             return ""
         return known[1]
 

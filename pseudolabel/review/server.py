@@ -48,6 +48,7 @@ def review_app(desk: Desk, who: str = "", more: Sequence[BaseRoute] = (), model:
     routes = [
         Route("/", handlers.page),
         Route("/static/{name}", static),
+        Route("/favicon.ico", lambda request: Response(status_code=204, headers=FOR_GOOD)),
         Route("/api/store", handlers.store),
         Route("/api/queue", handlers.queue),
         Route("/api/rows", handlers.rows, methods=["POST"]),

@@ -8,6 +8,7 @@ import threading
 import webbrowser
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 from data.console import printable
 from data.errors import ConfigError
@@ -78,13 +79,13 @@ def need_extra() -> None:
         raise ConfigError("pseudolabel review needs Starlette and Uvicorn: pip install 'text2mask-wsss[review]'.")
 
 
-def serve(app: object, address: Address, open_browser: bool = False) -> None:
-    """Serve an application until Ctrl-C or a signal to end; visitors are checked by `guard.Guard`."""
+def server_of(app: Any, address: Address) -> Any:
+    """Return the server of an application; visitors are checked by `guard.Guard`."""
     import uvicorn
 
     from pseudolabel.review.guard import Guard
 
-    guarded = Guard(app, address.host, address.port, address.token)  # type: ignore[arg-type]
+    guarded = Guard(app, address.host, address.port, address.token)
     config = uvicorn.Config(
         guarded,
         log_level="warning",
@@ -95,7 +96,14 @@ def serve(app: object, address: Address, open_browser: bool = False) -> None:
         proxy_headers=False,
         timeout_graceful_shutdown=ENDING_S,
     )
-    if open_browser:
-        threading.Timer(0.3, webbrowser.open, (address.url,)).start()
+    return uvicorn.Server(config)
+
+
+def serve(app: Any, address: Address, open_browser: bool = False) -> None:
+    """Say where an application is and serve it until Ctrl-C or a signal to end."""
+    server = server_of(app, address)
     with contextlib.suppress(KeyboardInterrupt), contextlib.closing(address.socket):  # Ctrl-C is how it ends
-        uvicorn.Server(config).run(sockets=[address.socket])
+        print(f"Review at {address.url}    Ctrl-C ends it", flush=True)
+        if open_browser:
+            threading.Timer(0.3, webbrowser.open, (address.url,)).start()
+        server.run(sockets=[address.socket])
