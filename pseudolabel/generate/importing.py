@@ -128,7 +128,7 @@ def samples_with_masks(masks: Path, data: DataConfig) -> SampleSet:
 
 
 def _as_truth(masks: Path, data: DataConfig) -> str:
-    """Return how a folder of masks is named as ground truth; by its place in a folder of images, of which it is none."""
+    """Return how a folder of masks is named as ground truth; by its place where images lie around it."""
     if detect_format(data) != "folder" or not data.root.is_dir():
         return str(masks)
     base = split_folder(Path(data.root), data.split).absolute()
@@ -215,7 +215,7 @@ def import_lines(result: Imported, store: Path) -> list[str]:
         )
     if result.strays:
         belong = count(len(result.strays), "mask belongs", "masks belong")
-        lines.append(f"Note: {belong} to no image: {_some(result.strays)}.")
+        lines.append(f"Note: {belong} to no image of the split: {_some(result.strays)}.")
     if result.unlabelled:
         named = ", ".join(f"{name} ({number})" for name, number in result.unlabelled.most_common())
         lines.append(f"Note: masks show classes that their image's labels do not name: {named}.")
