@@ -23,6 +23,7 @@ from pseudolabel.commands.demo import demo
 from pseudolabel.commands.export import export
 from pseudolabel.commands.generate import generate
 from pseudolabel.commands.ground import ground
+from pseudolabel.commands.import_masks import import_masks
 from pseudolabel.commands.init import init
 from pseudolabel.commands.personalize import personalize
 from pseudolabel.commands.refer import refer
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Any] = {
     "personalize": personalize,
     "synthesize": synthesize,
     "about": about,
+    "import": import_masks,
 }
 
 # Short names of settings that are typed often; each is one more spelling of the long one, shown in the help.

@@ -13,7 +13,7 @@ from data.console import available_cpus, count
 from data.errors import ConfigError, StoreError
 from data.samples import evenly_spaced
 from data.store.store import MaskStore
-from train.dataset import TrainingSet, TruthSet, list_training, list_truth
+from train.dataset import TrainingSample, TrainingSet, TruthSet, list_supervised, list_training, list_truth
 from train.order import EpochOrder, ResumableLoader
 from train.transforms import Augmentation, AugmentConfig
 
@@ -23,8 +23,12 @@ class SegmentationData(pl.LightningDataModule):
 
     Args:
         store: mask store to learn from (written by `pseudolabel generate` or `segtrain relabel`).
-        root: folder of the store's images, if they are not where the store says.
-        masks: the store's masks, the same without their ignore band (argmax), or the true masks for comparison.
+        root: folder of the store's images, if they are not where the store says; without a store, the data set whose
+            true masks are learnt from.
+        split: without a store: which images of that data set; "train" if not given.
+        classes: without a store: class file of that data set, as for `pseudolabel`.
+        masks: the store's masks, the same without their ignore band (argmax), or the true masks: for comparison, or,
+            without a store, to train in the usual way.
         truth: folder of true masks named <id>.png for masks=truth; where the data set keeps them if not given.
         review: what people decided in `pseudolabel review`: use leaves out rejected images, accepted_only all that are
             not accepted as they are now; corrected masks replace the machine's. ignore: the machine's masks, all.
@@ -45,6 +49,8 @@ class SegmentationData(pl.LightningDataModule):
         self,
         store: Path | None = None,
         root: Path | None = None,
+        split: str | None = None,
+        classes: Path | None = None,
         masks: Literal["store", "argmax", "truth"] = "store",
         truth: Path | None = None,
         review: Literal["use", "ignore", "accepted_only"] = "use",
@@ -65,6 +71,7 @@ class SegmentationData(pl.LightningDataModule):
         require("data.val_limit", val_limit, val_limit is None or val_limit >= 1, "at least 1")
         self.store_path, self.root, self.masks, self.truth, self.weights = store, root, masks, truth, weights
         self.review, self.wrong_labels = review, wrong_labels
+        self.split, self.class_file = split, classes
         self.augment, self.val, self.val_limit = augment, val, val_limit
         self.batch_size, self.cache = batch_size, cache
         self.workers = min(4, available_cpus() - 1) if workers is None else workers
@@ -95,24 +102,43 @@ class SegmentationData(pl.LightningDataModule):
             raise ConfigError("There is nothing to measure on; name a data set with --data.val.root.")
 
     def _open_training(self) -> TrainingSet:
-        if self.store_path is None:
-            raise ConfigError("There is nothing to learn from; name a mask store with --data.store.")
-        store = MaskStore.open(self.store_path)
-        if self.classes is not None and self.classes.names != store.classes.names:
-            raise StoreError(
-                f"{self.store_path} has the classes {', '.join(store.classes.names[:4])}, ..., the checkpoint "
-                f"{', '.join(self.classes.names[:4])}, ...: they must be the same; see --data.store and --ckpt_path."
-            )
-        self.classes = store.classes
-        samples = list_training(store, self.masks, self.truth, self.root, self.review, self.wrong_labels)
+        store = None if self.store_path is None else MaskStore.open(self.store_path)
+        samples, classes = self._list_supervised() if store is None else self._list_store(store)
+        self.classes = classes
         return TrainingSet(
             samples,
-            len(store.classes) + 1,
+            len(classes) + 1,
             Augmentation(self.augment),
             self.seed,
             soft_from=store if self.weights == "confidence" else None,
             cache=self.cache,
         )
+
+    def _list_store(self, store: MaskStore) -> tuple[list[TrainingSample], ClassSet]:
+        idle = [name for name, value in (("split", self.split), ("classes", self.class_file)) if value is not None]
+        if idle:
+            raise ConfigError(f"--data.{idle[0]} goes without --data.store alone: the store says which data it is of.")
+        if self.classes is not None and self.classes.names != store.classes.names:
+            raise StoreError(
+                f"{self.store_path} has the classes {', '.join(store.classes.names[:4])}, ..., the checkpoint "
+                f"{', '.join(self.classes.names[:4])}, ...: they must be the same; see --data.store and --ckpt_path."
+            )
+        samples = list_training(store, self.masks, self.truth, self.root, self.review, self.wrong_labels)
+        return samples, store.classes
+
+    def _list_supervised(self) -> tuple[list[TrainingSample], ClassSet]:
+        if self.root is None or self.masks != "truth":
+            raise ConfigError(
+                "There is nothing to learn from; name a mask store with --data.store, or a data set that has true "
+                "masks with --data.root and --data.masks truth."
+            )
+        if self.weights == "confidence":
+            raise ConfigError("--data.weights confidence needs the soft maps of a store; name one with --data.store.")
+        if self.review == "accepted_only" or self.wrong_labels != "undecided":
+            raise ConfigError("--data.review and --data.wrong_labels are of a store; name one with --data.store.")
+        truth = None if self.truth is None else str(self.truth.absolute() if self.truth.is_dir() else self.truth)
+        config = DataConfig(self.root, split=self.split or "train", classes=self.class_file, truth=truth)
+        return list_supervised(config, self.classes)
 
     def training_order(self) -> BatchSampler:
         """Return the batches of an epoch as keys of the training set, for this process."""

@@ -123,6 +123,26 @@ def _sample(counted: Counted, image_path: Path, folder: Path) -> TrainingSample:
     return TrainingSample(sample_id, image_path, path, wrong=counted.wrong, corrected=corrected is not None)
 
 
+def list_supervised(config: DataConfig, classes: ClassSet | None) -> tuple[list[TrainingSample], ClassSet]:
+    """Return the images of a data set that have true masks, to learn from those, and its classes.
+
+    Args:
+        config: which data set and split.
+        classes: those of a checkpoint, which the data must have; None takes the data's.
+
+    Raises:
+        ConfigError, LabelError, StoreError: as `list_truth`.
+
+    """
+    samples, found = list_truth(config, classes, need_truth=True, group="data", done="learnt from")
+    training = [
+        TrainingSample(sample.id, sample.image_path, sample.truth_path, sample.white)
+        for sample in samples
+        if sample.truth_path is not None
+    ]
+    return sorted(training, key=lambda sample: sample.id), found
+
+
 def _true_masks(
     store: MaskStore, truth: Path | None, root: Path | None, records: list[dict[str, Any]]
 ) -> dict[str, Path]:
@@ -260,8 +280,17 @@ class TruthSet(Dataset[dict[str, Any]]):
         return {"image": to_tensor(rgb), "truth": truth, "id": sample.id}
 
 
-def list_truth(config: DataConfig, classes: ClassSet | None, need_truth: bool) -> tuple[list[Sample], ClassSet]:
+def list_truth(
+    config: DataConfig, classes: ClassSet | None, need_truth: bool, group: str = "data.val", done: str = "measured"
+) -> tuple[list[Sample], ClassSet]:
     """Return the samples of a data set that have ground truth (or all of them), and their classes.
+
+    Args:
+        config: which data set and split.
+        classes: those of the network, which the data must have; None takes the data's.
+        need_truth: leave out what has no ground truth, with a warning.
+        group: the group of settings that names the data set, for messages.
+        done: what is not done with images that are left out.
 
     Raises:
         ConfigError, LabelError: as `data.readers.layout.open_samples`.
@@ -276,18 +305,18 @@ def list_truth(config: DataConfig, classes: ClassSet | None, need_truth: bool) -
         logger.warning("%s", note)
     if without:
         logger.warning(
-            "%d of %d images of split %r in %s have no ground truth and are not measured (the first is %s).",
-            *(len(without), len(found.samples), config.split, config.root, without[0]),
+            "%d of %d images of split %r in %s have no ground truth and are not %s (the first is %s).",
+            *(len(without), len(found.samples), config.split, config.root, done, without[0]),
         )
     if not samples:
         raise StoreError(
-            f"No image of split {config.split!r} in {config.root} has ground truth; check --data.val.split and "
-            "--data.val.truth."
+            f"No image of split {config.split!r} in {config.root} has ground truth; check --{group}.split and "
+            f"--{group}.truth."
         )
     if classes is not None and classes.names != found.classes.names:
         raise StoreError(
             f"The network knows {count(len(classes), 'class')} ({', '.join(classes.names[:3])}, ...), the data in "
             f"{config.root} {len(found.classes)} ({', '.join(found.classes.names[:3])}, ...): they must be the same; "
-            "see --data.val.classes."
+            f"see --{group}.classes."
         )
     return samples, found.classes

@@ -376,3 +376,27 @@ def test_paths_in_a_config_hold_wherever_one_stands(world, checkpoint, tmp_path,
     (tmp_path / "relabel.yaml").write_text("data: {store: S}\nckpt_path: a.ckpt\noutput: R\n")
     assert main(["relabel", "--config", "../relabel.yaml", "--device", "cpu"]) == 0
     assert [path.name for path in Path.cwd().iterdir()] == ["R"]
+
+
+def test_true_masks_are_learnt_from_without_a_store(world, tmp_path, capsys):
+    """The same images, masks and order as with --data.masks truth and a store, so the same weights."""
+    supervised = ["fit", "--data.root", str(world.root), "--data.masks", "truth", *world.val, *TINY, *QUICK]
+    classes = ["--data.classes", str(world.root / "classes.yaml")]
+    short = ["--trainer.max_steps", "3"]
+    assert main([*supervised, *classes, *short, "--output", str(tmp_path / "a")]) == 0
+    assert main(world.fit(tmp_path / "b", "--data.masks", "truth", *short)) == 0
+    one, other = (
+        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in "ab"
+    )
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+    capsys.readouterr()
+    wrong = {
+        "--data.masks truth": ["fit", "--data.root", str(world.root), *TINY, *QUICK],
+        "--data.weights confidence needs": [*supervised, *classes, "--data.weights", "confidence"],
+        "--data.split goes without --data.store": world.fit(tmp_path / "c", "--data.split", "val"),
+        "check --data.split and --data.truth": [*supervised, *classes, "--data.truth", str(tmp_path)],
+        "There is no split": [*supervised, *classes, "--data.split", "nosuch"],
+    }
+    for expected, arguments in wrong.items():
+        assert main([*arguments, "--output", str(tmp_path / "d")]) == 2
+        assert expected in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""First weights and normalisation of encoders: of every program's files, strict, and alike wherever they are used."""
+"""First weights and normalisation of encoders: of every program's files, strict, the same wherever they are used."""
 
 import json
 
