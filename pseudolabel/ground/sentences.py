@@ -116,7 +116,7 @@ def _cut(text: str, tokenizer: Any, window: int) -> list[str]:
         if len(token_ids(piece, tokenizer)) + trail(tokenizer) > window:
             raise LabelError(
                 f"The sentence {piece[:60] + '...' if len(piece) > 60 else piece!r} has "
-                f"{len(token_ids(piece, tokenizer))} tokens, the text encoder reads {window - trail(tokenizer)} at once; "
+                f"{len(token_ids(piece, tokenizer))} tokens, the text encoder reads {window - trail(tokenizer)}; "
                 "shorten it, or put full stops, where it is cut."
             )
         parts.append(piece)
