@@ -115,7 +115,7 @@ def sd3_folder(word_tokenizer, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def sd35_folder(word_tokenizer, tmp_path_factory) -> Path:
-    """SD3.5 medium's shape: the first blocks have attention of the image alone beside, and norms on queries and keys."""
+    """SD3.5 medium's shape: image attention beside in the first blocks, norms on queries and keys."""
     root = tmp_path_factory.mktemp("families") / "sd35"
     parts = sd3_parts(word_tokenizer, dual_attention_layers=(0, 1), qk_norm="rms_norm")
     return save(root, parts, "StableDiffusion3Pipeline")

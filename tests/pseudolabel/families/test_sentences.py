@@ -1,4 +1,4 @@
-"""Sentences of models that read with T5, alone or behind CLIP: embeddings as diffusers makes them, words where they are."""
+"""Sentences of models that read with T5, alone or behind CLIP: diffusers' embeddings, words where they are."""
 
 import pytest
 import torch
@@ -109,7 +109,7 @@ def test_a_sentence_that_t5_cuts_off_keeps_its_words_in_clip(load_family, monkey
 
 def test_sentences_that_are_too_long_lose_background_words_then_classes_are_split(load_family):
     parts = load_family("alpha")
-    [prompt] = plan(parts, (1, 8, 9, 12, 15, 18))
+    [prompt] = plan(parts, (1, 4, 8, 9, 12, 15, 18))
     assert prompt.dropped
     assert len(token_ids(prompt.text, parts.tokenizer)) + 1 <= 120
     many = plan(parts, tuple(range(1, 21)))
@@ -122,7 +122,7 @@ def test_sentences_that_are_too_long_lose_background_words_then_classes_are_spli
 
 def test_words_are_found_in_a_hand_written_sentence(t5):
     assert find_spans("a dog, a Dogma and dogs", "dog", t5) == (1,)
-    assert find_spans("dog's (dog)", "dog", t5) == (0, 5, 6, 7)[:0] or find_spans("dog's (dog)", "dog", t5)[0] == 0
+    assert find_spans("dog's (dog)", "dog", t5) == (0, 5, 6, 7)  # a mark and a bracket before the letters
     with pytest.raises(LabelError, match="does not occur"):
         find_spans("a dogma", "dog", t5)
     [prompt] = given_sentences("a tall tree and a dog", ["dog", "tall tree"], t5, 120)
