@@ -109,7 +109,7 @@ def measure(
     models = load_parts(config.model, device, pick_dtype(config.run.dtype, device))
     base = with_affinity(with_attention(with_timesteps(config, timesteps), cross_layers=("all",)), kind="none")
     reader = Reader(models, DEMO_CLASSES, base.prompt, base.diffusion, base.resize, base.run)
-    layers = list_layers(models.unet)
+    layers = list_layers(models.denoiser)
     drawn = list(calibration_scenes(scenes, seed))
     names = [f"calibration_{index:06d}" for index in range(scenes)]
     plain = [Picture(name, scene.rgb, scene.labels, (), scene.mask) for name, scene in zip(names, drawn, strict=True)]

@@ -226,7 +226,7 @@ def read_model(root: Path) -> Any:
     from pseudolabel.softmaps.diffusion.load import load_parts
 
     parts = load_parts(ModelConfig(id=str(root / "model")), torch.device("cpu"), torch.float32)
-    return {key: value.numpy().tobytes() for key, value in parts.unet.state_dict().items()}
+    return {key: value.numpy().tobytes() for key, value in parts.denoiser.state_dict().items()}
 
 
 def build_adapters(root: Path) -> None:

@@ -30,10 +30,10 @@ from pseudolabel.config import ModelConfig
 from pseudolabel.personalize.config import LookConfig, PersonalizeConfig
 from pseudolabel.personalize.training import learn
 from pseudolabel.softmaps.affinity import SelfAttention
-from pseudolabel.softmaps.attention import resolve_layers
 from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.unet import list_layers
 from pseudolabel.softmaps.grids import resize_maps
+from pseudolabel.softmaps.layers import resolve_layers
 from pseudolabel.softmaps.passes import Reader
 from pseudolabel.softmaps.reading import class_weights, run_passes
 
@@ -158,7 +158,7 @@ def read_scenes(
 @torch.inference_mode()
 def read_scene(reader: Reader, path: Path, labels: tuple[int, ...]) -> np.ndarray:
     """Return what the layers showed of a scene, mean over noise draws: (2, layers, maps, rows, columns)."""
-    available = list_layers(reader.parts.unet)
+    available = list_layers(reader.parts.denoiser)
     cross, own = resolve_layers(available, LAYERS, "layers"), resolve_layers(available, (SELF,), "layers")
     image_id = f"{path.parent.parent.name}/{path.stem}"
     passes = list(reader.passes(0, read_image(path), reader.plan(labels), image_id))

@@ -42,10 +42,10 @@ from pseudolabel.config import GenerateConfig, mask_config, stored_settings
 from pseudolabel.masks.fuse import before_crf
 from pseudolabel.masks.labelmap import label_map
 from pseudolabel.pipeline import Pipeline
-from pseudolabel.softmaps.attention import resolve_layers
 from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.parts import pick_device, pick_dtype
 from pseudolabel.softmaps.diffusion.unet import list_layers
+from pseudolabel.softmaps.layers import resolve_layers
 
 N_CLASSES = len(DEMO_CLASSES) + 1
 TOGETHER = 16  # scenes handed to the pipeline at once
@@ -279,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     default = _with(_with(config, "model", id=str(options.model)), "run", device=options.device)
     scenes = (options.scenes, options.calibration)
     bench = Bench(default, *scenes)
-    layers = list_layers(bench.parts.unet)
+    layers = list_layers(bench.parts.denoiser)
     if not options.config.is_file():
         print(f"No {options.config}: the finest layers stand in for the default's.")
         default = _with(default, "attention", cross_layers=("1/2", "1/1"), self_layers=("1/1",))

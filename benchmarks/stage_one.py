@@ -44,11 +44,11 @@ from data.config import DataConfig
 from pseudolabel.config import GenerateConfig, ModelConfig
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.affinity import SelfAttention
-from pseudolabel.softmaps.attention import resolve_layers
 from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
 from pseudolabel.softmaps.diffusion.unet import list_layers
 from pseudolabel.softmaps.frame import frame_latent
+from pseudolabel.softmaps.layers import resolve_layers
 from pseudolabel.softmaps.passes import Pass
 from pseudolabel.softmaps.prompt import Prompt
 from pseudolabel.softmaps.reading import read_batch
@@ -78,8 +78,8 @@ def build_models(name: str, method: str, device: torch.device, dtype: torch.dtyp
         models.vae = models.vae if method == "encoder" else None
         return models
     if method == "encoder":
-        return Parts(unet=torch.nn.Linear(1, 1), vae=_random(_build_vae, device, dtype), device=device)
-    return Parts(unet=_random(lambda: _build_unet(name), device, dtype), device=device)
+        return Parts(denoiser=torch.nn.Linear(1, 1), vae=_random(_build_vae, device, dtype), device=device)
+    return Parts(denoiser=_random(lambda: _build_unet(name), device, dtype), device=device)
 
 
 def _build_unet(name: str) -> Any:
@@ -136,7 +136,7 @@ def prepare(
         vae = models.vae
         pixels = torch.rand(batch, 3, *size_hw, generator=generator).to(device, vae.dtype)
         return lambda: vae.encode(pixels * 2 - 1).latent_dist.mean
-    unet = models.unet
+    unet = models.denoiser
     latent_hw = (size_hw[0] // cell_px, size_hw[1] // cell_px)
     latents = torch.randn(batch, unet.config.in_channels, *latent_hw, generator=generator).to(device, dtype)
     tokens = models.window if models.tokenizers else 77
@@ -187,7 +187,7 @@ class _KeepingProcessor:
 
 def _naive(models: Parts, config: GenerateConfig, latents: Tensor, text: Tensor, calls: int) -> Callable[[], Tensor]:
     """Guidance on, whole U-Net, all maps kept; then the class maps and S S (map) with S as a matrix."""
-    unet, batch = models.unet, len(latents)
+    unet, batch = models.denoiser, len(latents)
     kept: dict[str, Tensor] = {}
     unet.set_attn_processor({name: _KeepingProcessor(kept, name) for name in unet.attn_processors})
     layers = list_layers(unet)

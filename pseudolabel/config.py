@@ -51,6 +51,9 @@ class ModelConfig:
     custom_diffusion: Path | None = None
     """Custom Diffusion weights (safetensors or .bin) copied into the cross-attention layers."""
 
+    t5: bool = False
+    """SD3 and SD3.5: read the T5 text encoder too, 4.7 billion parameters more; Flux and PixArt always do."""
+
     @property
     def folder(self) -> Path | None:
         """The local folder that the id names, `~` expanded; None where it is a model on the hub.
@@ -99,7 +102,8 @@ class DiffusionConfig:
     """The noise the model looks through, and the ensembles averaged over."""
 
     timesteps: tuple[int, ...] = (150,)
-    """Training timesteps at which the noised image is read, averaged over."""
+    """Training timesteps at which the noised image is read, averaged over; of models of flow matching (SD3, Flux) 1000
+    times the flow time, the share of noise: 150 there is less noise than in Stable Diffusion, whose 150 equals 313."""
 
     draws: int = 4
     """Noise draws averaged over; the published figures use 10 for VOC and 1 for COCO."""
@@ -130,11 +134,12 @@ class AttentionConfig:
 
     A layer is a diffusers module name (`down_blocks.2.attentions.0`: mean over its transformer blocks;
     `down_blocks.2.attentions.0.transformer_blocks.1`: that block alone) or a role: `1/4` (every layer at a quarter of
-    the latent's side), `down:1/4`, `up:1/4`, `mid`, `all`. `@0+3` after either reads heads 0 and 3 alone.
+    the latent's side), `down:1/4`, `up:1/4`, `mid`, `all`; in transformers (SD3, Flux, PixArt) `block:9`,
+    `blocks:15-18`, and of Flux's single stream `single:12`. `@0+3` after either reads heads 0 and 3 alone.
     """
 
     cross_layers: tuple[str, ...] = PAPER_CROSS_LAYERS
-    """Layers whose cross-attention maps are averaged, by module name or role such as 1/4, up:1/4, mid, all."""
+    """Layers whose cross-attention maps are averaged, by module name or role: 1/4, up:1/4, mid, all, block:9."""
 
     self_layers: tuple[str, ...] = PAPER_SELF_LAYERS
     """Layers whose self-attention spreads the maps; with several, each at its own grid, averaged."""
@@ -267,7 +272,8 @@ class RunConfig:
     """cpu, cuda, cuda:1 or mps; auto: the first GPU there is, else the CPU."""
 
     dtype: Dtype = "auto"
-    """Number format of the networks; auto: float16 on a GPU, float32 on a CPU. Maps are always summed in float32."""
+    """Number format of the networks; auto: float32 on a CPU, on a GPU float16, for transformers bfloat16. Maps are
+    always summed in float32."""
 
     batch_size: int | Literal["auto"] = "auto"
     """Noised images (images x draws x flips) a GPU takes at once; auto finds what fits. A CPU takes an image's own."""
@@ -381,13 +387,14 @@ class GenerateConfig:
 
 SOFT_FIELDS = ("model", "resize", "prompt", "diffusion", "attention", "affinity")
 MASK_FIELDS = ("fuse", "crf", "ignore_below")
-ADAPTERS = ("tokens", "lora", "custom_diffusion")  # of the model; a store that was made with none does not name them
+ADAPTERS = ("tokens", "lora", "custom_diffusion")  # of the model: what is put into a U-Net
+UNNAMED = (*ADAPTERS, "t5")  # of the model: a store that was made without them does not name them
 
 
 def stored_settings(config: GenerateConfig) -> dict[str, Any]:
     """Return the settings that change masks as JSON values, for a store header; data and run settings stay out."""
     stored = {name: to_plain(getattr(config, name)) for name in SOFT_FIELDS}
-    stored["model"] = {name: value for name, value in stored["model"].items() if value or name not in ADAPTERS}
+    stored["model"] = {name: value for name, value in stored["model"].items() if value or name not in UNNAMED}
     return stored | stored_mask_settings(mask_config(config))
 
 

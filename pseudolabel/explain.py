@@ -15,8 +15,9 @@ from pseudolabel.softmaps.affinity import SelfAttention
 from pseudolabel.softmaps.boxes import Box
 from pseudolabel.softmaps.diffusion.parts import TextEmbedding
 from pseudolabel.softmaps.passes import Pass
-from pseudolabel.softmaps.prompt import Prompt, Span
+from pseudolabel.softmaps.prompt import Prompt
 from pseudolabel.softmaps.reading import Reading
+from pseudolabel.softmaps.tokens import Span
 
 Readings = list[tuple[Sequence[Pass], Reading]]  # batches of passes, and what each showed
 

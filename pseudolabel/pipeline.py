@@ -1,7 +1,7 @@
 """Stage one for images in memory: prompt, diffusion, attention, affinity, fuse, crf, labelmap. It does no I/O.
 
-Source: arXiv 2309.04109. Every pass is one evaluation of the conditional model; the U-Net is cut after the last layer
-that is read.
+Source: arXiv 2309.04109. Every pass is one evaluation of the conditional model; the denoiser is cut after the last
+layer that is read.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,12 +21,12 @@ from pseudolabel.config import GenerateConfig, mask_config
 from pseudolabel.explain import Explanation, Readings, assemble, given_prompts, given_text
 from pseudolabel.masks.labelmap import image_marginals, mask_from_marginals
 from pseudolabel.masks.working import enlarged_to, shrunk_to, working_size
-from pseudolabel.softmaps.attention import Layer, resolve_layers
-from pseudolabel.softmaps.diffusion.load import load_parts
-from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding, pick_device, pick_dtype
-from pseudolabel.softmaps.diffusion.unet import cut_unet, list_layers
+from pseudolabel.softmaps.diffusion.families import cut_denoiser, list_layers
+from pseudolabel.softmaps.diffusion.load import load_model
+from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
 from pseudolabel.softmaps.frame import frame_latent
 from pseudolabel.softmaps.grids import common_grid, regrid
+from pseudolabel.softmaps.layers import Layer, resolve_layers
 from pseudolabel.softmaps.passes import Pass, Reader
 from pseudolabel.softmaps.prompt import Prompt
 from pseudolabel.softmaps.reading import Reading, number_fault, read_batch
@@ -46,13 +46,13 @@ class Pipeline:
     """
 
     def __init__(self, parts: Parts, config: GenerateConfig, classes: ClassSet | None, cut: bool = True) -> None:
-        """Find the layers the config names and, with `cut`, remove from the U-Net (in place) what runs after them.
+        """Find the layers the config names and, with `cut`, remove from the model (in place) what runs after them.
 
         Args:
             parts: the model.
             config: all settings.
             classes: phrases and background words; None where spans are given.
-            cut: False leaves the U-Net whole, so that other pipelines can read it.
+            cut: False leaves the model whole, so that other pipelines can read it.
 
         Raises:
             ConfigError: affinity without a self-attention layer.
@@ -61,7 +61,7 @@ class Pipeline:
         """
         self.parts, self.config = parts, config
         self.reader = Reader(parts, classes, config.prompt, config.diffusion, config.resize, config.run)
-        available = list_layers(parts.unet)
+        available = list_layers(parts)
         attention = config.attention
         self.cross_layers = resolve_layers(available, attention.cross_layers, "attention.cross_layers")
         self.self_layers: tuple[Layer, ...] = ()
@@ -70,9 +70,9 @@ class Pipeline:
             if not self.self_layers:
                 raise ConfigError("--attention.self_layers is empty: name a layer, or use --affinity.kind=none")
         if cut:
-            cut_unet(parts.unet, self.cross_layers, self.self_layers)
+            cut_denoiser(parts, self.cross_layers, self.self_layers)
         if config.run.compile:
-            parts.unet.forward = torch.compile(parts.unet.forward)
+            parts.denoiser.forward = torch.compile(parts.denoiser.forward)
 
     @classmethod
     def load(cls, config: GenerateConfig, classes: ClassSet | None, cut: bool = True) -> "Pipeline":
@@ -82,8 +82,7 @@ class Pipeline:
             ModelError: it cannot be loaded, or has no such layers.
 
         """
-        device = pick_device(config.run.device)
-        return cls(load_parts(config.model, device, pick_dtype(config.run.dtype, device)), config, classes, cut)
+        return cls(load_model(config.model, config.run), config, classes, cut)
 
     @classmethod
     def from_unet(cls, unet: Any, config: GenerateConfig, classes: ClassSet | None = None, **parts: Any) -> "Pipeline":
@@ -98,7 +97,7 @@ class Pipeline:
 
         """
         device = next(unet.parameters()).device
-        return cls(Parts(unet=unet, device=device, **parts), config, classes, cut=False)
+        return cls(Parts(denoiser=unet, device=device, **parts), config, classes, cut=False)
 
     @torch.inference_mode()
     def soft_maps(

@@ -9,7 +9,7 @@ from data.errors import ModelError
 from pseudolabel.config import AffinityConfig, GenerateConfig
 
 if TYPE_CHECKING:
-    from pseudolabel.softmaps.attention import Layer
+    from pseudolabel.softmaps.layers import Layer
 
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def with_existing_layers(config: GenerateConfig, layers: "tuple[Layer, ...]") ->
     A new model rarely has the layers of the configuration for another one. Self-attention that is not there is left
     out.
     """
-    from pseudolabel.softmaps.attention import resolve_layers
+    from pseudolabel.softmaps.layers import resolve_layers
 
     try:
         resolve_layers(layers, config.attention.cross_layers, "attention.cross_layers")

@@ -18,8 +18,8 @@ from pseudolabel.config import GenerateConfig, mask_config
 from pseudolabel.masks.fuse import before_crf
 from pseudolabel.masks.labelmap import label_map
 from pseudolabel.pipeline import Pipeline
-from pseudolabel.softmaps.attention import Layer
 from pseudolabel.softmaps.grids import common_grid
+from pseudolabel.softmaps.layers import Layer
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from data.store.softmaps import Frame
 from pseudolabel.calibrate.pictures import Picture
 from pseudolabel.config import AttentionConfig, GenerateConfig
 from pseudolabel.softmaps.affinity import DENSE_CELLS, SelfAttention
-from pseudolabel.softmaps.attention import Layer, layer_key
 from pseudolabel.softmaps.grids import common_grid, regrid, resize_maps
+from pseudolabel.softmaps.layers import Layer, layer_key
 from pseudolabel.softmaps.passes import Pass, Reader
 from pseudolabel.softmaps.reading import (
     class_weights,

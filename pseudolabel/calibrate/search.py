@@ -47,10 +47,10 @@ from pseudolabel.calibrate.pictures import Picture, load_picture
 from pseudolabel.calibrate.recordings import Sentences, record
 from pseudolabel.config import GenerateConfig
 from pseudolabel.pipeline import Pipeline
-from pseudolabel.softmaps.attention import Layer, per_head
-from pseudolabel.softmaps.diffusion.load import load_parts
-from pseudolabel.softmaps.diffusion.parts import Parts, pick_device, pick_dtype
-from pseudolabel.softmaps.diffusion.unet import list_layers
+from pseudolabel.softmaps.diffusion.families import list_layers
+from pseudolabel.softmaps.diffusion.load import load_model
+from pseudolabel.softmaps.diffusion.parts import Parts
+from pseudolabel.softmaps.layers import Layer, per_head
 from pseudolabel.softmaps.passes import Reader
 
 THRESHOLD_STEPS = tuple(0.025 * step for step in range(-4, 3))  # tried around the best one before the CRF
@@ -228,7 +228,7 @@ def choose_heads(search: Search) -> None:
     if search.config.attention.token_rescaling:
         return  # rescaling is not linear in the heads, so heads recorded one by one say nothing
     cross, self_layers = chosen_layers(search)
-    n_heads = {layer.name: head_count(search.parts.unet, layer) for layer in cross}
+    n_heads = {layer.name: head_count(search.parts.denoiser, layer) for layer in cross}
     runs = []
     for layers in per_head(cross, max(n_heads.values())):
         head = layers[0].heads[0] if layers[0].heads else 0
@@ -241,9 +241,9 @@ def choose_heads(search: Search) -> None:
             break
 
 
-def head_count(unet: Any, layer: Layer) -> int:
+def head_count(denoiser: Any, layer: Layer) -> int:
     """Return the number of heads of a layer's cross-attention."""
-    return int(unet.get_submodule(f"{layer.blocks[0]}.attn2").heads)
+    return int(denoiser.get_submodule(f"{layer.blocks[0]}.{layer.cross}").heads)
 
 
 def merge_heads(items: Sequence[Sentences]) -> Sentences:
@@ -290,9 +290,8 @@ def run_search(
 ) -> tuple[Search, Measured | None, Measured | None]:
     """Search on some samples; also measures the given and the found settings (None without ground truth)."""
     torch.set_num_threads(available_cpus())
-    device = pick_device(config.run.device)
-    parts = load_parts(config.model, device, pick_dtype(config.run.dtype, device))
-    layers = list_layers(parts.unet)
+    parts = load_model(config.model, config.run)
+    layers = list_layers(parts)
     config = with_existing_layers(config, layers)
     by_truth = use_truth and any(sample.truth_path is not None for sample in chosen)
     chosen = usable(chosen, len(samples.classes), by_truth)

@@ -147,7 +147,7 @@ def measure_model(config: GenerateConfig) -> Measured:
     pipeline = Pipeline.load(config, samples.classes)
     startup = time.perf_counter() - start
     present = sorted({label for each in samples.samples for label in each.labels})
-    check_phrases(present, samples.classes, config.prompt, pipeline.parts.tokenizers[0], pipeline.parts.window)
+    check_phrases(present, samples.classes, config.prompt, pipeline.parts.tokenizer, pipeline.parts.window)
     unet, masks = _timed_halves(pipeline, config, sample, loaded)
     if unet + masks < QUICK_S:
         again = _timed_halves(pipeline, config, sample, loaded)

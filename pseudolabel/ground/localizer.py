@@ -31,6 +31,7 @@ from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.diffusion.parts import Parts
 from pseudolabel.softmaps.prompt import Prompt
 from pseudolabel.softmaps.shares import PhraseMaps
+from pseudolabel.softmaps.windows import in_every_window, spelt_tokens
 
 RGB = UInt8[np.ndarray, "height width 3"]
 
@@ -214,17 +215,19 @@ class Localizer:
         parts, match = self.pipeline.parts, self.config.match
         if not parts.tokenizers:
             raise ConfigError("This model has no tokenizer to read phrases with; load a whole model folder.")
-        tokenizer, window = parts.tokenizers[0], parts.window
+        tokenizer, window = parts.tokenizer, parts.window
         if sentence is not None:
             prompts = given_sentences(sentence, checked, tokenizer, window)
         else:
             words = match.background if self.config.prompt.background_words else ()
             prompts = made_sentences(checked, words, self.config.prompt, tokenizer, window)
+        prompts = in_every_window(prompts, parts.windows)
         if match.words == "mean":
             return prompts
         embedded = [self.pipeline.reader.text(prompt.text).tokens[0] for prompt in prompts]
         pairs = zip(prompts, embedded, strict=True)
-        return tuple(replace(prompt, shares=similarity_shares(prompt, text)) for prompt, text in pairs)
+        starts = [window.offset for window in parts.windows]
+        return tuple(replace(prompt, shares=similarity_shares(prompt, text, starts)) for prompt, text in pairs)
 
     def _masked(
         self, rgb_u8: RGB, phrases: tuple[str, ...], plan: tuple[Prompt, ...], maps: PhraseMaps, independent: bool
@@ -244,16 +247,14 @@ class Localizer:
 
     def _tokens(self, plan: Sequence[Prompt], row: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Return the tokens of a phrase in its sentences, spelt out, and their positions."""
-        tokenizer = self.pipeline.parts.tokenizers[0]
         words: list[str] = []
         positions: list[int] = []
         for prompt in plan:
             if row in prompt.rows:
                 span = prompt.spans[prompt.rows.index(row)]
-                ids = tokenizer(prompt.text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-                words += tokenizer.convert_ids_to_tokens([ids[position - 1] for position in span])
+                words += spelt_tokens(prompt, span, self.pipeline.parts.windows)
                 positions += span
-        return tuple(word.removesuffix("</w>") for word in words), tuple(positions)
+        return tuple(words), tuple(positions)
 
 
 def phrase_masks(

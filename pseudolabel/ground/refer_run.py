@@ -54,7 +54,7 @@ def run_targets(
     """
     _check_folder(output)
     localizer = Localizer.from_pretrained(config=config)
-    tokenizer = localizer.pipeline.parts.tokenizers[0]
+    tokenizer = localizer.pipeline.parts.tokenizer
     targets = list(found.targets[: limit or len(found.targets)])
     words = {name: words_of(name, known, options, tokenizer) for name, known in found.concepts.items()}
     notes = list(found.notes)

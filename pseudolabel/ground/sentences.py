@@ -5,7 +5,9 @@ each by the likeness of its embedding to the last one's, so that "a brown dog" i
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -16,7 +18,8 @@ from data.classes import MAX_CLASSES, ClassSet
 from data.console import count
 from data.errors import LabelError
 from pseudolabel.config import PromptConfig
-from pseudolabel.softmaps.prompt import Prompt, Span, expand_placeholders, occurrences, plan_prompts, token_ids
+from pseudolabel.softmaps.prompt import Prompt, expand_placeholders, occurrences, plan_prompts
+from pseudolabel.softmaps.tokens import Span, lead, token_ids, trail
 
 
 def check_phrases(phrases: Sequence[str]) -> tuple[str, ...]:
@@ -72,11 +75,12 @@ def given_sentences(sentence: str, phrases: Sequence[str], tokenizer: Any, windo
     prompts = []
     for part in _cut(text, tokenizer, window):
         ids = token_ids(part, tokenizer)
-        found = [occurrences(ids, phrase, tokenizer) for phrase in phrases]
+        found = [occurrences(part, phrase, tokenizer) for phrase in phrases]
         rows = tuple(row for row, span in enumerate(found) if span)
         if rows:
             spans = _shared_out([found[row] for row in rows], [phrases[row] for row in rows])
-            prompts.append(Prompt(part, rows, spans, tuple(range(1, len(ids) + 1))))
+            first = lead(tokenizer)
+            prompts.append(Prompt(part, rows, spans, tuple(range(first, first + len(ids)))))
     known = {row for prompt in prompts for row in prompt.rows}
     for row, phrase in enumerate(phrases):
         if row not in known:
@@ -106,28 +110,41 @@ def _cut(text: str, tokenizer: Any, window: int) -> list[str]:
     parts: list[str] = []
     for piece in re.split(r"(?<=[.!?])\s+", expand_placeholders(text, tokenizer)):
         longer = f"{parts[-1]} {piece}" if parts else piece
-        if len(token_ids(longer, tokenizer)) + 2 <= window:
+        if len(token_ids(longer, tokenizer)) + trail(tokenizer) <= window:
             parts[-1:] = [longer]
             continue
-        if len(token_ids(piece, tokenizer)) + 2 > window:
+        if len(token_ids(piece, tokenizer)) + trail(tokenizer) > window:
             raise LabelError(
                 f"The sentence {piece[:60] + '...' if len(piece) > 60 else piece!r} has "
-                f"{len(token_ids(piece, tokenizer))} tokens, the text encoder reads {window - 2} at once; shorten it, "
-                "or put full stops, where it is cut."
+                f"{len(token_ids(piece, tokenizer))} tokens, the text encoder reads {window - trail(tokenizer)}; "
+                "shorten it, or put full stops, where it is cut."
             )
         parts.append(piece)
     return parts
 
 
-def similarity_shares(prompt: Prompt, embedding: Float[Tensor, "tokens dim"]) -> tuple[tuple[float, ...], ...]:
+def similarity_shares(
+    prompt: Prompt, embedding: Float[Tensor, "tokens dim"], starts: Sequence[int] = (0,)
+) -> tuple[tuple[float, ...], ...]:
     """Return, for each phrase of a sentence, weights of its tokens by their likeness to its last one; they sum to 1.
 
     Likeness is the cosine of their embeddings, as the text encoder gives them; a negative one counts as 0. After
-    DiffPNG (ECCV 2024).
+    DiffPNG (ECCV 2024). Embeddings of different encoders are not compared: each encoder's tokens weigh as many as they
+    are.
+
+    Args:
+        prompt: the sentence.
+        embedding: of its tokens.
+        starts: where the tokens of each encoder begin.
+
     """
     unit = torch.nn.functional.normalize(embedding.float(), dim=-1)
     shares = []
     for span in prompt.spans:
-        likeness = (unit[list(span)] @ unit[span[-1]]).clamp_min(0)
-        shares.append(tuple(float(value) for value in likeness / likeness.sum()))
+        weights: list[float] = []
+        for _, group in groupby(span, lambda position: bisect_right(starts, position)):
+            own = list(group)
+            likeness = (unit[own] @ unit[own[-1]]).clamp_min(0)
+            weights += [float(value) * len(own) / len(span) for value in likeness / likeness.sum()]
+        shares.append(tuple(weights))
     return tuple(shares)

@@ -35,7 +35,7 @@ def write_model(output: Path, source: Path, parts: Parts) -> None:
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         partial.chmod(0o755)  # mkdtemp makes it private
-        parts.unet.save_pretrained(partial / "unet")
+        parts.denoiser.save_pretrained(partial / "unet")
         for index, (tokenizer, encoder) in enumerate(zip(parts.tokenizers, parts.text_encoders, strict=True)):
             suffix = f"_{index + 1}" if index else ""
             tokenizer.save_pretrained(partial / f"tokenizer{suffix}")

@@ -15,7 +15,7 @@ from data.errors import ConfigError
 from data.files import write_atomically
 from pseudolabel.softmaps.diffusion.adapters import SDXL_KEYS, LearnedToken, add_tokens, token_names
 from pseudolabel.softmaps.diffusion.parts import Parts
-from pseudolabel.softmaps.prompt import token_ids
+from pseudolabel.softmaps.tokens import token_ids
 
 SPREAD = 0.1  # of the vocabulary's embeddings: by how much further vectors of a token start apart
 

@@ -29,14 +29,14 @@ from pseudolabel.personalize.looking import TOGETHER, Looking, class_maps, looki
 from pseudolabel.personalize.lora import start_lora, write_lora
 from pseudolabel.personalize.photographs import LEAST, cut_views, encode_views, read_photographs
 from pseudolabel.personalize.steps import optimise, restore, save_state, schedule
-from pseudolabel.softmaps.attention import resolve_layers
 from pseudolabel.softmaps.diffusion.draw import draw, painter_of
-from pseudolabel.softmaps.diffusion.encode import encode_text
-from pseudolabel.softmaps.diffusion.load import find_model, load_parts, prediction_type
+from pseudolabel.softmaps.diffusion.load import find_model, load_parts, prediction_type, read_family
 from pseudolabel.softmaps.diffusion.parts import Parts, pick_device
-from pseudolabel.softmaps.diffusion.unet import list_layers, run_unet
+from pseudolabel.softmaps.diffusion.unet import encode_text, list_layers, run_unet
+from pseudolabel.softmaps.layers import resolve_layers
 from pseudolabel.softmaps.passes import stack_texts
-from pseudolabel.softmaps.prompt import expand_placeholders, token_ids
+from pseudolabel.softmaps.prompt import expand_placeholders
+from pseudolabel.softmaps.tokens import token_ids
 
 VIEWS = 64  # of the photographs, cut out once; every step takes some of them
 LEAST_SIDE = 0.8  # of a view, of the photograph's shorter side
@@ -153,6 +153,8 @@ def learn(config: PersonalizeConfig) -> Learned:
     check_output(config)
     images = read_photographs(config.images, LEAST)
     others = read_photographs(config.others, 1, "others") if config.others is not None and config.look.weight else []
+    if read_family(config.model) != "unet":
+        raise ConfigError(f"{config.model.id} is a transformer: only U-Nets can be taught here; change --model.id")
     parts = load_parts(config.model, pick_device(config.device, "device"), torch.float32)
     progress = Progress(settings_digest(config, [*images, *others], parts.fingerprint), checkpoint_path(config.output))
     config.output.parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +203,7 @@ def start(config: PersonalizeConfig, parts: Parts) -> Trainee:
         case "textual_inversion":
             return Trainee(token, [], lambda: (f"--model.tokens {write_token(output, config.token, token)}",))
         case "lora":
-            paths = start_lora(parts.unet, config.rank, config.seed)
+            paths = start_lora(parts.denoiser, config.rank, config.seed)
 
             def write_both() -> tuple[str, ...]:
                 write_lora(output, paths)
@@ -209,7 +211,7 @@ def start(config: PersonalizeConfig, parts: Parts) -> Trainee:
 
             return Trainee(token, [factor for pair in paths.values() for factor in pair], write_both)
         case "custom_diffusion":
-            weights = start_custom(parts.unet)
+            weights = start_custom(parts.denoiser)
 
             def write_custom_and_token() -> tuple[str, ...]:
                 write_custom(output, weights)
@@ -223,7 +225,7 @@ def start(config: PersonalizeConfig, parts: Parts) -> Trainee:
                 write_model(output, source, parts)
                 return (f"--model.id {output}",)
 
-            return Trainee(token, start_dreambooth(parts.unet), write_folder)
+            return Trainee(token, start_dreambooth(parts.denoiser), write_folder)
 
 
 def prepare_looking(
@@ -234,7 +236,7 @@ def prepare_looking(
 ) -> Looking:
     """Get pictures of others, drawn by the model where there are none, and where the class word looks in them all."""
     word, count, look = config.init_word, config.look.drawn, config.look
-    layers = resolve_layers(list_layers(parts.unet), look.cross_layers, "look.cross_layers")
+    layers = resolve_layers(list_layers(parts.denoiser), look.cross_layers, "look.cross_layers")
     if others:
         pictures = cut_views(others, max(count, len(others)), parts.native_px, config.seed + 1, LEAST_SIDE)
     else:

@@ -1,4 +1,4 @@
-"""What a model's attention layers looked at: naming the layers and recording them.
+"""What a model's attention layers looked at: recording them.
 
 Source: arXiv 2309.04109, sections 3.2 and 3.3. Attention of layer l and head h is softmax(Q K^T / sqrt(d)); queries
 are grid cells, row-major. In a U-Net cross-attention has text tokens as keys and self-attention cells; in joint
@@ -9,11 +9,10 @@ Every family of models ends in one function, `scaled_dot_product_attention`, wit
 after norms and rotary embedding. There they are read, whatever computed them.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,95 +21,10 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from data.errors import ModelError
+from pseudolabel.softmaps.layers import Layer
 
 # Queries times keys of one head that are held at once; above, the queries are taken in slices.
 SLICE_ELEMENTS = 1 << 24
-
-
-@dataclass(frozen=True)
-class Layer:
-    """An attention layer that is read.
-
-    Attributes:
-        name: diffusers' module name, such as "down_blocks.2.attentions.0", as far as it was asked for.
-        blocks: module names of its transformer blocks; what is read is their mean.
-        place: which part of the U-Net it is in.
-        factor: side of the latent divided by the side of this layer's grid.
-        heads: the heads read; None reads all.
-        cross: module in a transformer block whose queries are cells and whose keys are, or hold, the text.
-        cells: module in a transformer block whose queries are, or hold, cells and whose keys are too.
-        text: where the text is among the keys of `cross`: it is all of them, or comes before or after the image's.
-
-    """
-
-    name: str
-    blocks: tuple[str, ...]
-    place: Literal["down", "mid", "up"]
-    factor: int
-    heads: tuple[int, ...] | None = None
-    cross: str = "attn2"
-    cells: str = "attn1"
-    text: Literal["all", "first", "last"] = "all"
-
-    def grid_hw(self, latent_hw: tuple[int, int]) -> tuple[int, int]:
-        """Return height and width of this layer's grid; strided convolutions round up."""
-        return -(-latent_hw[0] // self.factor), -(-latent_hw[1] // self.factor)
-
-
-def resolve_layers(available: Sequence[Layer], specs: Sequence[str], flag: str) -> tuple[Layer, ...]:
-    """Find the layers a config names.
-
-    A spec is a module name (`down_blocks.2.attentions.0`, or one of its transformer blocks), or a role: `1/4` for all
-    layers at a quarter of the latent's side, `down:1/4`, `up:1/4`, `mid`, `up`, `all`. `@0+3` after it reads heads 0
-    and 3 alone.
-
-    Args:
-        available: what `list_layers` returned.
-        specs: what the config says.
-        flag: the setting's name, for the error message.
-
-    Returns:
-        Each layer once, in the order in which the U-Net runs them.
-
-    Raises:
-        ModelError: a spec fits no layer; the message lists what there is.
-
-    """
-    chosen: dict[str, Layer] = {}
-    for spec in specs:
-        body, _, head_text = spec.strip().partition("@")
-        found = [layer for layer in (_match(layer, body) for layer in available) if layer is not None]
-        heads_valid = re.fullmatch(r"(\d+(\+\d+)*)?", head_text) is not None
-        if not found or not heads_valid:
-            raise ModelError(f"--{flag} names {spec!r}, which this model does not have; it has {_describe(available)}")
-        heads = tuple(int(head) for head in head_text.split("+")) if head_text else None
-        chosen |= {layer.name: replace(layer, heads=heads) for layer in found}
-    order = [layer.name for layer in available]
-    return tuple(sorted(chosen.values(), key=lambda layer: (order.index(_owner(layer.name)), layer.blocks)))
-
-
-def _owner(name: str) -> str:
-    """Return the name of the layer that a transformer block belongs to."""
-    return name.split(".transformer_blocks.")[0]
-
-
-def _match(layer: Layer, body: str) -> Layer | None:
-    """Return the layer, or its transformer block that the spec names, or None."""
-    role = re.fullmatch(r"(?:(down|mid|up):)?1/(\d+)", body)
-    if role is not None:
-        fits = int(role[2]) == layer.factor and role[1] in (None, layer.place)
-        return layer if fits else None
-    if body in ("all", layer.place, layer.name):
-        return layer
-    if body in layer.blocks:
-        return replace(layer, name=body, blocks=(body,))
-    return None
-
-
-def _describe(layers: Sequence[Layer]) -> str:
-    """List layers with their grids for an error message."""
-    several = {layer.name: f" x{len(layer.blocks)}" if len(layer.blocks) > 1 else "" for layer in layers}
-    return ", ".join(f"{layer.name}{several[layer.name]} (1/{layer.factor})" for layer in layers)
 
 
 @dataclass
@@ -358,17 +272,3 @@ def _announce(module: nn.Module, name: str, watch: _Watch) -> list[Any]:
         watch.running = None
 
     return [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
-
-
-def per_head(layers: Sequence[Layer], n_heads: int) -> list[list[Layer]]:
-    """Return, for each head, all layers read through that head alone."""
-    return [[replace(layer, heads=(head,)) for layer in layers] for head in range(n_heads)]
-
-
-def layer_key(layer: Layer) -> str:
-    """Return a layer's name as the config spells it, heads included.
-
-    >>> layer_key(Layer("mid_block.attentions.0", (), "mid", 4, (0, 3)))
-    'mid_block.attentions.0@0+3'
-    """
-    return layer.name if layer.heads is None else f"{layer.name}@{'+'.join(map(str, layer.heads))}"

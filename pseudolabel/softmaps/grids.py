@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from data.store.softmaps import Frame
-from pseudolabel.softmaps.attention import Layer
+from pseudolabel.softmaps.layers import Layer
 
 
 def min_max(

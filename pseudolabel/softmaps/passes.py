@@ -20,10 +20,12 @@ from data.console import count
 from data.errors import ConfigError
 from data.store.softmaps import Frame
 from pseudolabel.config import DiffusionConfig, PromptConfig, ResizeConfig, RunConfig
-from pseudolabel.softmaps.diffusion.encode import add_noise, draw_noise, encode_image, encode_text, seeded_generator
+from pseudolabel.softmaps.diffusion.encode import draw_noise, encode_image, noised_latent, seeded_generator
+from pseudolabel.softmaps.diffusion.families import encode_text
 from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
 from pseudolabel.softmaps.frame import frame_image, long_side, resize_and_pad
 from pseudolabel.softmaps.prompt import Prompt, plan_prompts
+from pseudolabel.softmaps.windows import in_every_window
 
 logger = logging.getLogger(__name__)
 
@@ -102,12 +104,23 @@ class Reader:
         return self.parts.device.type != "cpu"
 
     def frame(self, image_hw: tuple[int, int], scale: float = 1.0) -> Frame:
-        """Return the size an image is resized and padded to; images of equal padded size share batches."""
+        """Return the size an image is resized and padded to; images of equal padded size share batches.
+
+        Raises:
+            ConfigError: larger than the model can read.
+
+        """
         cell_px = self.parts.cell_px
         side_px = self.resize.long_side_px or long_side(image_hw, self.parts.native_px, cell_px)
         if scale != 1.0:
             side_px = max(1, round(side_px * scale / cell_px)) * cell_px
-        return frame_image(image_hw, cell_px, side_px)
+        frame, largest_px = frame_image(image_hw, cell_px, side_px), self.parts.largest_px
+        if largest_px is not None and max(frame.padded_hw) > largest_px:
+            raise ConfigError(
+                f"An image would be {max(frame.padded_hw)} px long, but this model has places for {largest_px} px at "
+                "most; use a smaller --resize.long_side_px or smaller --diffusion.scales"
+            )
+        return frame
 
     def latent_hw(self, frame: Frame) -> tuple[int, int]:
         """Return height and width of the latent of a padded image."""
@@ -124,11 +137,13 @@ class Reader:
         """
         if self.classes is None or not self.parts.tokenizers:
             raise ConfigError("This pipeline has no classes or no tokenizer to make prompts with; give spans=")
-        classes, tokenizer = self.classes, self.parts.tokenizers[0]
+        classes, parts = self.classes, self.parts
         return _remembered(
             self._plans,
             tuple(labels),
-            lambda row: plan_prompts(row, classes, self.prompt, tokenizer, self.parts.window),
+            lambda row: in_every_window(
+                plan_prompts(row, classes, self.prompt, parts.tokenizer, parts.window), parts.windows
+            ),
         )
 
     def dropped_words(self, labels: Sequence[int]) -> tuple[str, ...]:
@@ -193,8 +208,7 @@ class Reader:
     ) -> Iterator[Pass]:
         """Yield the passes of one latent: every timestep (the configured ones if not given), draw and sentence."""
         for timestep, draw in product(self.diffusion.timesteps if timesteps is None else timesteps, noise):
-            kept = float(self.parts.alphas_cumprod[timestep])
-            noised = add_noise(latent, draw.to(latent.device, latent.dtype), kept)
+            noised = noised_latent(self.parts, latent, draw.to(latent.device, latent.dtype), timestep)
             for prompt, text in zip(prompts, texts, strict=True):
                 yield Pass(index, prompt, text, frame, noised, timestep, mirrored)
 
@@ -248,7 +262,9 @@ class Reader:
 def stack_texts(texts: Sequence[TextEmbedding]) -> TextEmbedding:
     """Put embeddings of single sentences into one batch."""
     pooled = [text.pooled for text in texts if text.pooled is not None]
-    return TextEmbedding(torch.cat([text.tokens for text in texts]), torch.cat(pooled) if pooled else None)
+    masks = [text.mask for text in texts if text.mask is not None]
+    tokens = torch.cat([text.tokens for text in texts])
+    return TextEmbedding(tokens, torch.cat(pooled) if pooled else None, torch.cat(masks) if masks else None)
 
 
 def _remembered(cache: dict[Key, Value], key: Key, make: Callable[[Key], Value]) -> Value:

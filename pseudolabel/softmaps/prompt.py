@@ -8,14 +8,13 @@ that would otherwise fall on the classes.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 from data.classes import ClassSet
 from data.errors import LabelError
 from pseudolabel.config import PromptConfig
-
-Span = tuple[int, ...]
+from pseudolabel.softmaps.tokens import Span, by_pieces, lead, ranges_of, token_ids, tokens_at, trail
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Prompt:
     Attributes:
         text: the sentence, learned placeholders spelt out token by token.
         rows: positions, in the image's list of labels, of the classes in this sentence.
-        spans: for each of these classes the positions of its tokens in the encoder's window; position 0 is the start
-            token.
+        spans: for each of these classes the positions of its tokens among all that the model is given of the sentence;
+            CLIP's position 0 is the start token. Encoders that stand one behind the other each have tokens of a class.
         content: positions of all tokens of the sentence, start, end and filler tokens left out.
         dropped: background words for which there was no room.
         shares: for each class the weights of its tokens, which sum to 1; None is the mean over them.
@@ -80,11 +79,6 @@ def expand_placeholders(text: str, tokenizer: Any) -> str:
     return text
 
 
-def token_ids(text: str, tokenizer: Any) -> tuple[int, ...]:
-    """Return the token ids of a text without start and end tokens."""
-    return tuple(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
-
-
 def find_tokens(needle: Sequence[int], haystack: Sequence[int], start: int = 0) -> int | None:
     """Return where a run of token ids first occurs at or after `start`, or None.
 
@@ -108,41 +102,31 @@ def find_spans(text: str, phrase: str, tokenizer: Any) -> Span:
 
     """
     text = expand_placeholders(text, tokenizer)
-    found = occurrences(token_ids(text, tokenizer), phrase, tokenizer)
-    found = found or tuple(sorted(_overlapping(text, _split(phrase, tokenizer).text, tokenizer)))
+    found = occurrences(text, phrase, tokenizer)
+    found = found or tokens_at(text, ranges_of(_split(phrase, tokenizer).text, text), tokenizer)
     if not found:
         raise LabelError(f"The phrase {phrase!r} does not occur in the prompt {text!r}; use its very words in --phrase")
     return found
 
 
-def occurrences(ids: Sequence[int], phrase: str, tokenizer: Any) -> Span:
-    """Return the positions (start token counted) of every occurrence of a phrase among token ids; empty without any.
+def occurrences(text: str, phrase: str, tokenizer: Any) -> Span:
+    """Return the positions (start token counted) of every occurrence of a phrase in a text; empty without any.
 
     Raises:
         LabelError: the phrase has no tokens.
 
     """
-    found: set[int] = set()
-    for part in _split(phrase, tokenizer).parts:
+    item, found = _split(phrase, tokenizer), set[int]()
+    if by_pieces(tokenizer):
+        words = [part.strip() for part in item.text.split(",") if part.strip()]
+        return tokens_at(text, [place for word in words for place in ranges_of(word, text)], tokenizer)
+    ids = token_ids(text, tokenizer)
+    for part in item.parts:
         position = find_tokens(part, ids)
         while position is not None:
             found.update(range(position + 1, position + 1 + len(part)))
             position = find_tokens(part, ids, position + len(part))
     return tuple(sorted(found))
-
-
-def _overlapping(text: str, phrase: str, tokenizer: Any) -> list[int]:
-    """Return the positions of tokens that hold a character of a phrase, where it stands as whole words in a text."""
-    if not getattr(tokenizer, "is_fast", False):
-        return []  # only these say where in the text a token is
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    pattern = rf"(?<!\w){re.escape(phrase)}(?!\w)"
-    ranges = [found.span() for found in re.finditer(pattern, text, re.IGNORECASE)]
-    return [
-        position
-        for position, (first, last) in enumerate(offsets, start=1)
-        if any(first < stop and last > start for start, stop in ranges)
-    ]
 
 
 def _split(phrase: str, tokenizer: Any) -> _Item:
@@ -219,6 +203,13 @@ def _locate(pieces: Sequence[_Piece], ids: Sequence[tuple[int, ...]], n_items: i
     return tuple(map(tuple, spans))
 
 
+def _laid(pieces: Sequence[_Piece], n_items: int, text: str, tokenizer: Any) -> tuple[Span, ...]:
+    """Return the positions of each item's tokens, found by where its characters are."""
+    ends = list(accumulate(len(piece.text) for piece in pieces))
+    places = [(piece.row, (end - len(piece.text), end)) for piece, end in zip(pieces, ends, strict=True)]
+    return tuple(tokens_at(text, [at for row, at in places if row == own], tokenizer) for own in range(n_items))
+
+
 def _fit(
     items: Sequence[_Item], words: Sequence[str], template: str, tokenizer: Any, window: int
 ) -> tuple[str, tuple[Span, ...], int, int] | None:
@@ -231,8 +222,14 @@ def _fit(
     words = words[:window]  # each takes a token at least
     for kept in range(len(words), -1, -1):
         pieces = _pieces(items, words[:kept], template)
+        if by_pieces(tokenizer):
+            text = "".join(piece.text for piece in pieces)
+            length = len(token_ids(text, tokenizer))
+            if length + trail(tokenizer) <= window:
+                return text, _laid(pieces, len(items), text, tokenizer), length, kept
+            continue
         text, whole, ids = _write(pieces, tokenizer)
-        if len(whole) + 2 <= window:
+        if len(whole) + trail(tokenizer) <= window:
             if whole != _concatenated(ids):
                 phrases = ", ".join(repr(item.text) for item in items)
                 raise LabelError(f"The tokens of {phrases} cannot be told apart in {text!r}; simplify them")
@@ -325,4 +322,5 @@ def _plan_group(
     if fitted is None:
         return None
     text, spans, length, kept = fitted
-    return Prompt(text, tuple(group), spans, tuple(range(1, length + 1)), words[kept:])
+    first = lead(tokenizer)
+    return Prompt(text, tuple(group), spans, tuple(range(first, first + length)), words[kept:])

@@ -1,4 +1,4 @@
-"""One batch of U-Net passes: what they looked at, as class maps, boxes and refined maps.
+"""One batch of passes: what they looked at, as class maps, boxes and refined maps.
 
 Joins diffusion, attention and affinity (arXiv 2309.04109, sections 3.2 and 3.3) for passes of equal size, whatever
 image, noise draw, timestep, mirror image or sentence they belong to.
@@ -16,11 +16,12 @@ from data.errors import ModelError
 from data.store.softmaps import Frame
 from pseudolabel.config import AffinityConfig
 from pseudolabel.softmaps.affinity import SelfAttention, spread
-from pseudolabel.softmaps.attention import Layer, Recording, record_attention
+from pseudolabel.softmaps.attention import Recording, record_attention
 from pseudolabel.softmaps.boxes import Box, batch_boxes, box_mask
+from pseudolabel.softmaps.diffusion.families import run_denoiser
 from pseudolabel.softmaps.diffusion.parts import Parts
-from pseudolabel.softmaps.diffusion.unet import run_unet
 from pseudolabel.softmaps.grids import common_grid, min_max, resize_maps, valid_mask, valid_sizes
+from pseudolabel.softmaps.layers import Layer
 from pseudolabel.softmaps.passes import Pass, stack_texts
 from pseudolabel.softmaps.prompt import Prompt
 
@@ -128,9 +129,9 @@ def run_passes(
 ) -> Recording:
     """Run passes of equal size in one batch and return what the layers recorded."""
     text = stack_texts([item.text for item in passes])
-    with record_attention(parts.unet, cross_layers, self_layers, columns, stop=True) as recording:
+    with record_attention(parts.denoiser, cross_layers, self_layers, columns, stop=True) as recording:
         noised = torch.stack([item.noised for item in passes])
-        run_unet(parts, noised, [item.timestep for item in passes], text, passes[0].frame.padded_hw)
+        run_denoiser(parts, noised, [item.timestep for item in passes], text, passes[0].frame.padded_hw)
     return recording
 
 

@@ -55,7 +55,10 @@ def test_the_other_presets_turn_on_none(name):
     assert not any(key in settings.get(group, {}) for group, values in QUIRKS.items() for key in values)
 
 
-@pytest.mark.parametrize("name", ["voc12", "voc12_paper", "coco14", "coco14_paper"])
+TRANSFORMERS = ["sd3_voc12", "sd35_medium_voc12", "flux_schnell_voc12", "pixart_sigma_voc12"]
+
+
+@pytest.mark.parametrize("name", ["voc12", "voc12_paper", "coco14", "coco14_paper", *TRANSFORMERS])
 def test_configs_state_differences_alone(name):
     settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     for group, values in settings.items():

@@ -220,7 +220,7 @@ def test_one_draw_is_one_evaluation_of_the_unet(pipeline, tiny_config, with_sett
         count += len(args[0])
 
     pipeline = Pipeline.load(replace(tiny_config, diffusion=DiffusionConfig(draws=3)), VOC)
-    pipeline.parts.unet.register_forward_pre_hook(hook, with_kwargs=True)
+    pipeline.parts.denoiser.register_forward_pre_hook(hook, with_kwargs=True)
     pipeline.soft_maps(IMAGES, LABELS, IDS)
     assert count == 3 * len(IMAGES)
 

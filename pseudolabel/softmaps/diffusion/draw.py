@@ -11,7 +11,8 @@ from data.errors import ConfigError, ModelError
 from pseudolabel.config import ModelConfig
 from pseudolabel.softmaps.diffusion.load import find_model, read_settings
 from pseudolabel.softmaps.diffusion.parts import Parts
-from pseudolabel.softmaps.prompt import expand_placeholders, token_ids
+from pseudolabel.softmaps.prompt import expand_placeholders
+from pseudolabel.softmaps.tokens import token_ids
 
 
 def painter_of(parts: Parts, model: ModelConfig) -> Any:
@@ -41,7 +42,7 @@ def painter_of(parts: Parts, model: ModelConfig) -> Any:
         "vae": parts.vae,
         "text_encoder": parts.text_encoders[0],
         "tokenizer": parts.tokenizers[0],
-        "unet": parts.unet,
+        "unet": parts.denoiser,
         "scheduler": DDIMScheduler.from_config(read_settings(path), **fixed),
     }
     if several:

@@ -1,4 +1,4 @@
-"""Image to latent, latent to noised latent, sentence to embedding.
+"""Image to latent, latent to noised latent.
 
 Source: arXiv 2309.04109, section 3.1: z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps; one evaluation of the conditional
 model a draw, no denoising chain, no guidance.
@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from data.errors import ModelError
-from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
+from pseudolabel.softmaps.diffusion.parts import Parts
 
 
 def seeded_generator(seed: int, image_id: str, draw: int | Literal["posterior"]) -> torch.Generator:
@@ -57,22 +57,24 @@ def add_noise(
     return alpha_bar**0.5 * latents + (1 - alpha_bar) ** 0.5 * noise
 
 
-def encode_text(parts: Parts, text: str) -> TextEmbedding:
-    """Return the embedding of one sentence, filled up to the window; tokens of SDXL's encoders side by side.
+def add_flow_noise(
+    latents: Float[Tensor, "*batch channels height width"],
+    noise: Float[Tensor, "*batch channels height width"],
+    sigma: float,
+) -> Float[Tensor, "*batch channels height width"]:
+    """Return z_sigma = (1 - sigma) z + sigma eps, the straight path of flow matching (rectified flow)."""
+    return (1 - sigma) * latents + sigma * noise
 
-    Stable Diffusion reads the last hidden state, SDXL the last but one of both encoders and the second's projection.
-    """
-    if not parts.text_encoders:
-        raise ModelError("This model has no text encoder; give prompt_embeds= and spans=")
-    several = len(parts.text_encoders) > 1
-    tokens, pooled = [], None
-    for tokenizer, encoder in zip(parts.tokenizers, parts.text_encoders, strict=True):
-        encoded = tokenizer(text, padding="max_length", max_length=parts.window, truncation=True, return_tensors="pt")
-        ids = encoded["input_ids"].to(parts.device)
-        mask = (
-            encoded["attention_mask"].to(parts.device) if getattr(encoder.config, "use_attention_mask", False) else None
-        )
-        output = encoder(ids, attention_mask=mask, output_hidden_states=several)
-        tokens.append(output.hidden_states[-2] if several else output.last_hidden_state)
-        pooled = output[0] if several else None
-    return TextEmbedding(torch.cat(tokens, dim=-1), pooled)
+
+def noised_latent(
+    parts: Parts,
+    latent: Float[Tensor, "channels height width"],
+    noise: Float[Tensor, "channels height width"],
+    timestep: int,
+) -> Float[Tensor, "channels height width"]:
+    """Return a latent at a timestep (0 to 999) of the model's own kind of noise; of a flow it is 1000 sigma."""
+    match parts.family:
+        case "unet" | "pixart":
+            return add_noise(latent, noise, float(parts.alphas_cumprod[timestep]))
+        case "sd3" | "flux":
+            return add_flow_noise(latent, noise, timestep / 1000)

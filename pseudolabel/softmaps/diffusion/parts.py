@@ -2,29 +2,53 @@
 
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.console import count
-from data.errors import ConfigError
+from data.errors import ConfigError, ModelError
 from pseudolabel.config import Dtype
+from pseudolabel.softmaps.tokens import TextWindow
+
+Family = Literal["unet", "sd3", "flux", "pixart"]
+
+
+def family_of(class_name: str) -> Family | None:
+    """Return which kind of denoiser a class of diffusers is; None where its attention cannot be read here.
+
+    >>> family_of("SD3Transformer2DModel")
+    'sd3'
+    """
+    match class_name:
+        case "UNet2DConditionModel":
+            return "unet"
+        case "SD3Transformer2DModel":
+            return "sd3"
+        case "FluxTransformer2DModel":
+            return "flux"
+        case "PixArtTransformer2DModel":
+            return "pixart"
+        case _:
+            return None
 
 
 @dataclass
 class TextEmbedding:
-    """What the U-Net is conditioned on.
+    """What the denoiser is conditioned on.
 
     Attributes:
-        tokens: embedding of every token, all encoders side by side.
-        pooled: embedding of the whole sentence (SDXL), or None.
+        tokens: embedding of every token, encoders side by side (SDXL) or one behind the other (SD3).
+        pooled: embedding of the whole sentence (SDXL, SD3, Flux), or None.
+        mask: 1 for tokens that take part in attention, 0 for filler (PixArt); None where all do.
 
     """
 
     tokens: Float[Tensor, "batch tokens dim"]
     pooled: Float[Tensor, "batch pooled"] | None = None
+    mask: Int[Tensor, "batch tokens"] | None = None
 
 
 @dataclass
@@ -32,18 +56,20 @@ class Parts:
     """The parts of one diffusion model, on one device.
 
     Attributes:
-        unet: the denoiser.
+        denoiser: a U-Net, or a transformer.
         vae: image encoder; None where latents are given.
         tokenizers: one for each text encoder; none where embeddings are given.
-        text_encoders: one, or two for SDXL.
-        alphas_cumprod: abar_t of the training schedule.
+        text_encoders: one, or two for SDXL and Flux, or two or three for SD3.
+        alphas_cumprod: abar_t of the training schedule; without meaning for models of flow matching.
         id: folder or hub id.
         fingerprint: hash of the weight files (`load.files_digest`).
         device: where the parts are.
+        windows: of the sentence's tokens that the denoiser sees, by encoder; without any those of U-Nets, whose
+            encoders stand side by side.
 
     """
 
-    unet: Any
+    denoiser: Any
     vae: Any = None
     tokenizers: tuple[Any, ...] = ()
     text_encoders: tuple[Any, ...] = ()
@@ -51,11 +77,32 @@ class Parts:
     id: str = "unnamed"
     fingerprint: str = ""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    windows: tuple[TextWindow, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Fill in the window of U-Nets."""
+        if self.tokenizers and not self.windows:
+            pairs = zip(self.tokenizers, self.text_encoders, strict=True)
+            size = min(window_size(tokenizer, encoder) for tokenizer, encoder in pairs)
+            self.windows = (TextWindow(self.tokenizers[0], size),)
+
+    @property
+    def family(self) -> Family:
+        """Which kind of denoiser this is.
+
+        Raises:
+            ModelError: one that cannot be read.
+
+        """
+        found = next(filter(None, (family_of(each.__name__) for each in type(self.denoiser).__mro__)), None)
+        if found is None:
+            raise ModelError(f"The attention of a {type(self.denoiser).__name__} cannot be read; change --model.id")
+        return found
 
     @property
     def dtype(self) -> torch.dtype:
-        """Number format of the U-Net's weights."""
-        return next(self.unet.parameters()).dtype
+        """Number format of the denoiser's weights."""
+        return next(self.denoiser.parameters()).dtype
 
     @property
     def vae_factor(self) -> int:
@@ -64,25 +111,42 @@ class Parts:
 
     @property
     def cell_px(self) -> int:
-        """Pixels an image's sides must be multiples of, so that every level of the U-Net has whole cells."""
-        return int(self.vae_factor * 2 ** (len(self.unet.config.block_out_channels) - 1))
+        """Pixels an image's sides must be multiples of: a token, or what leaves every level of a U-Net whole cells."""
+        match self.family:
+            case "unet":
+                return int(self.vae_factor * 2 ** (len(self.denoiser.config.block_out_channels) - 1))
+            case "sd3" | "pixart":
+                return int(self.vae_factor * self.denoiser.config.patch_size)
+            case "flux":
+                return self.vae_factor * 2  # latents are packed two by two before the transformer sees them
 
     @property
     def native_px(self) -> int:
         """Side of the images the model was trained on."""
-        sample_size = self.unet.config.sample_size
+        sample_size = getattr(self.denoiser.config, "sample_size", None)  # Flux has none and knows latents of 128
         side = max(sample_size) if isinstance(sample_size, (tuple, list)) else sample_size
-        return int((side or 64) * self.vae_factor)
+        return int((side or (64 if self.family == "unet" else 128)) * self.vae_factor)
+
+    @property
+    def largest_px(self) -> int | None:
+        """Longest side that the model has positions for (SD3); None where there is no end."""
+        if self.family != "sd3":
+            return None
+        return int(self.denoiser.config.pos_embed_max_size * self.cell_px)
 
     @property
     def window(self) -> int:
-        """Tokens the text encoders read at once."""
-        pairs = zip(self.tokenizers, self.text_encoders, strict=True)
-        return min(window_size(tokenizer, encoder) for tokenizer, encoder in pairs)
+        """Tokens of the first window: a sentence must fit there; others may cut it off."""
+        return self.windows[0].size
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the first window, by which sentences are planned."""
+        return self.windows[0].tokenizer
 
     def identity(self) -> dict[str, str]:
         """Return the model's id and a hash of its weights, for a store's header."""
-        return {"id": self.id, "fingerprint": self.fingerprint or parameters_digest(self.unet)}
+        return {"id": self.id, "fingerprint": self.fingerprint or parameters_digest(self.denoiser)}
 
 
 def parameters_digest(model: Any) -> str:
@@ -127,11 +191,17 @@ def pick_device(name: str, flag: str = "run.device") -> torch.device:
     return device
 
 
-def pick_dtype(name: Dtype, device: torch.device) -> torch.dtype:
-    """Return the networks' number format; auto is float16 on a GPU and float32 on a CPU."""
+def pick_dtype(name: Dtype, device: torch.device, family: Family = "unet") -> torch.dtype:
+    """Return the networks' number format.
+
+    auto is float32 on a CPU; on a GPU float16 for U-Nets and bfloat16 for transformers, which were trained in it: T5
+    and Flux have values that float16 does not hold.
+    """
     match name:
+        case "auto" if device.type != "cuda":
+            return torch.float32
         case "auto":
-            return torch.float16 if device.type == "cuda" else torch.float32
+            return torch.float16 if family == "unet" else torch.bfloat16
         case "float32":
             return torch.float32
         case "float16":

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from data.errors import ModelError
-from pseudolabel.softmaps.attention import Layer
 from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
+from pseudolabel.softmaps.layers import Layer
 
 
 def list_layers(unet: Any) -> tuple[Layer, ...]:
@@ -86,7 +86,7 @@ def run_unet(
     image_px_hw: tuple[int, int],
 ) -> Tensor:
     """Run one conditional pass and return its output; `attention.record_attention` around it sees what it looked at."""
-    unet = parts.unet
+    unet = parts.denoiser
     added = None
     if getattr(unet.config, "addition_embed_type", None) == "text_time":
         # SDXL's conditions: original size, crop corner, target size.
@@ -100,3 +100,24 @@ def run_unet(
         return_dict=False,
     )[0]
     return output
+
+
+def encode_text(parts: Parts, text: str) -> TextEmbedding:
+    """Return the embedding of one sentence, filled up to the window; tokens of SDXL's encoders side by side.
+
+    Stable Diffusion reads the last hidden state, SDXL the last but one of both encoders and the second's projection.
+    """
+    if not parts.text_encoders:
+        raise ModelError("This model has no text encoder; give prompt_embeds= and spans=")
+    several = len(parts.text_encoders) > 1
+    tokens, pooled = [], None
+    for tokenizer, encoder in zip(parts.tokenizers, parts.text_encoders, strict=True):
+        encoded = tokenizer(text, padding="max_length", max_length=parts.window, truncation=True, return_tensors="pt")
+        ids = encoded["input_ids"].to(parts.device)
+        mask = (
+            encoded["attention_mask"].to(parts.device) if getattr(encoder.config, "use_attention_mask", False) else None
+        )
+        output = encoder(ids, attention_mask=mask, output_hidden_states=several)
+        tokens.append(output.hidden_states[-2] if several else output.last_hidden_state)
+        pooled = output[0] if several else None
+    return TextEmbedding(torch.cat(tokens, dim=-1), pooled)

@@ -40,9 +40,9 @@ from pseudolabel.cli import main
 from pseudolabel.config import DiffusionConfig, FuseConfig, GenerateConfig, differences
 from pseudolabel.masks.fuse import background_score
 from pseudolabel.pipeline import Pipeline
-from pseudolabel.softmaps.attention import per_head
 from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.unet import list_layers
+from pseudolabel.softmaps.layers import per_head
 from pseudolabel.softmaps.passes import Reader
 
 LABELS = (8, 15)
@@ -136,7 +136,7 @@ def test_offline_maps_equal_the_pipelines(tiny_config, with_settings, rgb, atten
     [expected] = pipeline.soft_maps([rgb], [LABELS], ["one"])
 
     reader = reader_of(config)
-    layers = list_layers(reader.parts.unet)
+    layers = list_layers(reader.parts.denoiser)
     read = [replace(layer, heads=(0,)) for layer in layers] if "@" in config.attention.cross_layers[0] else layers
     [recorded] = record(reader, [Picture("one", rgb, LABELS)], read, layers)
     found = refined_maps(recorded, config, layers)
@@ -148,9 +148,9 @@ def test_all_heads_one_by_one_equal_the_whole_layer(tiny_config, with_settings, 
     config = with_settings(tiny_config, "attention", cross_layers=("mid_block.attentions.0",))
     config = with_settings(config, "affinity", kind="none")
     reader = reader_of(config)
-    layers = list_layers(reader.parts.unet)
+    layers = list_layers(reader.parts.denoiser)
     middle = [layer for layer in layers if layer.place == "mid"]
-    count = head_count(reader.parts.unet, middle[0])
+    count = head_count(reader.parts.denoiser, middle[0])
     picture = Picture("one", rgb, LABELS)
     [whole] = record(reader, [picture], middle)
     merged = merge_heads([next(iter(record(reader, [picture], each))) for each in per_head(middle, count)])
@@ -277,7 +277,7 @@ def test_the_command_writes_a_config_that_generate_reads(small_world, sd_folder,
 
 def test_running_out_of_gpu_memory_halves_the_batches_here_too(tiny_config, rgb, monkeypatch):
     reader = reader_of(tiny_config)
-    layers = list_layers(reader.parts.unet)
+    layers = list_layers(reader.parts.denoiser)
     picture = Picture("one", rgb, LABELS)
     [expected] = record(reader, [picture], layers)
     run, tried = recordings.run_passes, []

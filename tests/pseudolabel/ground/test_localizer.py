@@ -251,6 +251,6 @@ def test_a_wrong_phrase_among_many_stops_before_any_image(localizer):
 def test_a_model_that_is_loaded_for_reading_alone_is_cut(ground_config):
     cut = Localizer.from_pretrained(ground_config.model.id, ground_config, "cpu")
     whole = Localizer.from_pretrained(config=ground_config, whole=True)
-    parameters = [sum(p.numel() for p in one.pipeline.parts.unet.parameters()) for one in (cut, whole)]
+    parameters = [sum(p.numel() for p in one.pipeline.parts.denoiser.parameters()) for one in (cut, whole)]
     assert parameters[0] < parameters[1]
     assert cut.config.run.device == "cpu"

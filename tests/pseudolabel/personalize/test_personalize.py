@@ -71,7 +71,7 @@ def test_a_learned_token_is_read_by_diffusers_and_by_us(config, sd_folder):
     ids = ours.tokenizers[0].convert_tokens_to_ids(names)
     torch.testing.assert_close(ours.text_encoders[0].get_input_embeddings().weight[ids], content[TOKEN])
     pipeline = StableDiffusionPipeline(
-        vae=ours.vae, unet=ours.unet, text_encoder=load(sd_folder).text_encoders[0],
+        vae=ours.vae, unet=ours.denoiser, text_encoder=load(sd_folder).text_encoders[0],
         tokenizer=load(sd_folder).tokenizers[0], scheduler=None, safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
@@ -135,7 +135,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(look, config, tmp_path, mon
 
 
 def test_a_trained_lora_is_merged_to_what_was_trained(sd_folder, tmp_path):
-    trained, plain = load(sd_folder).unet, load(sd_folder).unet
+    trained, plain = load(sd_folder).denoiser, load(sd_folder).denoiser
     learned = start_lora(trained, rank=2, seed=0)
     assert len(learned) == 4 * 2 * 11  # projections, self and cross, blocks
     inputs = (torch.randn(1, 4, 16, 16), torch.tensor([150]), torch.randn(1, 77, 16))
@@ -146,21 +146,21 @@ def test_a_trained_lora_is_merged_to_what_was_trained(sd_folder, tmp_path):
             up.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
         expected = trained(*inputs).sample
     write_lora(tmp_path / "l.safetensors", learned)
-    merged = load(sd_folder, lora=(str(tmp_path / "l.safetensors"),)).unet
+    merged = load(sd_folder, lora=(str(tmp_path / "l.safetensors"),)).denoiser
     with torch.no_grad():
         torch.testing.assert_close(merged(*inputs).sample, expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(expected, before, atol=1e-2)
 
 
 def test_trained_keys_and_values_are_copied_back(sd_folder, tmp_path):
-    trained = load(sd_folder).unet
+    trained = load(sd_folder).denoiser
     learned = start_custom(trained)
     assert len(learned) == 2 * 11
     with torch.no_grad():
         for weight in learned.values():
             weight.add_(1)
     write_custom(tmp_path / "c.safetensors", learned)
-    loaded = load(sd_folder, custom_diffusion=tmp_path / "c.safetensors").unet
+    loaded = load(sd_folder, custom_diffusion=tmp_path / "c.safetensors").denoiser
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in trained.state_dict().items())
 
 
@@ -175,7 +175,7 @@ def test_weights_and_token_go_into_two_files(method, config, sd_folder):
     parts, plain = load(sd_folder, **given), load(sd_folder)
     assert TOKEN in parts.tokenizers[0].get_added_vocab()
     name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-    assert not torch.equal(parts.unet.get_parameter(name), plain.unet.get_parameter(name))
+    assert not torch.equal(parts.denoiser.get_parameter(name), plain.denoiser.get_parameter(name))
 
 
 def test_dreambooth_writes_a_model_that_is_loaded_like_any_other(config, tmp_path, sd_folder):
@@ -184,13 +184,13 @@ def test_dreambooth_writes_a_model_that_is_loaded_like_any_other(config, tmp_pat
     parts = load(tmp_path / "model")
     assert f"{TOKEN}_1" in parts.tokenizers[0].get_added_vocab()
     assert len(parts.tokenizers[0]) == parts.text_encoders[0].get_input_embeddings().weight.shape[0]
-    assert not torch.equal(parts.unet.conv_in.weight, load(sd_folder).unet.conv_in.weight)
+    assert not torch.equal(parts.denoiser.conv_in.weight, load(sd_folder).denoiser.conv_in.weight)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it has much to say of the tiny scheduler
         pipeline = StableDiffusionPipeline.from_pretrained(
             tmp_path / "model", safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
-    assert torch.equal(pipeline.unet.conv_in.weight, parts.unet.conv_in.weight)
+    assert torch.equal(pipeline.unet.conv_in.weight, parts.denoiser.conv_in.weight)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -236,7 +236,7 @@ def test_the_token_learns_to_look(config):
     before = loss()
     train(config, parts, trainee, views, looking, training.Progress("", config.output.with_name("checkpoint")))
     assert loss() < before
-    assert all(parameter.grad is None for parameter in parts.unet.parameters())
+    assert all(parameter.grad is None for parameter in parts.denoiser.parameters())
 
 
 def test_views_are_squares_of_one_size_and_depend_on_the_seed():

@@ -12,13 +12,12 @@ from torch import nn
 from data.errors import ModelError
 from pseudolabel.softmaps.attention import (
     Call,
-    Layer,
     Recording,
     cross_columns,
     record_attention,
-    resolve_layers,
 )
 from pseudolabel.softmaps.diffusion.unet import cut_unet, list_layers
+from pseudolabel.softmaps.layers import Layer, resolve_layers
 
 
 def names(layers) -> list[str]:

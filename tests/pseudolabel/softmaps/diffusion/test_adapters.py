@@ -17,7 +17,7 @@ from data.errors import ConfigError, ModelError
 from pseudolabel.cli import gather_repeated, main
 from pseudolabel.config import ModelConfig, PromptConfig
 from pseudolabel.softmaps.diffusion.adapters import load_custom_diffusion, split_scale, split_token
-from pseudolabel.softmaps.diffusion.encode import encode_text
+from pseudolabel.softmaps.diffusion.families import encode_text
 from pseudolabel.softmaps.diffusion.load import files_digest, load_parts
 from pseudolabel.softmaps.diffusion.lora import merge_lora, split_role, stability_names
 from pseudolabel.softmaps.prompt import find_spans, plan_prompts
@@ -209,7 +209,7 @@ def names_in(form: str) -> dict[str, tuple[str, str, str]]:
 
 
 def layer_of(parts, name):
-    owner = parts.text_encoders[0] if name == TEXT else parts.unet
+    owner = parts.text_encoders[0] if name == TEXT else parts.denoiser
     return next(module for own, module in owner.named_modules() if own.removeprefix("text_model.") == name)
 
 
@@ -239,7 +239,7 @@ def test_lora_is_added_to_each_layers_output(form, flat, sd_folder, plain, tmp_p
         torch.testing.assert_close(after(x), before(x) + 0.5 * strength * side, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(after(x), before(x))
     untouched = "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-    assert torch.equal(merged.unet.get_parameter(untouched), plain.unet.get_parameter(untouched))
+    assert torch.equal(merged.denoiser.get_parameter(untouched), plain.denoiser.get_parameter(untouched))
     assert merged.fingerprint != plain.fingerprint
 
 
@@ -259,7 +259,7 @@ def test_alpha_in_the_header_that_diffusers_writes_counts(sd_folder, plain, tmp_
 
 def test_kohyas_names_for_sdxl_are_known(sdxl_folder, tmp_path):
     parts = load(sdxl_folder)
-    names = dict(stability_names(parts.unet))
+    names = dict(stability_names(parts.denoiser))
     # Read off Stability's published configuration for a U-Net of three levels with two residual blocks each.
     assert (
         names["down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k"]
@@ -270,7 +270,7 @@ def test_kohyas_names_for_sdxl_are_known(sdxl_folder, tmp_path):
     assert names["up_blocks.0.resnets.2.conv_shortcut"] == "output_blocks.2.0.skip_connection"
     assert names["up_blocks.0.upsamplers.0.conv"] == "output_blocks.2.2.conv"
     assert names["time_embedding.linear_2"] == "time_embed.2"
-    layer = parts.unet.get_submodule("up_blocks.0.attentions.1.transformer_blocks.2.attn1.to_v")
+    layer = parts.denoiser.get_submodule("up_blocks.0.attentions.1.transformer_blocks.2.attn1.to_v")
     down, up = factors(layer)
     name = "lora_unet_output_blocks_1_1_transformer_blocks_2_attn1_to_v"
     second = "lora_te2_text_model_encoder_layers_0_mlp_fc1"
@@ -279,15 +279,15 @@ def test_kohyas_names_for_sdxl_are_known(sdxl_folder, tmp_path):
     tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(2.0)}
     tensors |= {f"{second}.lora_down.weight": down2, f"{second}.lora_up.weight": up2}
     merged = load(sdxl_folder, lora=(write(tmp_path / "l.safetensors", tensors, False),))
-    changed = merged.unet.get_submodule("up_blocks.0.attentions.1.transformer_blocks.2.attn1.to_v")
+    changed = merged.denoiser.get_submodule("up_blocks.0.attentions.1.transformer_blocks.2.attn1.to_v")
     torch.testing.assert_close(changed.weight, layer.weight + up @ down)
     changed = next(m for n, m in merged.text_encoders[1].named_modules() if n.endswith("layers.0.mlp.fc1"))
     torch.testing.assert_close(changed.weight, fc1.weight + up2 @ down2)
 
 
 def test_a_lora_that_does_not_fit_changes_nothing(plain):
-    components = {"unet": plain.unet, "text_encoder": plain.text_encoders[0]}
-    before = {name: value.clone() for name, value in plain.unet.state_dict().items()}
+    components = {"unet": plain.denoiser, "text_encoder": plain.text_encoders[0]}
+    before = {name: value.clone() for name, value in plain.denoiser.state_dict().items()}
     down, up = factors(layer_of(plain, LINEAR))
     good = {f"unet.{LINEAR}.lora_A.weight": down, f"unet.{LINEAR}.lora_B.weight": up}
     for more, message in (
@@ -318,7 +318,7 @@ def test_a_lora_that_does_not_fit_changes_nothing(plain):
         merge_lora("l.safetensors", {name: value * torch.inf for name, value in good.items()}, {}, 1.0, components)
     with pytest.raises(ModelError, match="holds no weights"):
         merge_lora("l.safetensors", {}, {}, 1.0, components)
-    assert all(torch.equal(value, plain.unet.state_dict()[name]) for name, value in before.items())
+    assert all(torch.equal(value, plain.denoiser.state_dict()[name]) for name, value in before.items())
 
 
 def test_two_spellings_of_one_layer_are_an_error():
@@ -351,14 +351,14 @@ def custom_processors(unet, train_q_out: bool):
 @pytest.mark.parametrize("train_q_out", [False, True])
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_custom_diffusion_gives_what_diffusers_processors_give(train_q_out, suffix, sd_folder, plain, tmp_path):
-    theirs = load(sd_folder).unet
+    theirs = load(sd_folder).denoiser
     state = custom_processors(theirs, train_q_out)
     path = tmp_path / f"custom.{suffix}"
     write(path, state, suffix == "bin")
     ours = load(sd_folder, custom_diffusion=path)
     inputs = (torch.randn(1, 4, 16, 16), torch.tensor([150]), torch.randn(1, 77, WIDTH))
     with torch.no_grad():
-        expected, found, before = theirs(*inputs).sample, ours.unet(*inputs).sample, plain.unet(*inputs).sample
+        expected, found, before = theirs(*inputs).sample, ours.denoiser(*inputs).sample, plain.denoiser(*inputs).sample
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(found, before, atol=1e-3)
     assert ours.fingerprint != plain.fingerprint
@@ -377,7 +377,7 @@ def test_custom_diffusion_that_does_not_fit_names_the_tensor(name, plain, tmp_pa
     shape = layer_of(plain, LINEAR).weight.shape
     save_file({name: torch.zeros(2, 2), good: torch.zeros(shape)}, tmp_path / "c.safetensors")
     with pytest.raises(ModelError, match=name.replace(".", r"\.")):
-        load_custom_diffusion(tmp_path / "c.safetensors", plain.unet)
+        load_custom_diffusion(tmp_path / "c.safetensors", plain.denoiser)
     assert layer_of(plain, LINEAR).weight.abs().sum() > 0
 
 

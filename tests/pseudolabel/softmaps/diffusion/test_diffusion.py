@@ -8,7 +8,8 @@ import torch
 from data.console import REPOSITORY
 from data.errors import ConfigError, ModelError
 from pseudolabel.config import ModelConfig
-from pseudolabel.softmaps.diffusion.encode import add_noise, draw_noise, encode_image, encode_text, seeded_generator
+from pseudolabel.softmaps.diffusion.encode import add_noise, draw_noise, encode_image, seeded_generator
+from pseudolabel.softmaps.diffusion.families import encode_text
 from pseudolabel.softmaps.diffusion.load import MIRRORS, files_digest, find_model, load_parts
 from pseudolabel.softmaps.diffusion.parts import Parts, pick_device, pick_dtype, scaled_linear_schedule
 
@@ -34,7 +35,7 @@ def test_sizes_come_from_the_model(models):
     assert models.cell_px == 16
     assert models.native_px == 64
     assert models.window == 77
-    assert not any(parameter.requires_grad for parameter in models.unet.parameters())
+    assert not any(parameter.requires_grad for parameter in models.denoiser.parameters())
 
 
 def test_the_schedule_is_the_published_one(models):
@@ -206,7 +207,7 @@ def test_text_is_embedded_as_the_pipelines_of_diffusers_do(models, sdxl_folder):
 
     embedding = encode_text(models, text)
     reference = StableDiffusionPipeline(
-        models.vae, models.text_encoders[0], models.tokenizers[0], models.unet, None, None, None,
+        models.vae, models.text_encoders[0], models.tokenizers[0], models.denoiser, None, None, None,
         requires_safety_checker=False,
     )  # fmt: skip
     expected, _ = reference.encode_prompt(text, CPU, 1, False)
@@ -215,14 +216,14 @@ def test_text_is_embedded_as_the_pipelines_of_diffusers_do(models, sdxl_folder):
 
     sdxl = load(sdxl_folder)
     embedding = encode_text(sdxl, text)
-    large = StableDiffusionXLPipeline(sdxl.vae, *sdxl.text_encoders, *sdxl.tokenizers, sdxl.unet, None)
+    large = StableDiffusionXLPipeline(sdxl.vae, *sdxl.text_encoders, *sdxl.tokenizers, sdxl.denoiser, None)
     expected, _, pooled, _ = large.encode_prompt(text, device=CPU, do_classifier_free_guidance=False)
     torch.testing.assert_close(embedding.tokens, expected)
     torch.testing.assert_close(embedding.pooled, pooled)
 
 
 def test_a_bare_unet_has_no_text_and_no_images(bare_unet):
-    models = Parts(unet=bare_unet)
+    models = Parts(denoiser=bare_unet)
     assert models.vae_factor == 8
     with pytest.raises(ModelError, match="prompt_embeds="):
         encode_text(models, "x")

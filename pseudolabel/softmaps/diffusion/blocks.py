@@ -1,0 +1,62 @@
+"""What diffusion transformers (SD3, Flux, PixArt) have in common: lists of equal blocks, and the T5 text encoder."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pseudolabel.softmaps.layers import Layer
+
+# Module lists, in the order in which they run, and what a config calls a block of each.
+BLOCKS: tuple[tuple[str, Literal["block", "single"]], ...] = (
+    ("transformer_blocks", "block"),
+    ("single_transformer_blocks", "single"),
+)
+
+
+def list_blocks(
+    transformer: Any, factor: int, cross: str, cells: str, text: Literal["all", "first", "last"]
+) -> tuple[Layer, ...]:
+    """Return every transformer block as a layer, in the order in which they run.
+
+    Args:
+        transformer: the denoiser.
+        factor: side of the latent divided by the side of the grid of tokens.
+        cross: module of a block whose queries are cells and whose keys are, or hold, the text.
+        cells: module of a block whose queries and keys are, or hold, cells.
+        text: where the text is among the keys of `cross`.
+
+    """
+    return tuple(
+        Layer(name := f"{owner}.{index}", (name,), place, factor, None, cross, cells, text)
+        for owner, place in BLOCKS
+        for index in range(len(getattr(transformer, owner, ())))
+    )
+
+
+def cut_blocks(transformer: Any, layers: Sequence[Layer]) -> None:
+    """Free, in place, the blocks that a transformer runs after the last layer that is read; the pass ends there."""
+    order = [f"{owner}.{index}" for owner, _ in BLOCKS for index in range(len(getattr(transformer, owner, ())))]
+    last = max((layer.name for layer in layers), key=order.index)
+    kept = order[: order.index(last) + 1]
+    for owner, _ in BLOCKS:
+        if hasattr(transformer, owner):
+            count = sum(name.startswith(f"{owner}.") for name in kept)
+            setattr(transformer, owner, getattr(transformer, owner)[:count])
+    transformer.norm_out = transformer.proj_out = None
+
+
+def token_batch(
+    tokenizer: Any, text: str, size: int, device: torch.device
+) -> tuple[Int[Tensor, "1 tokens"], Int[Tensor, "1 tokens"]]:
+    """Return token ids of a sentence, filled up or cut off to a size, and which of them are no filler."""
+    encoded = tokenizer(text, padding="max_length", max_length=size, truncation=True, return_tensors="pt")
+    return encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
+
+
+def encode_clip(encoder: Any, ids: Int[Tensor, "1 tokens"]) -> tuple[Float[Tensor, "1 tokens dim"], Tensor]:
+    """Return the last hidden states but one of a CLIP text encoder with projection, and the projected sentence."""
+    output = encoder(ids, output_hidden_states=True)
+    return output.hidden_states[-2], output[0]

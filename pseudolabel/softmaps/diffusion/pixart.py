@@ -1,0 +1,69 @@
+"""PixArt-alpha and -Sigma: a transformer with self-attention and ordinary cross-attention to T5's tokens in each block.
+
+Noise and timesteps are those of DDPM, as in Stable Diffusion 1.x. Filler tokens are masked out.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from data.errors import ModelError
+from pseudolabel.softmaps.diffusion.blocks import list_blocks, token_batch
+from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
+from pseudolabel.softmaps.layers import Layer
+from pseudolabel.softmaps.tokens import TextWindow
+
+T5_TOKENS = 120  # PixArt-alpha
+T5_TOKENS_SIGMA = 300
+
+
+def list_layers(transformer: Any) -> tuple[Layer, ...]:
+    """Return every block, in the order in which they run."""
+    return list_blocks(transformer, int(transformer.config.patch_size), "attn2", "attn1", "all")
+
+
+def text_windows(tokenizers: Sequence[Any], pipeline: str) -> tuple[TextWindow, ...]:
+    """Return where a word's tokens are: among T5's.
+
+    Args:
+        tokenizers: T5's.
+        pipeline: class of the pipeline, by which alone alpha and Sigma can be told apart.
+
+    """
+    return (TextWindow(tokenizers[0], T5_TOKENS_SIGMA if "Sigma" in pipeline else T5_TOKENS),)
+
+
+def encode_text(parts: Parts, text: str) -> TextEmbedding:
+    """Return the embedding of one sentence's tokens, and which of them are no filler."""
+    if not parts.text_encoders:
+        raise ModelError("This model has no text encoder; give prompt_embeds= and spans=")
+    ids, mask = token_batch(parts.tokenizers[0], text, parts.window, parts.device)
+    return TextEmbedding(parts.text_encoders[0](ids, attention_mask=mask)[0], None, mask)
+
+
+def run(
+    parts: Parts,
+    noised: Float[Tensor, "batch channels height width"],
+    timesteps: Sequence[int],
+    text: TextEmbedding,
+    image_px_hw: tuple[int, int],
+) -> Tensor:
+    """Run one conditional pass and return the model's output, noise and its variance side by side."""
+    added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+    if parts.denoiser.use_additional_conditions:  # alpha at 1024 px was trained with sizes
+        height, width = image_px_hw
+        kind = {"device": parts.device, "dtype": parts.dtype}
+        added["resolution"] = torch.tensor([[float(height), float(width)]], **kind).expand(len(noised), -1)
+        added["aspect_ratio"] = torch.tensor([[height / width]], **kind).expand(len(noised), -1)
+    output: Tensor = parts.denoiser(
+        noised.to(parts.dtype),
+        encoder_hidden_states=text.tokens.to(parts.dtype),
+        encoder_attention_mask=text.mask,
+        timestep=torch.tensor(list(timesteps), device=parts.device),
+        added_cond_kwargs=added,
+        return_dict=False,
+    )[0]
+    return output

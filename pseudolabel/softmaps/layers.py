@@ -1,0 +1,135 @@
+"""The attention layers of a model: what they are called, and finding those that a config names."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Literal
+
+from data.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An attention layer that is read.
+
+    Attributes:
+        name: diffusers' module name, such as "down_blocks.2.attentions.0", as far as it was asked for.
+        blocks: module names of its transformer blocks; what is read is their mean.
+        place: which part of the model it is in: of a U-Net the way down, the middle or the way up; of a transformer its
+            blocks, or those of Flux that image and text go through in a single stream.
+        factor: side of the latent divided by the side of this layer's grid.
+        heads: the heads read; None reads all.
+        cross: module in a transformer block whose queries are cells and whose keys are, or hold, the text.
+        cells: module in a transformer block whose queries are, or hold, cells and whose keys are too.
+        text: where the text is among the keys of `cross`: it is all of them, or comes before or after the image's.
+
+    """
+
+    name: str
+    blocks: tuple[str, ...]
+    place: Literal["down", "mid", "up", "block", "single"]
+    factor: int
+    heads: tuple[int, ...] | None = None
+    cross: str = "attn2"
+    cells: str = "attn1"
+    text: Literal["all", "first", "last"] = "all"
+
+    def grid_hw(self, latent_hw: tuple[int, int]) -> tuple[int, int]:
+        """Return height and width of this layer's grid; strided convolutions round up."""
+        return -(-latent_hw[0] // self.factor), -(-latent_hw[1] // self.factor)
+
+
+def resolve_layers(available: Sequence[Layer], specs: Sequence[str], flag: str) -> tuple[Layer, ...]:
+    """Find the layers a config names.
+
+    A spec is a module name (`down_blocks.2.attentions.0`, or one of its transformer blocks), or a role: `1/4` for all
+    layers at a quarter of the latent's side, `down:1/4`, `up:1/4`, `mid`, `up`, `all`; in a transformer `block:9`,
+    `blocks:15-18`, `single:12`, `block` (all of them), `single`. `@0+3` after it reads heads 0 and 3 alone.
+
+    Args:
+        available: what `list_layers` returned.
+        specs: what the config says.
+        flag: the setting's name, for the error message.
+
+    Returns:
+        Each layer once, in the order in which the model runs them.
+
+    Raises:
+        ModelError: a spec fits no layer; the message lists what there is.
+
+    """
+    chosen: dict[str, Layer] = {}
+    for spec in specs:
+        body, _, head_text = spec.strip().partition("@")
+        found = [layer for layer in (_match(layer, body) for layer in available) if layer is not None]
+        heads_valid = re.fullmatch(r"(\d+(\+\d+)*)?", head_text) is not None
+        if len(found) < _least(body) or not heads_valid:
+            raise ModelError(f"--{flag} names {spec!r}, which this model does not have; it has {_describe(available)}")
+        heads = tuple(int(head) for head in head_text.split("+")) if head_text else None
+        chosen |= {layer.name: replace(layer, heads=heads) for layer in found}
+    order = [layer.name for layer in available]
+    return tuple(sorted(chosen.values(), key=lambda layer: (order.index(_owner(layer.name)), layer.blocks)))
+
+
+def _owner(name: str) -> str:
+    """Return the name of the layer that a transformer block belongs to."""
+    return name.split(".transformer_blocks.")[0]
+
+
+_NUMBERED = re.compile(r"(block|single)(?::(\d+)|s:(\d+)-(\d+))")  # block:9, blocks:15-18, single:12, singles:3-5
+
+
+def _least(body: str) -> int:
+    """Return how many layers a spec must find: all that it names by number, of others one."""
+    numbered = _NUMBERED.fullmatch(body)
+    return 1 if numbered is None or numbered[3] is None else max(1, int(numbered[4]) - int(numbered[3]) + 1)
+
+
+def _match(layer: Layer, body: str) -> Layer | None:
+    """Return the layer, or its transformer block that the spec names, or None."""
+    role = re.fullmatch(r"(?:(down|mid|up):)?1/(\d+)", body)
+    if role is not None:
+        fits = int(role[2]) == layer.factor and role[1] in (None, layer.place)
+        return layer if fits else None
+    numbered = _NUMBERED.fullmatch(body)
+    if numbered is not None:
+        first, last = numbered[2] or numbered[3], numbered[2] or numbered[4]
+        return layer if numbered[1] == layer.place and int(first) <= _number(layer) <= int(last) else None
+    if body in ("all", layer.place, layer.name):
+        return layer
+    if body in layer.blocks:
+        return replace(layer, name=body, blocks=(body,))
+    return None
+
+
+def _number(layer: Layer) -> int:
+    """Return the number of a transformer's block among those of its kind."""
+    return int(layer.name.rpartition(".")[2])
+
+
+def _describe(layers: Sequence[Layer]) -> str:
+    """List layers with their grids for an error message; a transformer's blocks, many and alike, as ranges."""
+    found = []
+    for place, group in groupby(layers, lambda layer: layer.place):
+        own = list(group)
+        if place in ("block", "single"):
+            found.append(f"{place}:0 to {place}:{len(own) - 1} (1/{own[0].factor})")
+            continue
+        several = {layer.name: f" x{len(layer.blocks)}" if len(layer.blocks) > 1 else "" for layer in own}
+        found += [f"{layer.name}{several[layer.name]} (1/{layer.factor})" for layer in own]
+    return ", ".join(found)
+
+
+def per_head(layers: Sequence[Layer], n_heads: int) -> list[list[Layer]]:
+    """Return, for each head, all layers read through that head alone."""
+    return [[replace(layer, heads=(head,)) for layer in layers] for head in range(n_heads)]
+
+
+def layer_key(layer: Layer) -> str:
+    """Return a layer's name as the config spells it, heads included.
+
+    >>> layer_key(Layer("mid_block.attentions.0", (), "mid", 4, (0, 3)))
+    'mid_block.attentions.0@0+3'
+    """
+    return layer.name if layer.heads is None else f"{layer.name}@{'+'.join(map(str, layer.heads))}"
