@@ -12,8 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from pseudolabel.softmaps.diffusion.load import PARTS, read_settings
+from pseudolabel.softmaps.diffusion.load import read_settings
 from pseudolabel.softmaps.diffusion.parts import Parts
+
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
 
 def start_dreambooth(unet: Any) -> list[nn.Parameter]:
