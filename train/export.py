@@ -18,7 +18,7 @@ from data.errors import ConfigError, ModelError
 from data.files import write_atomically
 from train.checkpoint import file_digest, load_network
 from train.inference import not_finite
-from train.network import SIZE_MULTIPLE, padding_in_whole_numbers
+from train.network import SIZE_MULTIPLE, padding_of_whole_cells
 
 MODEL_FORMAT = "segtrain-model"
 MODEL_VERSION = 1
@@ -60,6 +60,7 @@ def export(
         raise ModelError(not_finite(str(ckpt_path), {scores.dtype for scores in expected}))
     output.mkdir(parents=True, exist_ok=True)
     path = output / _FILES[format]
+    print(f"Tracing the network for {path.name}, then comparing on {count(len(sizes), 'size')} ...", flush=True)
     model = model_bytes(network, format, opset)
     differences = check_parity(network, model, format, sizes)
     worst = float(np.max(list(differences.values())))  # NaN, where any is
@@ -109,7 +110,7 @@ def model_bytes(network: nn.Module, format: Format, opset: int) -> bytes:
     example = _noise(_TRACED_HW).repeat(2, 1, 1, 1)
     buffer = io.BytesIO()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), padding_of_whole_cells():
             warnings.simplefilter("ignore")  # the exporters' own deprecations are nothing a user can mend
             match format:
                 case "onnx":
@@ -117,8 +118,7 @@ def model_bytes(network: nn.Module, format: Format, opset: int) -> bytes:
                 case "torchscript":
                     torch.jit.save(torch.jit.trace(network, example, check_trace=False), buffer)
                 case "torch_export":
-                    with padding_in_whole_numbers():
-                        program = torch.export.export(network, (example,), dynamic_shapes=_dynamic())
+                    program = torch.export.export(network, (example,), dynamic_shapes=_dynamic())
                     torch.export.save(program, buffer)
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error}; install what export needs: pip install 'text2mask-wsss[export]'.") from error

@@ -232,26 +232,27 @@ def _assemble(config: NetworkConfig, n_classes: int, hub_weights: str | None) ->
 
 
 @contextmanager
-def padding_in_whole_numbers() -> Iterator[None]:
-    """Let timm's SAME padding be computed without a fraction inside; it is put back at the end, on exceptions too.
+def padding_of_whole_cells() -> Iterator[None]:
+    """Let timm's SAME padding be a number that does not depend on the image; put back at the end, on exceptions too.
 
-    Encoders that pad as TensorFlow does (tf_efficientnet*, dilated resnet*d) ask for the rounded quotient of a side and
-    a stride, which `torch.export` can trace but not write to a file. The quotient of whole numbers is the same.
+    Encoders that pad as TensorFlow does (tf_efficientnet*, dilated resnet*d) compute each layer's padding from its
+    input's sides. Exported with free sides that becomes arithmetic on shapes around every layer: ten times the time to
+    write ONNX, and a fraction that torch.export cannot write to a file at all. The sides that a network takes are
+    multiples of `SIZE_MULTIPLE`, so each layer's stride divides its input, and the padding is the same for all sizes.
     """
     from timm.layers import padding
 
     original = padding.get_same_padding
-    padding.get_same_padding = _same_padding
+    padding.get_same_padding = _whole_padding
     try:
         yield
     finally:
         padding.get_same_padding = original
 
 
-def _same_padding(x: int, kernel_size: int, stride: int, dilation: int) -> int:
-    """Return how many pixels to add to a side of x pixels so that a layer gives ceil(x / stride) cells."""
-    cells = -(-x // stride)
-    return max((cells - 1) * stride + (kernel_size - 1) * dilation + 1 - x, 0)
+def _whole_padding(x: int, kernel_size: int, stride: int, dilation: int) -> int:
+    """Return how many pixels to add to a side of x pixels, a multiple of the stride, for x / stride cells."""
+    return max((kernel_size - 1) * dilation + 1 - stride, 0)
 
 
 def _smp_weights(encoder: str, hub_weights: str | None) -> Any:

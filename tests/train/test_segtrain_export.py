@@ -16,7 +16,7 @@ from train.checkpoint import load_network, make_card
 from train.cli import main
 from train.export import model_bytes
 from train.inference import InferenceConfig
-from train.network import NetworkConfig, build_network, padding_in_whole_numbers
+from train.network import NetworkConfig, build_network, padding_of_whole_cells
 from train.predict import predict_image
 
 from .conftest import CLASSES, draw
@@ -72,7 +72,8 @@ def test_torchscript_agrees_exactly(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("encoder", ["tu-resnet18", "tu-test_resnet", "tu-test_efficientnet"])
-def test_torch_export_agrees_with_padding_of_either_kind(encoder, tmp_path):
+@pytest.mark.parametrize("format", ["onnx", "torch_export"])
+def test_formats_agree_with_padding_of_either_kind(encoder, format, tmp_path):
     torch.manual_seed(0)
     network = NetworkConfig(encoder=encoder, weights=None, decoder_channels=8)
     model = build_network(network, 3)
@@ -80,7 +81,7 @@ def test_torch_export_agrees_with_padding_of_either_kind(encoder, tmp_path):
     card = make_card(CLASSES, model.normalisation(), {"network": to_plain(network)})
     torch.save({"state_dict": state, "segtrain": card}, tmp_path / "a.ckpt")
     arguments = ["--ckpt_path", str(tmp_path / "a.ckpt"), "--output", str(tmp_path / "e")]
-    more = ["--format", "torch_export", "--sizes", "[[96,64],[64,160]]"]
+    more = ["--format", format, "--sizes", "[[96,64],[64,160]]"]
     assert main(["export", *arguments, *more]) == 0
     card = json.loads((tmp_path / "e" / "model.json").read_text())
     assert card["parity"]["largest_difference_of_scores"] < 1e-3
@@ -88,11 +89,12 @@ def test_torch_export_agrees_with_padding_of_either_kind(encoder, tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 999), st.integers(1, 7), st.integers(1, 4), st.integers(1, 4))
-def test_padding_in_whole_numbers_is_timms_and_is_put_back(size, kernel, stride, dilation):
+def test_padding_of_whole_cells_is_timms_and_is_put_back(cells, kernel, stride, dilation):
+    size = cells * stride
     original = padding.get_same_padding
 
     def break_off() -> None:
-        with padding_in_whole_numbers():
+        with padding_of_whole_cells():
             assert padding.get_same_padding is not original
             assert padding.get_same_padding(size, kernel, stride, dilation) == original(size, kernel, stride, dilation)
             raise KeyError
@@ -100,6 +102,16 @@ def test_padding_in_whole_numbers_is_timms_and_is_put_back(size, kernel, stride,
     with pytest.raises(KeyError):
         break_off()
     assert padding.get_same_padding is original
+
+
+def test_onnx_holds_no_arithmetic_on_shapes_for_same_padding():
+    """Which made a file of a few hundred nodes take minutes to write."""
+    import onnx
+
+    network = build_network(NetworkConfig(encoder="tu-test_efficientnet", weights=None, decoder_channels=8), 3).eval()
+    nodes = onnx.load_model_from_string(model_bytes(network, "onnx", 18)).graph.node
+    assert sum(node.op_type == "Conv" for node in nodes) > 20
+    assert not [node.op_type for node in nodes if node.op_type in {"Div", "Floor", "Ceil", "Mod", "Max"}]
 
 
 class Undecided(torch.nn.Module):
