@@ -187,11 +187,18 @@ function take(answer, id) {
   }
 }
 
+// What is pressed while something is written waits for it; but a decision is never about an image that is not shown yet.
+let turn = Promise.resolve();
+const inTurn = (work) => (...given) => { turn = turn.then(() => work(...given)); return turn; };
+const ready = () => item && opening === item.id;
+
 let writing = false;
 async function decide(decision) {
-  if (!item || writing) return;
+  if (!ready() || writing) return;
   writing = true;
   try {
+    await turn;
+    if (!ready()) return;
     const saved = decision === "accept" && changed() ? await save(decision) : await write("/api/decide", { decision, mask: item.mask || item.machine });
     if (!saved) return;
     tell(`${STATES[decision]}: ${item.shown}`);
@@ -213,18 +220,13 @@ async function save(decision = "accept") {
   return true;
 }
 
-async function saveCorrected() {
-  if (!item || writing || !changed()) return;
-  writing = true;
-  try {
-    if (await save()) tell("The corrected mask was saved and accepted.");
-  } finally {
-    writing = false;
-  }
-}
+const saveCorrected = inTurn(async () => {
+  if (!ready() || !changed()) return;
+  if (await save()) tell("The corrected mask was saved and accepted.");
+});
 
-async function toMachine() {
-  if (!item) return;
+const toMachine = inTurn(async () => {
+  if (!ready()) return;
   if (item.review.correction) {
     if (!await write("/api/decide", { correction: "", decision: "none", mask: item.machine })) return;
   }
@@ -234,16 +236,16 @@ async function toMachine() {
   stage.setMask(ids);
   showTuning(null);
   showEdited();
-}
+});
 
-async function toggleWrong(index) {
-  const label = item && item.labels[index];
+const toggleWrong = inTurn(async (index) => {
+  const label = ready() && item.labels[index];
   if (!label) return;
   const wrong = item.review.wrong.includes(label.id) ? item.review.wrong.filter((id) => id !== label.id) : [...item.review.wrong, label.id];
   await write("/api/decide", { wrong, mask: item.mask || item.machine });
-}
+});
 
-async function undo() {
+const undo = inTurn(async () => {
   if (stage.undoStroke()) return;
   const last = past.pop();
   if (!last) return tell("There is nothing to undo.");
@@ -260,7 +262,7 @@ async function undo() {
   take(answer, last.id);
   tell(`Undone: ${item.shown} is as before.`);
   if ("correction" in body) await open(queue.at);
-}
+});
 
 // Retuning -----------------------------------------------------------------------------------------------------------
 

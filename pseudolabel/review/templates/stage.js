@@ -248,6 +248,7 @@ export class Stage {
     this.box.addEventListener("pointermove", (event) => this._move(event));
     for (const name of ["pointerup", "pointercancel"]) this.box.addEventListener(name, () => this._up());
     this.box.addEventListener("pointerleave", () => { this.pointer = null; this._showCursor(); this.onUnder(null); });
+    this.box.addEventListener("blur", () => { this.pointing = false; });
     this.box.addEventListener("dblclick", () => { if (this.tool === "polygon") this.closePolygon(); });
     this.box.addEventListener("wheel", (event) => {
       event.preventDefault();
@@ -258,6 +259,7 @@ export class Stage {
   }
 
   _down(event) {
+    this.pointing = true; // arrows go to other images then; who came here by Tab moves with them
     this.box.focus({ preventScroll: true });
     this.box.setPointerCapture(event.pointerId);
     this.spot = null;
@@ -308,7 +310,7 @@ export class Stage {
 
   /** Move or draw by keyboard while the image has the focus and a tool is chosen; return whether the key was one. */
   key(event) {
-    if (this.tool === "look" || !this.ids) return false;
+    if (this.tool === "look" || !this.ids || this.pointing) return false;
     const step = event.shiftKey ? 10 : 1;
     const ways = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
     const way = ways[event.key];

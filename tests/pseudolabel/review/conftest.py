@@ -22,7 +22,7 @@ from pseudolabel.config import CrfConfig, FuseConfig, MaskConfig, stored_mask_se
 from pseudolabel.masks.labelmap import label_map
 
 CLASSES = make_classes(["disc", "box"], {}, {})
-SETTINGS = MaskConfig(FuseConfig(0.4), CrfConfig(kind="none"), 0.5)
+SETTINGS = MaskConfig(FuseConfig(0.4), CrfConfig(kind="none"), 0.75)
 SIZE = (48, 64)
 
 
