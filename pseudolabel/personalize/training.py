@@ -33,7 +33,8 @@ from pseudolabel.personalize.looking import TOGETHER, Looking, class_maps, looki
 from pseudolabel.personalize.lora import start_lora, write_lora
 from pseudolabel.softmaps.diffusion.draw import draw, painter_of
 from pseudolabel.softmaps.diffusion.encode import encode_image
-from pseudolabel.softmaps.diffusion.load import find_model, load_parts, prediction_type, read_family
+from pseudolabel.softmaps.diffusion.fetch import find_model, read_family
+from pseudolabel.softmaps.diffusion.load import load_parts, prediction_type
 from pseudolabel.softmaps.diffusion.parts import Parts, pick_device
 from pseudolabel.softmaps.diffusion.unet import encode_text, list_layers, run_unet
 from pseudolabel.softmaps.layers import resolve_layers

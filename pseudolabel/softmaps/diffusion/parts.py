@@ -66,6 +66,7 @@ class Parts:
         device: where the parts are.
         windows: of the sentence's tokens that the denoiser sees, by encoder; without any those of U-Nets, whose
             encoders stand side by side.
+        encoders_leave: the text encoders are on the device only while sentences are embedded (`placing`).
 
     """
 
@@ -78,6 +79,7 @@ class Parts:
     fingerprint: str = ""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     windows: tuple[TextWindow, ...] = ()
+    encoders_leave: bool = False
 
     def __post_init__(self) -> None:
         """Fill in the window of U-Nets."""
