@@ -148,8 +148,8 @@ def encoder_classes(family: Family, t5: bool) -> dict[str, tuple[str, ...]]:
         case "unet":
             return {"text_encoder": (CLIP, PROJECTED), "text_encoder_2": (CLIP, PROJECTED)}
         case "sd3":
-            clip = {"text_encoder": (PROJECTED,), "text_encoder_2": (PROJECTED,)}
-            return clip | ({"text_encoder_3": (T5,)} if t5 else {})
+            third = {"text_encoder_3": (T5,)} if t5 else {}
+            return {"text_encoder": (PROJECTED,), "text_encoder_2": (PROJECTED,), **third}
         case "flux":
             return {"text_encoder": (CLIP,), "text_encoder_2": (T5,)}
         case "pixart":

@@ -1,5 +1,7 @@
 """What makes transformers fit and quick: a tiny image encoder, encoders that leave, blocks that come one by one."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,7 @@ from pseudolabel.config import (
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.diffusion.encode import encode_image
 from pseudolabel.softmaps.diffusion.load import load_parts
+from pseudolabel.softmaps.diffusion.sizes import weight_bytes
 
 CPU = torch.device("cpu")
 LAYERS = {"sd": ("mid", "up_blocks.1.attentions.1"), "sdxl": ("mid", "mid")}
@@ -150,6 +153,52 @@ def test_without_accelerate_offloading_is_an_error_that_names_the_extra(flux_fol
     monkeypatch.setattr("diffusers.utils.import_utils._accelerate_available", False)
     with pytest.raises(ModelError, match=r"--model.offload needs accelerate: install the extra \[large\]"):
         Pipeline.load(config_of(flux_folder, offload=True), VOC)
+
+
+@pytest.mark.parametrize("name", ["sd3_t5", "sd35", "flux", "pixart"])
+def test_the_weights_are_weighed_from_the_files_headers(name, request):
+    """Against the model in memory, cut and without what is freed."""
+    folder = request.getfixturevalue(f"{name.removesuffix('_t5')}_folder")
+    config = config_of(folder, t5=name.endswith("t5"))
+    found = weight_bytes(config, folder, torch.bfloat16)
+    parts = Pipeline.load(config, VOC).parts
+
+    def bytes_of(*modules) -> int:
+        return 2 * sum(value.numel() for module in modules for value in module.state_dict().values())
+
+    shared = 2 * sum(
+        each.get_input_embeddings().weight.numel() for each in parts.text_encoders if "T5" in str(type(each))
+    )
+    assert found.denoiser == bytes_of(parts.denoiser)
+    assert found.image_encoder == bytes_of(parts.vae)
+    assert found.text_encoders == bytes_of(*parts.text_encoders) - shared  # a file holds T5's embedding once
+    assert found.block < found.denoiser
+    assert found.on_device(True, False) == found.image_encoder + max(found.denoiser, found.text_encoders)
+    assert found.on_device(False, True) == found.image_encoder + found.block + found.text_encoders
+
+
+def test_where_the_encoders_do_not_fit_the_denoiser_leaves_for_them(flux_folder, monkeypatch):
+    pipeline = Pipeline.load(config_of(flux_folder), VOC)
+    moves: list[str] = []
+    to = pipeline.parts.denoiser.to
+    pipeline.parts.denoiser.to = lambda where: moves.append(str(where)) or to(where)
+    pipeline.parts.encoders_leave = True
+    maps_of(pipeline)
+    assert moves == []
+    monkeypatch.setattr("pseudolabel.softmaps.diffusion.placing.has_room", lambda parts: False)
+    pipeline.reader.embed(["another sentence"])
+    assert moves == ["cpu", "cpu"]  # away, and back to the device, which is the CPU here
+
+
+def test_check_says_what_the_weights_need(world, flux_folder, sd_folder, capsys):
+    for folder, cross, cells in ((flux_folder, "block:1", "block:0"), (sd_folder, "mid", "mid")):
+        options = [f"--model.id={folder}", "--resize.long_side_px=64", "--diffusion.draws=1", "--device=cpu",
+                   f"--attention.cross_layers=[{cross}]", f"--attention.self_layers=[{cells}]"]  # fmt: skip
+        assert main(["check", "--root", str(world), "--json", *options]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["model"]["weights_gb"] == 0.0  # a tenth of a million parameters
+    assert main(["check", "--root", str(world), *options[:-2], "--attention.cross_layers=[mid]", options[-1]]) == 0
+    assert "Weights   about 0 GB at once on the device" in capsys.readouterr().out
 
 
 def test_offload_and_compile_do_not_go_together(flux_folder):
