@@ -192,13 +192,15 @@ HEADER = ("model", "denoiser, billions", "of these read", "text encoders, billio
 
 def report() -> str:
     """Return the Markdown page."""
-    lines = ["# Which card takes which model: computed", "", f"Commit {machine()['commit']}; written by"]
-    lines += ["`python -m benchmarks.backbones`. Counted from the parameters, not measured on any card: float16 or"]
-    lines += ["bfloat16, the denoiser as far as the shipped configuration reads, text encoders of transformers on the"]
-    lines += [
-        f"card only while sentences are embedded; the smallest card has {BESIDE_GB:g} GB more, assumed for a pass."
-    ]
-    return "\n".join([*lines, "", table(HEADER, rows()), ""])
+    text = f"""# Which card takes which model: computed
+
+Commit {machine()["commit"]}; written by `python -m benchmarks.backbones`.
+Counted from the parameters, not measured on any card: float16 or bfloat16, the denoiser as far as the shipped
+configuration reads, text encoders of transformers on the card only while sentences are embedded. The smallest card is
+the first of 4, 6, 8, 12, 16, 24 ... GB that has {BESIDE_GB:g} GB more, which is assumed for a pass.
+
+"""
+    return text + table(HEADER, rows()) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
