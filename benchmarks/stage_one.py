@@ -11,8 +11,11 @@ Each case runs in its own process, so that its peak memory is its own. From late
     naive      the formulas as they stand: guidance doubles the batch, every layer's attention map is built and kept
     published  naive, with the solver's second call, whose result is thrown away (method of the published code)
     encoder    image to latent, which all of them need
+    tiny       the same with a tiny encoder (TAESD's width), as `--model.vae` puts it in
 
-Stable Diffusion 1.5 has its true width and random weights: time and memory do not depend on their values.
+Stable Diffusion 1.5 and the transformers have their true width and random weights: time and memory do not depend on
+their values. `flux_part` is Flux's width with 2 of its 19 blocks and 4 of its 38 single ones, the last block read being
+as deep in it: its ratios are those of the whole, its seconds and memory are not.
 """
 
 import argparse
@@ -23,12 +26,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.backbones import BACKBONES, build_denoiser, build_image_encoder, settings_of
 from benchmarks.common import (
     DEMO_CONFIG,
     DEMO_MODEL,
@@ -44,6 +49,9 @@ from data.config import DataConfig
 from pseudolabel.config import GenerateConfig, ModelConfig
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.affinity import SelfAttention
+from pseudolabel.softmaps.diffusion import pixart, sd3
+from pseudolabel.softmaps.diffusion.families import run_denoiser
+from pseudolabel.softmaps.diffusion.flux import PACKED, T5_TOKENS_SCHNELL
 from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
 from pseudolabel.softmaps.diffusion.unet import list_layers
@@ -53,18 +61,31 @@ from pseudolabel.softmaps.passes import Pass
 from pseudolabel.softmaps.prompt import Prompt
 from pseudolabel.softmaps.reading import read_batch
 
-METHODS = ("ours", "plain", "naive", "published", "encoder")
+METHODS = ("ours", "plain", "naive", "published", "encoder", "tiny")
 SIZES = {
     "sd15": ((512, 512), (576, 768), (1024, 1024)),
     "narrow": ((256, 256), (512, 512)),
     "demo": ((128, 128), (160, 160)),
+    "pixart_sigma": ((512, 512), (1024, 1024)),
+    "sd3": ((512, 512), (1024, 1024)),
+    "sd35_medium": ((512, 512), (1024, 1024)),
+    "flux_part": ((512, 512), (1024, 1024)),
 }
-BATCH = {"sd15": 1, "narrow": 1, "demo": 16}
-CELL_PX = {"sd15": 8, "narrow": 8, "demo": 4}  # pixels per side of one latent cell
+# Transformers: which of `backbones.BACKBONES`, what of its shape is changed, and the layer read if not the configured.
+TRANSFORMERS: dict[str, tuple[str, dict[str, Any], str | None]] = {
+    "pixart_sigma": ("pixart_sigma", {}, None),
+    "sd3": ("sd3", {}, None),
+    "sd35_medium": ("sd35_medium", {}, None),
+    "flux_part": ("flux", {"num_layers": 2, "num_single_layers": 4}, "block:1"),
+}
+BATCH = {"demo": 16}
+CELL_PX = {"demo": 4}  # pixels per side of one latent cell
+USUAL_BATCH, USUAL_CELL_PX = 1, 8
 CROSSOVER_CELLS = (256, 576, 1024, 1728, 2304, 4096)
 GUIDANCE = 7.5
 TOKENS = (4, 6, 8)  # positions of three classes
 TIMESTEP = 150
+WORDS = 40  # tokens of a sentence that are no filler
 MIB = 2**20
 
 
@@ -77,8 +98,14 @@ def build_models(name: str, method: str, device: torch.device, dtype: torch.dtyp
         models = load_parts(ModelConfig(id=str(demo)), device, dtype)
         models.vae = models.vae if method == "encoder" else None
         return models
-    if method == "encoder":
-        return Parts(denoiser=torch.nn.Linear(1, 1), vae=_random(_build_vae, device, dtype), device=device)
+    if method in ("encoder", "tiny"):
+        channels = BACKBONES[TRANSFORMERS[name][0]].channels if name in TRANSFORMERS else 4
+        vae = _random(lambda: build_image_encoder(channels, method == "tiny"), device, dtype)
+        return Parts(denoiser=torch.nn.Linear(1, 1), vae=vae, device=device)
+    if name in TRANSFORMERS:
+        backbone, changes, _ = TRANSFORMERS[name]
+        denoiser = _random(lambda: build_denoiser(BACKBONES[backbone], **changes), device, dtype)
+        return Parts(denoiser=denoiser, device=device)
     return Parts(denoiser=_random(lambda: _build_unet(name), device, dtype), device=device)
 
 
@@ -92,20 +119,6 @@ def _build_unet(name: str) -> Any:
     )
 
 
-def _build_vae() -> Any:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    widths = (128, 256, 512, 512)
-    blocks = len(widths)
-    return AutoencoderKL(
-        block_out_channels=widths,
-        layers_per_block=2,
-        latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * blocks,
-        up_block_types=("UpDecoderBlock2D",) * blocks,
-    )
-
-
 def _random(build: Callable[[], Any], device: torch.device, dtype: torch.dtype) -> Any:
     """Build a model without its slow initialisation and fill it with small random numbers."""
     with torch.device("meta"):
@@ -113,13 +126,19 @@ def _random(build: Callable[[], Any], device: torch.device, dtype: torch.dtype) 
     model = model.to(dtype).to_empty(device=device)
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.uniform_(-0.03, 0.03)
+        for value in (*model.parameters(), *model.buffers()):
+            value.uniform_(-0.03, 0.03)
     return model.eval().requires_grad_(False)
 
 
 def settings(name: str) -> GenerateConfig:
-    """Return the default settings, or for the demo model those it ships with."""
+    """Return the default settings, or those that the demo model or a transformer comes with."""
+    if name in TRANSFORMERS:
+        backbone, _, layer = TRANSFORMERS[name]
+        config = settings_of(BACKBONES[backbone])
+        if layer is None:
+            return config
+        return replace(config, attention=replace(config.attention, cross_layers=(layer,), self_layers=(layer,)))
     return load_config(DEMO_CONFIG) if name == "demo" else GenerateConfig(data=DataConfig(root=Path()))
 
 
@@ -132,35 +151,60 @@ def prepare(
     """Return a function that does one repetition of a method on random latents (or an image)."""
     device, dtype = models.device, torch.float32
     generator = torch.Generator().manual_seed(0)
-    if method == "encoder":
+    if method in ("encoder", "tiny"):
         vae = models.vae
         pixels = torch.rand(batch, 3, *size_hw, generator=generator).to(device, vae.dtype)
-        return lambda: vae.encode(pixels * 2 - 1).latent_dist.mean
-    unet = models.denoiser
+        return lambda: vae.encode(pixels * 2 - 1)[0]
+    channels = models.denoiser.config.in_channels // (PACKED**2 if models.family == "flux" else 1)
     latent_hw = (size_hw[0] // cell_px, size_hw[1] // cell_px)
-    latents = torch.randn(batch, unet.config.in_channels, *latent_hw, generator=generator).to(device, dtype)
-    tokens = models.window if models.tokenizers else 77
-    text = torch.randn(batch, tokens, unet.config.cross_attention_dim, generator=generator).to(device, dtype)
+    latents = torch.randn(batch, channels, *latent_hw, generator=generator).to(device, dtype)
+    text = sentence_like(models, batch, generator)
     match method:
         case "ours":
             return _ours(models, config, latents, text, cell_px)
         case "plain":
-            steps = torch.full((batch,), TIMESTEP, device=device)
-            return lambda: unet(latents.to(models.dtype), steps, text.to(models.dtype), return_dict=False)
+            return lambda: run_denoiser(models, latents, [TIMESTEP] * batch, text, size_hw)
         case "naive" | "published":
-            return _naive(models, config, latents, text, calls=2 if method == "published" else 1)
+            return _naive(models, config, latents, text.tokens, calls=2 if method == "published" else 1)
     raise ValueError(method)
 
 
-def _ours(models: Parts, config: GenerateConfig, latents: Tensor, text: Tensor, cell_px: int) -> Callable[[], Any]:
+def sentence_like(models: Parts, batch: int, generator: torch.Generator) -> TextEmbedding:
+    """Return random embeddings of the shape that a model's own text encoders give."""
+    config = models.denoiser.config
+    match models.family:
+        case "unet":
+            tokens, width, pooled = models.window if models.tokenizers else 77, config.cross_attention_dim, None
+        case "sd3":
+            tokens, width, pooled = 77 + sd3.T5_TOKENS, config.joint_attention_dim, config.pooled_projection_dim
+        case "flux":
+            tokens, width, pooled = T5_TOKENS_SCHNELL, config.joint_attention_dim, config.pooled_projection_dim
+        case "pixart":
+            tokens, width, pooled = pixart.T5_TOKENS_SIGMA, config.caption_channels, None
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(models.device)
+
+    found = TextEmbedding(drawn(batch, tokens, width), None if pooled is None else drawn(batch, pooled))
+    if models.family == "pixart":
+        found.mask = (torch.arange(tokens, device=models.device) < WORDS).long().expand(batch, -1)
+    return found
+
+
+def one_of(text: TextEmbedding, index: int) -> TextEmbedding:
+    """Return one sentence of a batch."""
+    each = (None if part is None else part[index : index + 1] for part in (text.tokens, text.pooled, text.mask))
+    return TextEmbedding(*each)  # type: ignore[arg-type]
+
+
+def _ours(
+    models: Parts, config: GenerateConfig, latents: Tensor, text: TextEmbedding, cell_px: int
+) -> Callable[[], Any]:
     pipeline = Pipeline(models, config, None)
     frame = frame_latent((latents.shape[-2], latents.shape[-1]), cell_px, None)
     spans = tuple((token,) for token in TOKENS)
     prompt = Prompt("", tuple(range(len(TOKENS))), spans, tuple(range(1, 20)))
-    passes = [
-        Pass(index, prompt, TextEmbedding(text[index : index + 1]), frame, latent, TIMESTEP)
-        for index, latent in enumerate(latents)
-    ]
+    passes = [Pass(index, prompt, one_of(text, index), frame, latent, TIMESTEP) for index, latent in enumerate(latents)]
     settings = {"token_rescaling": config.attention.token_rescaling, "valid_only": config.resize.valid_only}
     settings |= {"affinity": config.affinity}
     return lambda: read_batch(models, pipeline.cross_layers, pipeline.self_layers, passes, **settings).refined
@@ -221,12 +265,13 @@ def _naive(models: Parts, config: GenerateConfig, latents: Tensor, text: Tensor,
 def run_case(case: dict[str, Any]) -> dict[str, Any]:
     """Measure one case in this process: seconds per pass (median), and peak memory while it runs."""
     device = torch.device(case["device"])
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    half = torch.bfloat16 if case["model"] in TRANSFORMERS else torch.float16
+    dtype = half if device.type == "cuda" else torch.float32
     if case["method"] == "crossover":
         return {"rows": crossover(device, case["repeats"])}
     models = build_models(case["model"], case["method"], device, dtype, Path(case["demo_model"]))
     name, size_hw = case["model"], tuple(case["size_hw"])
-    run = prepare(case["method"], models, settings(name), size_hw, case["batch"], CELL_PX[name])
+    run = prepare(case["method"], models, settings(name), size_hw, case["batch"], CELL_PX.get(name, USUAL_CELL_PX))
     reset_peak(device)
     loaded = peak_mib(device)
     with torch.inference_mode():
@@ -303,7 +348,7 @@ def measure_apart(case: dict[str, Any]) -> dict[str, Any]:
 def report(results: list[dict[str, Any]], found: dict[str, str], device: str) -> str:
     """Return the Markdown page."""
     lines = ["# Stage one: time and memory", "", machine_line(found), ""]
-    number_format = "float16" if device == "cuda" else "float32"
+    number_format = "float16 (transformers bfloat16)" if device == "cuda" else "float32"
     lines += [f"{device}, {number_format}; written by `python -m benchmarks.stage_one`. Seconds are the median of one"]
     lines += ["noise draw of one image (of a batch, divided by its size), from latents on; the encoder is its own row."]
     lines += ["Peak is what the process (Python and its libraries included) or the GPU's tensors take at most after"]
@@ -342,7 +387,7 @@ def _row(method: str, same: dict[str, dict[str, Any]]) -> list[str]:
     def ratio(value: float, other: float | None) -> str:
         return f"{value / other:.2f}" if other else ""
 
-    rates = ["", ""] if method == "encoder" else [f"{1 / (encoder + n * seconds):.3g}" for n in (1, 10)]
+    rates = ["", ""] if method in ("encoder", "tiny") else [f"{1 / (encoder + n * seconds):.3g}" for n in (1, 10)]
     return [
         method,
         f"{seconds:.4g}",
@@ -385,7 +430,8 @@ def _crossover_section(rows: list[dict[str, float]]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stage_one", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--models", nargs="+", choices=list(SIZES), default=["sd15", "demo"])
+    usual = [name for name in SIZES if name != "narrow"]
+    parser.add_argument("--models", nargs="+", choices=list(SIZES), default=usual)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--sizes", nargs="+", help="height x width, as 512x512; default: those of each model")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -410,7 +456,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def list_cases(options: argparse.Namespace, device: str) -> list[dict[str, Any]]:
-    """Return all cases; naive at more than a megapixel is left out on a CPU (34 GB), and the encoder is run once."""
+    """Return all cases.
+
+    Naive is left out for transformers, of which the paper has no formulas, and at more than a megapixel on a CPU, where
+    it takes 34 GB; the demo has no tiny encoder.
+    """
     cases = []
     for model in options.models:
         if model == "demo" and not (options.demo_model / "model_index.json").is_file():
@@ -419,12 +469,15 @@ def list_cases(options: argparse.Namespace, device: str) -> list[dict[str, Any]]
         sizes = [tuple(map(int, text.split("x"))) for text in options.sizes] if options.sizes else SIZES[model]
         for size in sizes:
             for method in options.methods:
-                if method in ("naive", "published") and size[0] * size[1] > 800_000 and device == "cpu":
+                slow = size[0] * size[1] > 800_000 and device == "cpu"
+                if method in ("naive", "published") and (slow or model in TRANSFORMERS):
+                    continue
+                if method == "tiny" and model == "demo":
                     continue
                 repeats = options.repeats or (10 if device == "cuda" else 5 if model == "demo" else 2)
                 cases.append(
                     {"model": model, "size_hw": size, "method": method, "device": device, "repeats": repeats,
-                     "batch": BATCH[model], "demo_model": str(options.demo_model)}
+                     "batch": BATCH.get(model, USUAL_BATCH), "demo_model": str(options.demo_model)}
                 )  # fmt: skip
     if not options.no_crossover:
         case = {"model": "", "size_hw": (0, 0), "method": "crossover", "device": device, "demo_model": "", "batch": 1}

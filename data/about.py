@@ -17,6 +17,9 @@ EXTRAS = {
     "export": "segtrain export to ONNX, and the predictor that needs no torch",
     "coco": "MS COCO, RefCOCO and panoptic narratives",
     "ray": "--run.engine ray: many machines",
+    "large": "--model.offload, less main memory while loading, PixArt's tokenizer",
+    "review": "pseudolabel review: the page to look masks over",
+    "browser": "tests of that page in Chromium",
     "wandb": "--wandb: log a training to Weights & Biases",
     "dev": "tests and checks of this project",
 }

@@ -54,6 +54,16 @@ class ModelConfig:
     t5: bool = False
     """SD3 and SD3.5: read the T5 text encoder too, 4.7 billion parameters more; Flux and PixArt always do."""
 
+    vae: str | None = None
+    """Folder or hub id of a tiny image encoder in place of the model's own, much quicker: madebyollin/taesd for Stable
+    Diffusion 1, 2 and PixArt-alpha, taesdxl for SDXL and PixArt-Sigma, taesd3 for SD3, taef1 for Flux."""
+
+    keep_text_encoders: bool = False
+    """Transformers on a GPU: the text encoders stay there. False: they are there only while sentences are embedded."""
+
+    offload: bool = False
+    """The denoiser stays in main memory and a block of it at a time is sent to the GPU: slow, but it fits."""
+
     @property
     def folder(self) -> Path | None:
         """The local folder that the id names, `~` expanded; None where it is a model on the hub.
@@ -62,14 +72,27 @@ class ModelConfig:
             ModelError: the id is neither a folder that is there nor of the hub's form (owner/name).
 
         """
-        folder = Path(self.id).expanduser()
-        if folder.is_dir():
-            return folder
-        if self.id.count("/") != 1 or self.id.startswith((".", "/", "~")):
-            raise ModelError(
-                f"There is no model folder {self.id!r}, and it is not a hub id (owner/name); see --model.id"
-            )
-        return None
+        return _local_folder(self.id, "model.id")
+
+    @property
+    def vae_folder(self) -> Path | None:
+        """The local folder that `vae` names; None where it is on the hub, or none is named.
+
+        Raises:
+            ModelError: it is neither a folder that is there nor of the hub's form.
+
+        """
+        return None if self.vae is None else _local_folder(self.vae, "model.vae")
+
+
+def _local_folder(name: str, flag: str) -> Path | None:
+    """Return the folder of that name, or None where it is an id of the hub."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ModelError(f"There is no model folder {name!r}, and it is not a hub id (owner/name); see --{flag}")
+    return None
 
 
 @dataclass(frozen=True)
@@ -388,13 +411,16 @@ class GenerateConfig:
 SOFT_FIELDS = ("model", "resize", "prompt", "diffusion", "attention", "affinity")
 MASK_FIELDS = ("fuse", "crf", "ignore_below")
 ADAPTERS = ("tokens", "lora", "custom_diffusion")  # of the model: what is put into a U-Net
-UNNAMED = (*ADAPTERS, "t5")  # of the model: a store that was made without them does not name them
+UNNAMED = (*ADAPTERS, "t5", "vae")  # of the model: a store that was made without them does not name them
+PLACING = ("keep_text_encoders", "offload")  # of the model: where it lies, which changes no mask
 
 
 def stored_settings(config: GenerateConfig) -> dict[str, Any]:
     """Return the settings that change masks as JSON values, for a store header; data and run settings stay out."""
     stored = {name: to_plain(getattr(config, name)) for name in SOFT_FIELDS}
-    stored["model"] = {name: value for name, value in stored["model"].items() if value or name not in UNNAMED}
+    stored["model"] = {
+        name: value for name, value in stored["model"].items() if name not in PLACING and (value or name not in UNNAMED)
+    }
     return stored | stored_mask_settings(mask_config(config))
 
 

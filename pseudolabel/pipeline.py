@@ -24,6 +24,7 @@ from pseudolabel.masks.working import enlarged_to, shrunk_to, working_size
 from pseudolabel.softmaps.diffusion.families import cut_denoiser, list_layers
 from pseudolabel.softmaps.diffusion.load import load_model
 from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
+from pseudolabel.softmaps.diffusion.placing import place
 from pseudolabel.softmaps.frame import frame_latent
 from pseudolabel.softmaps.grids import common_grid, regrid
 from pseudolabel.softmaps.layers import Layer, resolve_layers
@@ -71,6 +72,8 @@ class Pipeline:
                 raise ConfigError("--attention.self_layers is empty: name a layer, or use --affinity.kind=none")
         if cut:
             cut_denoiser(parts, self.cross_layers, self.self_layers)
+        if config.run.compile and config.model.offload:
+            raise ConfigError("--model.offload and --run.compile do not go together: leave one out")
         if config.run.compile:
             parts.denoiser.forward = torch.compile(parts.denoiser.forward)
 
@@ -82,7 +85,10 @@ class Pipeline:
             ModelError: it cannot be loaded, or has no such layers.
 
         """
-        return cls(load_model(config.model, config.run), config, classes, cut)
+        parts = load_model(config.model, config.run, placed=False)
+        pipeline = cls(parts, config, classes, cut)
+        place(parts, config.model)  # what has been cut is never sent there
+        return pipeline
 
     @classmethod
     def from_unet(cls, unet: Any, config: GenerateConfig, classes: ClassSet | None = None, **parts: Any) -> "Pipeline":
@@ -126,6 +132,7 @@ class Pipeline:
     ) -> list[SoftMaps | ModelError]:
         """Return as `soft_maps`, but the error in the place of an image whose values are not finite."""
         plans = [self.reader.plan(row) for row in labels]
+        self.reader.embed(prompt.text for plan in plans for prompt in plan)
         subjects = enumerate(zip(images, plans, ids, strict=True))
         passes = [item for index, subject in subjects for item in self.reader.passes(index, *subject)]
         frames = [self.reader.frame((image.shape[0], image.shape[1])) for image in images]
@@ -149,6 +156,7 @@ class Pipeline:
             ids: id of each image; its noise depends on it.
 
         """
+        self.reader.embed(prompt.text for plan in plans for prompt in plan)
         subjects = enumerate(zip(images, plans, ids, strict=True))
         passes = [item for index, subject in subjects for item in self.reader.passes(index, *subject)]
         frames = [self.reader.frame((image.shape[0], image.shape[1])) for image in images]

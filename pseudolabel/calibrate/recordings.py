@@ -109,6 +109,7 @@ def _record_group(
     reader: Reader, pictures: Sequence[Picture], cross_layers: Sequence[Layer], self_layers: Sequence[Layer]
 ) -> Iterator[Sentences]:
     """Record pictures of one padded size together."""
+    reader.embed(prompt.text for picture in pictures for prompt in reader.plan(picture.prompted))
     passes = [
         item
         for index, picture in enumerate(pictures)

@@ -65,6 +65,8 @@ def _print_report(data: "DataReport", model: "ModelReport", as_json: bool) -> No
     lines = [*report_lines(data), f"Model     {printable(model.id)}"]
     if minutes is not None:
         lines.append(f"Time      about {minutes:g} {plural(minutes, 'minute')}")
+    if model.weights_gb is not None:
+        lines.append(f"Weights   about {model.weights_gb:g} GB at once on the device")
     if model.memory_gb is not None:
         lines.append(f"Memory    about {model.memory_gb:g} GB")
     found = [f"warning: {text}" for text in model.warnings] + [f"problem: {text}" for text in model.problems]

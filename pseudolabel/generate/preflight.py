@@ -27,6 +27,7 @@ class ModelReport:
     seconds_per_image: float | None = None
     startup_seconds: float | None = None
     memory_gb: float | None = None
+    weights_gb: float | None = None
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -53,17 +54,46 @@ def check_model(config: GenerateConfig, data: "DataReport", measure: bool = Fals
         report.problems.append(
             f"The folder {folder} is no diffusers model (no model_index.json); --model.id must name one."
         )
-    elif folder is None and not measure:
+        return report
+    if folder is None and not measure:
         report.warnings.append(
             f"There is no folder {config.model.id}, so it is taken for a model on the hub, which was not tried; "
             "--measure fetches and times it."
         )
-    elif data.labelled and not data.problems:
+        return report
+    try:
+        _weigh(report, config)
+    except UserError as error:
+        report.problems.append(str(error))
+        return report
+    if data.labelled and not data.problems:
         try:
             _fill_in(report, config, measure_model(config))
         except UserError as error:
             report.problems.append(str(error))
     return report
+
+
+def _weigh(report: ModelReport, config: GenerateConfig) -> None:
+    """Put into the report how much the weights need on the device, and whether a GPU has that much."""
+    import torch
+
+    from pseudolabel.softmaps.diffusion.fetch import find_model, read_family
+    from pseudolabel.softmaps.diffusion.parts import pick_device, pick_dtype
+    from pseudolabel.softmaps.diffusion.sizes import weight_bytes
+
+    device, family = pick_device(config.run.device), read_family(config.model)
+    found = weight_bytes(config, find_model(config.model), pick_dtype(config.run.dtype, device, family))
+    leaving = device.type != "cpu" and family != "unet" and not config.model.keep_text_encoders
+    needed = found.on_device(leaving, config.model.offload)
+    report.weights_gb = round(needed / 1e9, 1)
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+        if needed > 0.9 * there:
+            report.warnings.append(
+                f"The weights need about {report.weights_gb:g} GB, the GPU has {there / 1e9:.0f}: use --model.offload "
+                "true, or read an earlier layer."
+            )
 
 
 def _fill_in(report: ModelReport, config: GenerateConfig, found: "Measured") -> None:

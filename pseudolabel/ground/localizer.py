@@ -224,6 +224,7 @@ class Localizer:
         prompts = in_every_window(prompts, parts.windows)
         if match.words == "mean":
             return prompts
+        self.pipeline.reader.embed(prompt.text for prompt in prompts)
         embedded = [self.pipeline.reader.text(prompt.text).tokens[0] for prompt in prompts]
         pairs = zip(prompts, embedded, strict=True)
         starts = [window.offset for window in parts.windows]

@@ -12,10 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from pseudolabel.softmaps.diffusion.load import read_settings
+from pseudolabel.softmaps.diffusion.fetch import part_folders, read_settings, weight_parts
 from pseudolabel.softmaps.diffusion.parts import Parts
-
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
 
 def start_dreambooth(unet: Any) -> list[nn.Parameter]:
@@ -42,7 +40,7 @@ def write_model(output: Path, source: Path, parts: Parts) -> None:
             suffix = f"_{index + 1}" if index else ""
             tokenizer.save_pretrained(partial / f"tokenizer{suffix}")
             encoder.save_pretrained(partial / f"text_encoder{suffix}")
-        for name in PARTS:
+        for name in part_folders(weight_parts("unet", t5=False)):
             if (source / name).is_dir() and not (partial / name).exists():
                 shutil.copytree(source / name, partial / name)
         index_file: dict[str, Any] = read_settings(source / "model_index.json")

@@ -30,7 +30,8 @@ from pseudolabel.personalize.lora import start_lora, write_lora
 from pseudolabel.personalize.photographs import LEAST, cut_views, encode_views, read_photographs
 from pseudolabel.personalize.steps import optimise, restore, save_state, schedule
 from pseudolabel.softmaps.diffusion.draw import draw, painter_of
-from pseudolabel.softmaps.diffusion.load import find_model, load_parts, prediction_type, read_family
+from pseudolabel.softmaps.diffusion.fetch import find_model, read_family
+from pseudolabel.softmaps.diffusion.load import load_parts, prediction_type
 from pseudolabel.softmaps.diffusion.parts import Parts, pick_device
 from pseudolabel.softmaps.diffusion.unet import encode_text, list_layers, run_unet
 from pseudolabel.softmaps.layers import resolve_layers

@@ -5,7 +5,7 @@ affair of `reading`.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TypeVar
@@ -23,6 +23,7 @@ from pseudolabel.config import DiffusionConfig, PromptConfig, ResizeConfig, RunC
 from pseudolabel.softmaps.diffusion.encode import draw_noise, encode_image, noised_latent, seeded_generator
 from pseudolabel.softmaps.diffusion.families import encode_text
 from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
+from pseudolabel.softmaps.diffusion.placing import encoders_at_hand
 from pseudolabel.softmaps.frame import frame_image, long_side, resize_and_pad
 from pseudolabel.softmaps.prompt import Prompt, plan_prompts
 from pseudolabel.softmaps.windows import in_every_window
@@ -152,7 +153,20 @@ class Reader:
 
     def text(self, sentence: str) -> TextEmbedding:
         """Embed a sentence, alone so that it does not depend on others."""
-        return _remembered(self._texts, sentence, lambda words: encode_text(self.parts, words))
+        self.embed([sentence])
+        return self._texts[sentence]
+
+    def embed(self, sentences: Iterable[str]) -> None:
+        """Embed sentences and remember them, the text encoders being brought to the device once for all of them."""
+        wanted = dict.fromkeys(sentences)
+        missing = [sentence for sentence in wanted if sentence not in self._texts]
+        if not missing:
+            return
+        for old in list(self._texts):
+            if len(self._texts) + len(missing) > REMEMBERED and old not in wanted:
+                del self._texts[old]
+        with encoders_at_hand(self.parts):
+            self._texts |= {sentence: encode_text(self.parts, sentence) for sentence in missing}
 
     def latent(
         self, image: UInt8[np.ndarray, "height width 3"], frame: Frame, image_id: str, mirrored: bool = False

@@ -51,6 +51,41 @@ def test_a_case_is_measured(sd_folder, method, monkeypatch):
     assert found["peak_mib"] >= found["loaded_mib"] > 0
 
 
+NARROW = {  # the same shapes, narrow
+    "pixart_sigma": {"num_attention_heads": 3, "attention_head_dim": 8, "cross_attention_dim": 24, "num_layers": 20,
+                     "caption_channels": 16},
+    "sd3": {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 11, "joint_attention_dim": 16,
+            "caption_projection_dim": 16, "pooled_projection_dim": 8, "pos_embed_max_size": 16},
+    "flux_part": {"num_layers": 2, "num_single_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16,
+                  "axes_dims_rope": (4, 4, 8), "joint_attention_dim": 16, "pooled_projection_dim": 8},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(NARROW))
+def test_transformers_are_measured_too(name, monkeypatch):
+    from benchmarks import stage_one
+
+    backbone, _, layer = stage_one.TRANSFORMERS[name]
+    monkeypatch.setitem(stage_one.TRANSFORMERS, name, (backbone, NARROW[name], layer))
+    case = {"model": name, "size_hw": (64, 96), "device": "cpu", "repeats": 1, "batch": 2, "demo_model": ""}
+    for method in ("ours", "plain"):
+        assert stage_one.run_case({**case, "method": method})["seconds"] > 0
+
+
+def test_a_tiny_image_encoder_is_measured_too():
+    from benchmarks import stage_one
+
+    case = {"model": "sd3", "size_hw": (64, 64), "device": "cpu", "repeats": 1, "batch": 1, "demo_model": ""}
+    assert stage_one.run_case({**case, "method": "tiny"})["seconds"] > 0
+
+
+def test_the_table_of_cards_in_the_readme_is_the_scripts():
+    from benchmarks.backbones import HEADER, rows
+    from benchmarks.common import table
+
+    assert table(HEADER, rows()) in (ROOT / "pseudolabel" / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_report_of_stage_one_names_what_did_not_fit():
     from benchmarks.stage_one import report
 

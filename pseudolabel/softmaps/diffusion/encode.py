@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from data.errors import ModelError
+from data.errors import ConfigError, ModelError
 from pseudolabel.softmaps.diffusion.parts import Parts
 
 
@@ -39,9 +39,12 @@ def encode_image(
     if parts.vae is None:
         raise ModelError("This model has no image encoder; give latents=")
     pixels = torch.from_numpy(np.ascontiguousarray(padded_u8)).to(parts.device).permute(2, 0, 1)[None]
-    distribution = parts.vae.encode((pixels.float() / 127.5 - 1).to(parts.vae.dtype)).latent_dist
-    latent: Tensor = distribution.mean.float()
+    encoded = parts.vae.encode((pixels.float() / 127.5 - 1).to(parts.vae.dtype))
+    distribution = getattr(encoded, "latent_dist", None)
+    latent: Tensor = (encoded.latents if distribution is None else distribution.mean).float()
     if posterior == "sample":
+        if distribution is None:
+            raise ConfigError("A tiny image encoder (--model.vae) has no posterior: use --diffusion.posterior=mode")
         noise = torch.randn(latent.shape, generator=generator).to(latent.device)
         latent = latent + distribution.std.float() * noise
     shift = getattr(parts.vae.config, "shift_factor", None) or 0.0

@@ -66,6 +66,8 @@ class Parts:
         device: where the parts are.
         windows: of the sentence's tokens that the denoiser sees, by encoder; without any those of U-Nets, whose
             encoders stand side by side.
+        encoders_leave: the text encoders are on the device only while sentences are embedded (`placing`).
+        offloaded: one block of the denoiser at a time is on the device.
 
     """
 
@@ -78,6 +80,8 @@ class Parts:
     fingerprint: str = ""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     windows: tuple[TextWindow, ...] = ()
+    encoders_leave: bool = False
+    offloaded: bool = False
 
     def __post_init__(self) -> None:
         """Fill in the window of U-Nets."""
@@ -94,7 +98,8 @@ class Parts:
             ModelError: one that cannot be read.
 
         """
-        found = next(filter(None, (family_of(each.__name__) for each in type(self.denoiser).__mro__)), None)
+        families = (family_of(each.__name__) for each in type(self.denoiser).__mro__)
+        found = next((family for family in families if family is not None), None)
         if found is None:
             raise ModelError(f"The attention of a {type(self.denoiser).__name__} cannot be read; change --model.id")
         return found

@@ -55,9 +55,8 @@ def run(
     added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
     if parts.denoiser.use_additional_conditions:  # alpha at 1024 px was trained with sizes
         height, width = image_px_hw
-        kind = {"device": parts.device, "dtype": parts.dtype}
-        added["resolution"] = torch.tensor([[float(height), float(width)]], **kind).expand(len(noised), -1)
-        added["aspect_ratio"] = torch.tensor([[height / width]], **kind).expand(len(noised), -1)
+        sizes = torch.tensor([[height, width, height / width]]).to(parts.device, parts.dtype).expand(len(noised), -1)
+        added = {"resolution": sizes[:, :2], "aspect_ratio": sizes[:, 2:]}
     output: Tensor = parts.denoiser(
         noised.to(parts.dtype),
         encoder_hidden_states=text.tokens.to(parts.dtype),

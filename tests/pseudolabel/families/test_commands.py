@@ -15,7 +15,8 @@ from data.errors import ModelError
 from data.store.store import MaskStore
 from pseudolabel.cli import main
 from pseudolabel.config import ModelConfig, RunConfig
-from pseudolabel.softmaps.diffusion.load import find_model, load_model, load_parts, read_family
+from pseudolabel.softmaps.diffusion.fetch import find_model, read_family
+from pseudolabel.softmaps.diffusion.load import load_model, load_parts
 from pseudolabel.softmaps.diffusion.parts import pick_dtype
 from pseudolabel.softmaps.layers import Layer, resolve_layers
 

@@ -18,7 +18,8 @@ from pseudolabel.cli import gather_repeated, main
 from pseudolabel.config import ModelConfig, PromptConfig
 from pseudolabel.softmaps.diffusion.adapters import load_custom_diffusion, split_scale, split_token
 from pseudolabel.softmaps.diffusion.families import encode_text
-from pseudolabel.softmaps.diffusion.load import files_digest, load_parts
+from pseudolabel.softmaps.diffusion.fetch import files_digest
+from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.lora import merge_lora, split_role, stability_names
 from pseudolabel.softmaps.prompt import find_spans, plan_prompts
 

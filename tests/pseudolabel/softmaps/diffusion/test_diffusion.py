@@ -10,7 +10,8 @@ from data.errors import ConfigError, ModelError
 from pseudolabel.config import ModelConfig
 from pseudolabel.softmaps.diffusion.encode import add_noise, draw_noise, encode_image, seeded_generator
 from pseudolabel.softmaps.diffusion.families import encode_text
-from pseudolabel.softmaps.diffusion.load import MIRRORS, files_digest, find_model, load_parts
+from pseudolabel.softmaps.diffusion.fetch import MIRRORS, files_digest, find_model
+from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.parts import Parts, pick_device, pick_dtype, scaled_linear_schedule
 
 CPU = torch.device("cpu")

@@ -1,0 +1,215 @@
+"""The models that stage one reads at their true width, and which card takes which: computed, nothing is loaded.
+
+    python -m benchmarks.backbones            # counts parameters and writes backbones.md
+
+Parts are built without weights (torch's meta device) from the settings their publishers give, the denoiser is cut after
+the last layer that the shipped configuration reads, and the parameters are counted.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.common import HERE, load_config, machine, table, write_text
+from data.config import DataConfig
+from pseudolabel.config import GenerateConfig
+from pseudolabel.softmaps.diffusion.families import cut_denoiser, list_layers
+from pseudolabel.softmaps.diffusion.parts import Parts
+from pseudolabel.softmaps.layers import resolve_layers
+
+CARDS_GB = (4, 6, 8, 12, 16, 24, 32, 48, 80)
+BESIDE_GB = 2.0  # assumed for what a pass needs beside the weights, at the configurations' sizes; not measured
+BYTES = 2  # float16 and bfloat16
+CONFIGS = HERE.parent / "configs" / "pseudolabel"
+
+_CLIP = ("clip_l", "clip_g")
+_SD3 = {
+    "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24,
+    "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048, "pos_embed_max_size": 192,
+}  # fmt: skip
+_SDXL = {
+    "sample_size": 128, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048,
+    "attention_head_dim": (5, 10, 20), "use_linear_projection": True, "transformer_layers_per_block": (1, 2, 10),
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A published model.
+
+    Attributes:
+        title: what it is called.
+        kind: diffusers' class of its denoiser.
+        shape: settings of the denoiser.
+        encoders: its text encoders that are read.
+        channels: of a latent.
+        config: the configuration that says which layers are read; None: the defaults'.
+        layer: read in the place of the configuration's.
+
+    """
+
+    title: str
+    kind: str
+    shape: dict[str, Any] = field(repr=False)
+    encoders: tuple[str, ...] = ("clip_l",)
+    channels: int = 4
+    config: str | None = None
+    layer: str | None = None
+
+
+BACKBONES = {
+    "sd15": Backbone(
+        "Stable Diffusion 1.5", "UNet2DConditionModel",
+        {"sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768,
+         "attention_head_dim": 8},
+    ),
+    "sdxl": Backbone("SDXL", "UNet2DConditionModel", _SDXL, _CLIP),
+    "pixart_sigma": Backbone(
+        "PixArt-Sigma", "PixArtTransformer2DModel",
+        {"num_attention_heads": 16, "attention_head_dim": 72, "in_channels": 4, "out_channels": 8, "num_layers": 28,
+         "cross_attention_dim": 1152, "caption_channels": 4096, "sample_size": 128, "patch_size": 2,
+         "norm_type": "ada_norm_single", "num_embeds_ada_norm": 1000, "use_additional_conditions": False},
+        ("t5",), 4, "pixart_sigma_voc12",
+    ),
+    "sd3": Backbone("SD3 medium", "SD3Transformer2DModel", _SD3, _CLIP, 16, "sd3_voc12"),
+    "sd3_t5": Backbone("SD3 medium, T5 too", "SD3Transformer2DModel", _SD3, (*_CLIP, "t5"), 16, "sd3_voc12"),
+    "sd35_medium": Backbone(
+        "SD3.5 medium", "SD3Transformer2DModel",
+        _SD3 | {"dual_attention_layers": tuple(range(13)), "qk_norm": "rms_norm", "pos_embed_max_size": 384},
+        _CLIP, 16, "sd35_medium_voc12",
+    ),
+    "sd35_large": Backbone(
+        "SD3.5 large, block:14", "SD3Transformer2DModel",
+        _SD3 | {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "qk_norm": "rms_norm"},
+        _CLIP, 16, "sd35_medium_voc12", "block:14",
+    ),
+    "flux": Backbone(
+        "Flux.1 schnell, dev", "FluxTransformer2DModel",
+        {"patch_size": 1, "in_channels": 64, "num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128,
+         "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
+         "guidance_embeds": False},
+        ("clip_l", "t5"), 16, "flux_schnell_voc12",
+    ),
+}  # fmt: skip
+
+
+def build_denoiser(backbone: Backbone, **changes: Any) -> Any:
+    """Return a model's denoiser; `changes` of its settings make it smaller; on torch's meta device without weights."""
+    import diffusers
+
+    return getattr(diffusers, backbone.kind)(**(backbone.shape | changes))
+
+
+def build_text_encoder(name: str) -> nn.Module:
+    """Return a text encoder."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+    match name:
+        case "clip_l":
+            small = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+            return CLIPTextModelWithProjection(CLIPTextConfig(projection_dim=768, **small))
+        case "clip_g":
+            large = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+            return CLIPTextModelWithProjection(CLIPTextConfig(projection_dim=1280, **large))
+        case "t5":
+            shape = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+            return T5EncoderModel(T5Config(vocab_size=32128, feed_forward_proj="gated-gelu", **shape))
+    raise ValueError(name)
+
+
+def build_image_encoder(channels: int, tiny: bool = False) -> Any:
+    """Return an image encoder and decoder at the width that all of these models have, or TAESD's."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+    if tiny:
+        return AutoencoderTiny(latent_channels=channels)
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    )  # fmt: skip
+
+
+def settings_of(backbone: Backbone) -> GenerateConfig:
+    """Return the settings a model is read with."""
+    if backbone.config is None:
+        return GenerateConfig(data=DataConfig(root=Path()))
+    return load_config(CONFIGS / f"{backbone.config}.yaml")
+
+
+def parameters(module: nn.Module) -> int:
+    """Return how many values a module has: its parameters, and tables of positions that are stored with them."""
+    values = {id(value): value.numel() for value in module.state_dict(keep_vars=True).values()}  # tied ones once
+    return sum(values.values())
+
+
+def cut(backbone: Backbone) -> tuple[int, int]:
+    """Return a denoiser's parameters, whole and as far as its configuration reads."""
+    config = settings_of(backbone)
+    with torch.device("meta"):
+        parts = Parts(denoiser=build_denoiser(backbone))
+    whole = parameters(parts.denoiser)
+    names = (config.attention.cross_layers, config.attention.self_layers)
+    if backbone.shape is _SDXL:
+        return whole, whole  # the default layers are Stable Diffusion 1.x's
+    if backbone.layer is not None:
+        names = ((backbone.layer,), (backbone.layer,))
+    layers = [resolve_layers(list_layers(parts), each, "layers") for each in names]
+    cut_denoiser(parts, *layers)
+    return whole, parameters(parts.denoiser)
+
+
+def rows() -> list[tuple[str, ...]]:
+    """Return a row for each model."""
+    found = []
+    for backbone in BACKBONES.values():
+        whole, read = cut(backbone)
+        with torch.device("meta"):
+            image = build_image_encoder(backbone.channels)
+            text = sum(parameters(build_text_encoder(name)) for name in backbone.encoders)
+        unet = backbone.kind == "UNet2DConditionModel"
+        seen = parameters(image) if unet else parameters(image.encoder)
+        gigabytes = [count * BYTES / 1e9 for count in (read, seen, text)]
+        leaving = gigabytes[1] + (gigabytes[0] + gigabytes[2] if unet else max(gigabytes[0], gigabytes[2]))
+        card = next(size for size in CARDS_GB if size >= leaving + BESIDE_GB)
+        figures = [f"{count / 1e9:.2f}" for count in (whole, read, text)] + [f"{leaving:.1f}", f"{sum(gigabytes):.1f}"]
+        found.append((backbone.title, *figures, f"{card} GB"))
+    return found
+
+
+HEADER = ("model", "denoiser, billions", "of these read", "text encoders, billions", "GB at once", "GB if all stays",
+          "smallest card")  # fmt: skip
+
+
+def report() -> str:
+    """Return the Markdown page."""
+    text = f"""# Which card takes which model: computed
+
+Commit {machine()["commit"]}; written by `python -m benchmarks.backbones`.
+Counted from the parameters, not measured on any card: float16 or bfloat16, the denoiser as far as the shipped
+configuration reads, text encoders of transformers on the card only while sentences are embedded. The smallest card is
+the first of 4, 6, 8, 12, 16, 24 ... GB that has {BESIDE_GB:g} GB more, which is assumed for a pass.
+
+"""
+    return text + table(HEADER, rows()) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.backbones", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--output", type=Path, default=HERE / "backbones.md")
+    options = parser.parse_args(arguments)
+    write_text(options.output, report())
+    print(report())
+
+
+if __name__ == "__main__":
+    main()
