@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from data.config import DataConfig, changed, from_plain, require, to_plain
+from data.config import CrfEngine, DataConfig, changed, from_plain, require, to_plain
 from data.errors import ConfigError, ModelError, StoreError
 
 SKIPPED_DATA_FIELDS = ("root", "split", "labels", "truth", "cache")  # they describe this machine or the small set
@@ -209,8 +209,12 @@ class CrfConfig:
     """The refinement of scores along the image's edges."""
 
     kind: CrfKind = "densecrf"
-    """densecrf: fully connected CRF on a CPU. pamr: local affinities, runs on a GPU too. none: scores as they are,
-    divided by their sum; they seldom reach 0.95, so lower ignore_below with it."""
+    """densecrf: fully connected CRF. pamr: local affinities. none: scores as they are, divided by their sum; they
+    seldom reach 0.95, so lower ignore_below with it."""
+
+    engine: CrfEngine = "auto"
+    """Kind densecrf: pydensecrf (a CPU alone; needs a C++ compiler to install) or torch (a CPU or a CUDA GPU; the same
+    marginals within 0.001); auto: torch beside a model on a CUDA GPU or without pydensecrf, else pydensecrf."""
 
     iterations: int = 10
     """Mean-field steps (densecrf) or rounds (pamr); 0 returns the normalised scores."""
@@ -254,9 +258,9 @@ class CrfConfig:
             case "densecrf":
                 return ()
             case "pamr":
-                return changed(self, dense)
+                return changed(self, ("engine", *dense))
             case "none":
-                return changed(self, ("iterations", "scale", "wrapped_image", *dense))
+                return changed(self, ("engine", "iterations", "scale", "wrapped_image", *dense))
 
 
 @dataclass(frozen=True)
@@ -398,13 +402,16 @@ def stored_mask_settings(config: MaskConfig) -> dict[str, Any]:
     resumed as they are.
     """
     stored = {name: to_plain(getattr(config, name)) for name in MASK_FIELDS}
-    if config.crf.max_megapixels == CrfConfig.max_megapixels:
-        del stored["crf"]["max_megapixels"]
+    for name in ("max_megapixels", "engine"):
+        if getattr(config.crf, name) == getattr(CrfConfig, name):
+            del stored["crf"][name]
     return stored
 
 
 def mask_settings(stored: dict[str, Any]) -> MaskConfig:
     """Read the mask settings out of a store header's config (`stored_settings`); absent keys take their defaults.
+
+    So does the CRF's engine, which belongs to the machine and not to the masks.
 
     Raises:
         StoreError: a setting that this version does not know, or a value of another type or out of its range.
@@ -415,7 +422,7 @@ def mask_settings(stored: dict[str, Any]) -> MaskConfig:
         return replace(
             from_plain(MaskConfig, rest, "config"),
             fuse=from_plain(FuseConfig, stored.get("fuse", {}), "config.fuse"),
-            crf=from_plain(CrfConfig, stored.get("crf", {}), "config.crf"),
+            crf=replace(from_plain(CrfConfig, stored.get("crf", {}), "config.crf"), engine="auto"),
         )
     except ConfigError as error:
         raise StoreError(

@@ -132,7 +132,7 @@ def predict_image(
     call: Network = network
     batch = to_tensor(rgb)[None].to(device).float()
     found = probabilities(call, batch, inference, model)[0].float().cpu().numpy()
-    return found, sharpen(rgb, found, inference.crf)
+    return found, sharpen(rgb, found, inference.crf, str(device))
 
 
 class _Writer:

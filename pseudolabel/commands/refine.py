@@ -28,7 +28,7 @@ def refine(
         root: Folder of the images, if it is not where the store says.
         workers: Processes that make masks; none: one for each core but one; 0: no extra process.
         on_error: stop, or skip: an image that cannot be processed is counted and named at the end.
-        device: Where PAMR runs: auto (a GPU if there is one), cpu, cuda, cuda:1. The dense CRF runs on the CPU.
+        device: Where PAMR and the CRF's torch engine run: auto (a GPU if there is one), cpu, cuda, cuda:1.
         **settings: The fields of MaskConfig.
 
     """

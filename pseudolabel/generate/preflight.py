@@ -69,11 +69,13 @@ def check_model(config: GenerateConfig, data: "DataReport", measure: bool = Fals
 def _fill_in(report: ModelReport, config: GenerateConfig, found: "Measured") -> None:
     """Put what was measured into the report."""
     from pseudolabel.generate.workers import default_workers
+    from pseudolabel.masks.crf import runs_on_gpu
     from pseudolabel.softmaps.diffusion.parts import pick_device
 
-    on_cpu = pick_device(config.run.device).type == "cpu"
+    device = str(pick_device(config.run.device))
+    on_cpu = device == "cpu"
     workers = default_workers(config.run.workers)
-    in_this_process = config.crf.kind == "pamr" and not on_cpu
+    in_this_process = runs_on_gpu(config.crf, device)
     report.seconds_per_image = seconds_per_image(
         found.unet, found.masks, 0 if in_this_process else workers, available_cpus(), on_cpu
     )

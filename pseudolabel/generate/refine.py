@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from data.store.store import MaskStore
 from pseudolabel.config import CrfConfig, MaskConfig, stored_mask_settings
 from pseudolabel.generate.tally import Tally, count_outcome, progress_bar
 from pseudolabel.generate.workers import MaskJob, default_workers, run_jobs
+from pseudolabel.masks.crf import with_engine
 
 
 def refine_masks(
@@ -33,7 +35,7 @@ def refine_masks(
         root: folder of the images, if it is not where the source says.
         workers: worker processes; None: one for each core but one; 0: none.
         on_error: "stop" or "skip".
-        device: where PAMR runs: auto (a GPU if there is one), cpu, cuda, cuda:1.
+        device: where PAMR and the dense CRF's torch engine run: auto (a GPU if there is one), cpu, cuda, cuda:1.
 
     Raises:
         ConfigError: the machine has no such device.
@@ -44,6 +46,7 @@ def refine_masks(
     if source_path.resolve() == output_path.resolve():
         raise StoreError(f"{output_path} is the store that is read; name another folder with --output.")
     where = _device_of(config.crf, device)
+    config = replace(config, crf=with_engine(config.crf, where))
     source = MaskStore.open(source_path)
     header = refined_header(source, config, root)
     finished: dict[str, tuple[int, ...] | None] = {}
@@ -77,8 +80,8 @@ def holds_background(source: MaskStore) -> bool:
 
 
 def _device_of(config: CrfConfig, device: str) -> str:
-    """Return where the refinement runs; torch is imported only where it is needed."""
-    if config.kind != "pamr":
+    """Return where the refinement may run; torch is imported only where it is needed."""
+    if config.kind == "none" or (config.kind == "densecrf" and config.engine == "pydensecrf"):
         return "cpu"
     from pseudolabel.softmaps.diffusion.parts import pick_device
 

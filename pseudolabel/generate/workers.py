@@ -89,9 +89,10 @@ def finish_image(job: MaskJob, config: MaskConfig, device: str = "cpu") -> Outco
     Args:
         job: the image.
         config: threshold, refinement and ignore band.
-        device: where PAMR runs.
+        device: where PAMR and the dense CRF's torch engine run.
 
     """
+    from pseudolabel.masks.crf import with_engine
     from pseudolabel.masks.labelmap import label_map
 
     start = time.perf_counter()
@@ -110,6 +111,8 @@ def finish_image(job: MaskJob, config: MaskConfig, device: str = "cpu") -> Outco
     record = image_record(
         job.id, job.image, mask, argmax, soft.labels, store.classes, seconds, dropped_words=job.dropped_words
     )
+    if with_engine(config.crf, device).engine == "torch":
+        record["crf_engine"] = "torch"
     store.write(job.id, mask, argmax=argmax, soft=soft, record=record)
     return Outcome(job.id, record)
 
@@ -125,7 +128,7 @@ def _end_with_parent() -> None:
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, which is imported later and only where PAMR needs it
+    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, which is imported later and only where the refinement needs it
     import cv2
 
     cv2.setNumThreads(1)
@@ -146,14 +149,16 @@ def run_jobs(jobs: Iterable[MaskJob], config: MaskConfig, workers: int, device: 
         jobs: the images.
         config: threshold, refinement and ignore band.
         workers: worker processes; 0: none.
-        device: where PAMR runs. On a GPU it runs in this process, which holds the GPU already; the dense CRF runs on
-            the CPU, in the workers.
+        device: where the model is. What refines on a GPU runs in this process, which holds the GPU already; what takes
+            a core, in the workers.
 
     Raises:
         UserError: a worker process was killed, most often for lack of memory.
 
     """
-    if workers == 0 or (config.crf.kind == "pamr" and device != "cpu"):
+    from pseudolabel.masks.crf import runs_on_gpu
+
+    if workers == 0 or runs_on_gpu(config.crf, device):
         for job in jobs:
             yield finish_image(job, config, device)
         return

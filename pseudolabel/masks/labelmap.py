@@ -1,6 +1,6 @@
 """From cached soft maps to a mask: background, image size, refinement, class ids and the ignore band.
 
-Needs no diffusion model and no torch (but for PAMR), and can be sent to worker processes.
+Needs no diffusion model, and torch for PAMR and the dense CRF's torch engine alone; can be sent to worker processes.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ def label_map(
         rgb_u8: the image as it is in its file, or at its working size.
         soft: its soft maps.
         config: threshold, refinement and ignore band.
-        device: where PAMR runs.
+        device: where PAMR and the dense CRF's torch engine run.
 
     Raises:
         ImageError: the image is not of the size the soft maps were made for.
