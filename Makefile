@@ -24,6 +24,8 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --progress-bar off -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet -e '.[crf]' 2> $(VENV)/crf.log || \
+	  echo "pydensecrf was not built (no C++ compiler? $(VENV)/crf.log says why): the dense CRF runs in torch, with the same masks."
 	touch $(STAMP)
 
 clean-venv:

@@ -19,6 +19,7 @@ from data.console import exit_with_line, log_to_stderr, run_program
 from pseudolabel.commands.calibrate import calibrate
 from pseudolabel.commands.check import check
 from pseudolabel.commands.demo import demo
+from pseudolabel.commands.doubt import doubt
 from pseudolabel.commands.export import export
 from pseudolabel.commands.generate import generate
 from pseudolabel.commands.ground import ground
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Any] = {
     "generate": generate,
     "refine": refine,
     "score": score,
+    "doubt": doubt,
     "report": report,
     "export": export,
     "ground": ground,

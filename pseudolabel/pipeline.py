@@ -7,7 +7,7 @@ that is read.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from pseudolabel.softmaps.passes import Pass, Reader
 from pseudolabel.softmaps.prompt import Prompt
 from pseudolabel.softmaps.reading import Reading, number_fault, read_batch
 from pseudolabel.softmaps.shares import AttentionShares, PhraseMaps
+
+Found = TypeVar("Found")
 
 
 class Pipeline:
@@ -126,14 +128,34 @@ class Pipeline:
         self, images: Sequence[np.ndarray], labels: Sequence[tuple[int, ...]], ids: Sequence[str]
     ) -> list[SoftMaps | ModelError]:
         """Return as `soft_maps`, but the error in the place of an image whose values are not finite."""
+        return self._class_maps(images, labels, ids, lambda soft, _: soft)
+
+    @torch.inference_mode()
+    def maps_and_shares_or_faults(
+        self, images: Sequence[np.ndarray], labels: Sequence[tuple[int, ...]], ids: Sequence[str]
+    ) -> list[PhraseMaps | ModelError]:
+        """Return as `soft_maps_or_faults`, bit for bit, with how much of the attention each label's tokens have."""
+        frames = [self.reader.frame((image.shape[0], image.shape[1])) for image in images]
+        shares = AttentionShares(frames, [self._grid(frame) for frame in frames], [len(row) for row in labels])
+        return self._class_maps(images, labels, ids, lambda soft, i: PhraseMaps(soft, *shares.of(i)), shares.add)
+
+    def _class_maps(
+        self,
+        images: Sequence[np.ndarray],
+        labels: Sequence[tuple[int, ...]],
+        ids: Sequence[str],
+        finished: Callable[[SoftMaps, int], Found],
+        watch: Callable[[Sequence[Pass], Reading], None] | None = None,
+    ) -> list[Found | ModelError]:
+        """Return what `finished` makes of each image's soft maps and its position, or the error in its place."""
         plans = [self.reader.plan(row) for row in labels]
         subjects = enumerate(zip(images, plans, ids, strict=True))
         passes = [item for index, subject in subjects for item in self.reader.passes(index, *subject)]
         frames = [self.reader.frame((image.shape[0], image.shape[1])) for image in images]
-        maps = self._mean_maps(passes, [len(row) for row in labels], frames)
+        maps = self._mean_maps(passes, [len(row) for row in labels], frames, watch, attention=watch is not None)
         return [
-            number_fault(self.parts, image_id, [each]) or to_soft_maps(each, row, frame)
-            for image_id, each, row, frame in zip(ids, maps, labels, frames, strict=True)
+            number_fault(self.parts, image_id, [each]) or finished(to_soft_maps(each, row, frame), index)
+            for index, (image_id, each, row, frame) in enumerate(zip(ids, maps, labels, frames, strict=True))
         ]
 
     @torch.inference_mode()

@@ -25,6 +25,8 @@ class SegmentationData(pl.LightningDataModule):
         root: folder of the store's images, if they are not where the store says.
         masks: the store's masks, the same without their ignore band (argmax), or the true masks for comparison.
         truth: folder of true masks named <id>.png for masks=truth; where the data set keeps them if not given.
+        min_presence: labels that a store says are less present (`pseudolabel doubt` lists them) are not learnt: their
+            pixels are ignored, and an image of which no label is left is left out; 0 keeps all.
         weights: confidence weighs each pixel by what the store's soft maps say for its label.
         augment: crops, scales, flips and colours.
         val: data set with ground truth that is measured on (fit may go without, test may not).
@@ -43,6 +45,7 @@ class SegmentationData(pl.LightningDataModule):
         root: Path | None = None,
         masks: Literal["store", "argmax", "truth"] = "store",
         truth: Path | None = None,
+        min_presence: float = 0.0,
         weights: Literal["none", "confidence"] = "none",
         augment: AugmentConfig = AugmentConfig(),  # noqa: B008 - frozen
         val: DataConfig | None = None,
@@ -56,9 +59,11 @@ class SegmentationData(pl.LightningDataModule):
         super().__init__()
         require("data.batch_size", batch_size, batch_size >= 1, "at least 1")
         require("data.workers", workers, workers is None or workers >= 0, "at least 0")
+        require("data.min_presence", min_presence, 0 <= min_presence <= 1, "from 0 to 1")
         require("data.val_limit", val_limit, val_limit is None or val_limit >= 1, "at least 1")
         self.store_path, self.root, self.masks, self.truth, self.weights = store, root, masks, truth, weights
         self.augment, self.val, self.val_limit = augment, val, val_limit
+        self.min_presence = min_presence
         self.batch_size, self.cache = batch_size, cache
         self.workers = min(4, available_cpus() - 1) if workers is None else workers
         self.seed, self.need_truth = seed, need_truth
@@ -92,7 +97,7 @@ class SegmentationData(pl.LightningDataModule):
                 f"{', '.join(self.classes.names[:4])}, ...: they must be the same; see --data.store and --ckpt_path."
             )
         self.classes = store.classes
-        samples = list_training(store, self.masks, self.truth, self.root)
+        samples = list_training(store, self.masks, self.truth, self.root, self.min_presence)
         return TrainingSet(
             samples,
             len(store.classes) + 1,

@@ -40,14 +40,18 @@ class TrainingSample:
     image_path: Path
     mask_path: Path
     white: White = "ignore"
+    doubted: tuple[int, ...] = ()  # classes that are probably not there; their pixels are not learnt
 
     def mask(self) -> UInt8[np.ndarray, "height width"]:
         """Return the mask, 255 where nothing is to be learnt."""
         mask = read_mask(self.mask_path)
-        return white_as_class(mask) if self.white == "class" else mask
+        mask = white_as_class(mask) if self.white == "class" else mask
+        return np.where(np.isin(mask, self.doubted), np.uint8(IGNORE), mask) if self.doubted else mask
 
 
-def list_training(store: MaskStore, masks: Masks, truth: Path | None, root: Path | None) -> list[TrainingSample]:
+def list_training(
+    store: MaskStore, masks: Masks, truth: Path | None, root: Path | None, min_presence: float = 0.0
+) -> list[TrainingSample]:
     """Return the samples of a store, sorted by id, after checking that every file is there.
 
     Args:
@@ -55,6 +59,7 @@ def list_training(store: MaskStore, masks: Masks, truth: Path | None, root: Path
         masks: its masks with the ignore band, its masks without (`argmax`), or the true masks instead.
         truth: folder of true masks named <id>.png; where the store's data set keeps them if not given.
         root: folder of the data set, if it is not where the store says.
+        min_presence: labels less present than this are not learnt (`drop_doubted`).
 
     Raises:
         StoreError: no images, or files that are missing; the message counts them and names the first.
@@ -63,6 +68,10 @@ def list_training(store: MaskStore, masks: Masks, truth: Path | None, root: Path
     records = sorted(store.records(), key=lambda record: record["id"])
     if not records:
         raise StoreError(f"The store {store.path} holds no finished image; run `pseudolabel generate` first.")
+    doubted = _doubted(store, records, min_presence) if min_presence else {}
+    records = [record for record in records if set(doubted.get(record["id"], ())) != set(record.get("labels", [-1]))]
+    if not records:
+        raise StoreError(f"--data.min_presence {min_presence} leaves no image of {store.path}: lower it.")
     truths = _true_masks(store, truth, root, records) if masks == "truth" else {}
     white = truth_white(store, root) if masks == "truth" else "ignore"
     folder = store.path / ("argmax" if masks == "argmax" else "masks")
@@ -72,6 +81,7 @@ def list_training(store: MaskStore, masks: Masks, truth: Path | None, root: Path
             store.image_path(record, root),
             truths[record["id"]] if masks == "truth" else folder / f"{record['id']}.png",
             white,
+            doubted.get(record["id"], ()),
         )
         for record in records
     ]
@@ -79,6 +89,35 @@ def list_training(store: MaskStore, masks: Masks, truth: Path | None, root: Path
     remedy = "--data.truth names their folder" if masks == "truth" else "generate them again"
     _check_files([sample.mask_path for sample in samples], "mask", remedy)
     return samples
+
+
+def _doubted(store: MaskStore, records: list[dict[str, Any]], least: float) -> dict[str, tuple[int, ...]]:
+    """Return the labels of each image that are less present than `least`, and say how many there are.
+
+    Raises:
+        StoreError: the store says of no label how present it is.
+
+    """
+    if not any(record.get("presence") for record in records):
+        raise StoreError(
+            f"--data.min_presence: {store.path} says of no label how present it is; make the masks again with "
+            "`pseudolabel generate --overwrite`, or leave it at 0."
+        )
+    ids = {store.classes.name(label): label for label in range(1, len(store.classes) + 1)}
+    found = {}
+    for record in records:
+        scores = record.get("presence", {})
+        low = [
+            ids[name] for name, score in scores.items() if score < least and ids.get(name) in record.get("labels", [])
+        ]
+        if low:
+            found[record["id"]] = tuple(sorted(low))
+    empty = sum(set(found.get(record["id"], ())) == set(record.get("labels", [-1])) for record in records)
+    logger.warning(
+        "--data.min_presence %g: %s in %s not learnt, which leaves %s without any; left out.",
+        *(least, count(sum(map(len, found.values())), "label"), count(len(found), "image"), count(empty, "image")),
+    )
+    return found
 
 
 def _true_masks(

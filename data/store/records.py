@@ -118,6 +118,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "class_share": (_are_shares, "numbers from 0 to 1 by class name"),
     "warnings": (_are_texts, "a list of sentences"),
     "dropped_words": (_are_texts, "a list of words"),
+    "presence": (_are_shares, "numbers from 0 to 1 by class name"),
     "crf_engine": (_is_text, "the name of a program part"),
     "seconds": (lambda value: _is_number(value, 1e12), "a number of seconds"),
 }

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from data.classes import ClassSet
 from data.console import available_cpus
 from data.errors import UserError
 from data.images import read_image
@@ -47,6 +48,7 @@ class MaskJob:
         source_record: the image's line in that store, which the soft maps must agree with.
         seconds: time already spent on this image.
         dropped_words: background words for which its sentence had no room.
+        presence: of each label, how likely it is right; none where nothing was read anew.
 
     """
 
@@ -60,6 +62,7 @@ class MaskJob:
     source_record: dict[str, Any] | None = None
     seconds: float = 0.0
     dropped_words: tuple[str, ...] = ()
+    presence: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,10 +114,20 @@ def finish_image(job: MaskJob, config: MaskConfig, device: str = "cpu") -> Outco
     record = image_record(
         job.id, job.image, mask, argmax, soft.labels, store.classes, seconds, dropped_words=job.dropped_words
     )
+    record |= _presence(job, soft.labels, store.classes)
     if with_engine(config.crf, device).engine == "torch":
         record["crf_engine"] = "torch"
     store.write(job.id, mask, argmax=argmax, soft=soft, record=record)
     return Outcome(job.id, record)
+
+
+def _presence(job: MaskJob, labels: tuple[int, ...], classes: ClassSet) -> dict[str, Any]:
+    """Return what the index says of how likely each label is right: as read, or as the store says that is refined."""
+    if job.presence:
+        scores = zip(labels, job.presence, strict=True)
+        return {"presence": {classes.name(label): round(score, 4) for label, score in scores}}
+    before = job.source_record or {}
+    return {"presence": before["presence"]} if "presence" in before else {}
 
 
 def _end_with_parent() -> None:

@@ -121,6 +121,10 @@ class Recording:
     queries: dict[str, Tensor] = field(default_factory=dict)
     keys: dict[str, Tensor] = field(default_factory=dict)
 
+    def first_columns(self, number: int) -> "Recording":
+        """Return the same with only so many columns of cross-attention."""
+        return replace(self, cross={block: columns[:, :number] for block, columns in self.cross.items()})
+
     def cross_map(
         self, layer: Layer, latent_hw: tuple[int, int], content: Bool[Tensor, "batch columns"] | None = None
     ) -> Float[Tensor, "batch columns height width"]:
@@ -215,11 +219,15 @@ def _image_part(layer: Layer, n_text: int) -> slice:
 
 
 def cross_columns(
-    call: Call, layer: Layer, weights: Float[Tensor, "batch columns tokens"]
-) -> Float[Tensor, "batch columns cells"]:
+    call: Call,
+    layer: Layer,
+    weights: Float[Tensor, "batch columns tokens"],
+    beside: Float[Tensor, "batch more tokens"] | None = None,
+) -> Float[Tensor, "batch columns_and_more cells"]:
     """Return column sums of the cross-attention: softmax over all keys, mean over heads, then the tokens' weights.
 
-    One head and so many cells at a time, in float32, that memory is linear in the cells.
+    One head and so many cells at a time, in float32, that memory is linear in the cells. `beside` are further columns,
+    appended by a product of their own: the bits of the first ones do not depend on them.
     """
     n_text = weights.shape[-1]
     image = call.of_image(layer, n_text)
@@ -233,7 +241,8 @@ def cross_columns(
         for head in range(queries.shape[1]):
             scores = queries[:, head, rows].float() @ keys[:, head].float().transpose(1, 2) * call.scale
             total += torch.softmax(_masked(scores, image.mask, head, rows), dim=-1)[..., text]
-        parts.append(weights @ (total / queries.shape[1]).transpose(1, 2))
+        mean = (total / queries.shape[1]).transpose(1, 2)
+        parts.append(weights @ mean if beside is None else torch.cat([weights @ mean, beside @ mean], dim=1))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
@@ -287,6 +296,7 @@ def record_attention(
     columns: Float[Tensor, "batch columns tokens"],
     stop: bool = False,
     through_keys: bool = False,
+    beside: Float[Tensor, "batch more tokens"] | None = None,
 ) -> Iterator[Recording]:
     """Record chosen layers of every pass made inside the `with` block; the last pass is kept.
 
@@ -300,6 +310,7 @@ def record_attention(
         columns: weights of the text's tokens in each column that is kept.
         stop: end the pass, and with it the block, as soon as every layer was read.
         through_keys: gradients reach the words' side of cross-attention alone, and not what the image looks like.
+        beside: further columns, kept behind the others (`cross_columns`).
 
     Raises:
         ModelError: a layer was not seen, because something computes its attention in another way.
@@ -312,7 +323,7 @@ def record_attention(
     def keep_cross(block: str, layer: Layer) -> Callable[[Call], None]:
         def sink(call: Call) -> None:
             seen = replace(call, queries=call.queries.detach()) if through_keys else call
-            recording.cross[block] = cross_columns(seen, layer, columns)
+            recording.cross[block] = cross_columns(seen, layer, columns, beside)
 
         return sink
 

@@ -96,14 +96,15 @@ def read_batch(
     latent_hw = (passes[0].noised.shape[-2], passes[0].noised.shape[-1])
     prompts, frames = [item.prompt for item in passes], [item.frame for item in passes]
     weights = class_weights(prompts, passes[0].text.tokens.shape[1]).to(parts.device)
-    columns = every_token(weights) if token_rescaling or attention else weights
-    recording = run_passes(parts, cross_layers, self_layers, passes, columns)
+    columns = every_token(weights) if token_rescaling else weights
+    beside = token_shares(prompts, weights.shape[-1]).to(parts.device) if attention else None
+    recording = run_passes(parts, cross_layers, self_layers, passes, columns, beside)
     grid_hw = common_grid(cross_layers, self_layers, latent_hw)
     shares = None
     if attention:
-        read = token_shares(prompts, weights.shape[-1]).to(parts.device)
-        maps = [_weighted(read, recording.cross_map(layer, latent_hw)) for layer in cross_layers]
+        maps = [recording.cross_map(layer, latent_hw)[:, columns.shape[1] :] for layer in cross_layers]
         shares = torch.stack([resize_maps(each, grid_hw) for each in maps]).mean(dim=0)
+        recording = recording.first_columns(columns.shape[1])
     if token_rescaling:
         content = content_tokens(prompts, weights.shape[-1]).to(parts.device)
         cross = {
@@ -112,8 +113,6 @@ def read_batch(
         }
     else:
         cross = {layer.name: recording.cross_map(layer, latent_hw) for layer in cross_layers}
-        if attention:
-            cross = {name: _weighted(weights, tokens) for name, tokens in cross.items()}
     layers = tuple(SelfAttention(*recording.queries_and_keys(layer), layer.grid_hw(latent_hw)) for layer in self_layers)
     refined = refine_maps(list(cross.values()), layers, frames, grid_hw, valid_only, affinity)
     return Reading(cross, *refined, attention=shares)
@@ -125,10 +124,11 @@ def run_passes(
     self_layers: Sequence[Layer],
     passes: Sequence[Pass],
     columns: Float[Tensor, "batch columns tokens"],
+    beside: Float[Tensor, "batch more tokens"] | None = None,
 ) -> Recording:
-    """Run passes of equal size in one batch and return what the layers recorded."""
+    """Run passes of equal size in one batch and return what the layers recorded; see `record_attention`."""
     text = stack_texts([item.text for item in passes])
-    with record_attention(parts.unet, cross_layers, self_layers, columns, stop=True) as recording:
+    with record_attention(parts.unet, cross_layers, self_layers, columns, stop=True, beside=beside) as recording:
         noised = torch.stack([item.noised for item in passes])
         run_unet(parts, noised, [item.timestep for item in passes], text, passes[0].frame.padded_hw)
     return recording
