@@ -3,8 +3,7 @@
     python -m benchmarks.doubt                  # 200 scenes of calibration, 100 of val; writes doubt.md
 
 Every fifth scene gets a class that is not in it. Each (image, label) pair is scored as `pseudolabel doubt` does and the
-AUROC of right against wrong labels is taken. How a score is formed was
-chosen on calibration; val is there to be reported.
+AUROC of right against wrong labels is taken. What is flagged was chosen on calibration; val is there to be reported.
 """
 
 import argparse
@@ -30,7 +29,7 @@ from data.phrase_scores import auroc
 from pseudolabel.config import GenerateConfig
 from pseudolabel.ground.presence import presence
 from pseudolabel.pipeline import Pipeline
-from pseudolabel.review.doubt import Label, relative_presence
+from pseudolabel.review.doubt import is_flagged
 
 EVERY = 5  # scenes of which one gets a label too many
 
@@ -43,8 +42,8 @@ def noisy_labels(scene: Scene, index: int) -> tuple[int, ...]:
     return tuple(sorted({*scene.labels, absent[int(np.random.default_rng([11, index]).integers(len(absent)))]}))
 
 
-def scored(pipeline: Pipeline, split: Split, count: int) -> tuple[list[Label], list[bool]]:
-    """Return every label with its presence, and whether it is right."""
+def scored(pipeline: Pipeline, split: Split, count: int) -> tuple[list[float], list[bool]]:
+    """Return the presence of every label, and whether it is right."""
     found, right = [], []
     for index, scene in enumerate(tqdm(list(split_scenes(split, count)), split, unit="scene")):
         labels, image_id = noisy_labels(scene, index), f"{split}_{index}"
@@ -52,19 +51,19 @@ def scored(pipeline: Pipeline, split: Split, count: int) -> tuple[list[Label], l
         if isinstance(maps, Exception):
             raise maps
         for label, own, idle in zip(labels, maps.attention, maps.idle, strict=True):
-            found.append(Label(image_id, DEMO_CLASSES.name(label), presence(own, idle)))
+            found.append(presence(own, idle))
             right.append(label in scene.labels)
     return found, right
 
 
-def figures(found: Sequence[Label], right: Sequence[bool]) -> dict[str, float]:
+def figures(found: Sequence[float], right: Sequence[bool]) -> dict[str, float]:
     """Return AUROC of the ways of scoring, and what the most doubted fifth of labels holds."""
-    truth, raw = np.array(right), np.array([each.presence for each in found])
-    relative = np.array(relative_presence(found))
-    worst = np.argsort(relative)[: int((~truth).sum())]
+    truth, flagged = np.array(right), np.array(is_flagged(found))
+    worst = np.argsort(found)[: int((~truth).sum())]
     return {
-        "presence": auroc(raw, truth),
-        "presence over its class's median": auroc(relative, truth),
+        "AUROC": auroc(np.array(found), truth),
+        "share of the wrong labels that a report flags": float(flagged[~truth].mean()),
+        "share of the right labels that a report flags": float(flagged[truth].mean()),
         "wrong among as many most doubted labels as are wrong": float((~truth[worst]).mean()),
         "labels": len(truth),
         "of them wrong": int((~truth).sum()),

@@ -107,9 +107,8 @@ def _doubted(store: MaskStore, records: list[dict[str, Any]], least: float) -> d
     found = {}
     for record in records:
         scores = record.get("presence", {})
-        low = [
-            ids[name] for name, score in scores.items() if score < least and ids.get(name) in record.get("labels", [])
-        ]
+        low = {ids[name] for name, score in scores.items() if score < least and name in ids}
+        low &= set(record.get("labels", []))
         if low:
             found[record["id"]] = tuple(sorted(low))
     empty = sum(set(found.get(record["id"], ())) == set(record.get("labels", [-1])) for record in records)

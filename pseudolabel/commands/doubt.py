@@ -9,8 +9,7 @@ from data.console import count, printable
 def doubt(store: Path, limit: int = 20, output: Path | None = None, json: bool = False) -> None:
     """List the labels of a store that may be wrong, the most doubtful first; nothing is changed.
 
-    A label's presence is how much of the image's attention its words draw. It is compared with the median of its class
-    in the store; the lowest ones come first.
+    A label's presence is how much of the image's attention its words draw; its scale is the model's own.
 
     Args:
         store: Folder of the mask store, made by `generate`.
@@ -36,13 +35,12 @@ def doubt(store: Path, limit: int = 20, output: Path | None = None, json: bool =
         print(dumps(content, indent=1))
         return
     width = max(5, *(len(printable(each.label)) for each in shown))
-    print(f"{'label':<{width}}  presence  of its class's  mask  image")
+    print(f"{'label':<{width}}  presence   mask  image")
     for each in shown:
-        figures = f"{each.presence:8.3f}  {100 * each.relative:12.0f} %  {100 * each.share:3.0f} %"
+        figures = f"{each.presence:8.3f}  {100 * each.share:3.0f} %"
         print(f"{printable(each.label):<{width}}  {figures}  {printable(each.image or each.id)}")
     print(f"{count(len(shown), 'label')} of {len(found)}, the most doubtful first.")
     if output is not None:
         print(f"All of them: {output}")
-    print(
-        f"Next: correct the label file and run generate again, or segtrain fit --data.store {store} --data.min_presence P"
-    )
+    print("Next: correct the label file and run generate again,")
+    print(f"      or segtrain fit --data.store {store} --data.min_presence P     learns no label below P")
