@@ -9,6 +9,7 @@ pixels undecided than a model's would. `--images` adds photographs of one's own 
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -117,11 +118,11 @@ def memory_of(engine: str, size_hw: tuple[int, int], noise: bool) -> float:
 
 
 def measure_memory(engine: str, height: int, width: int, noise: int) -> int:
-    """Refine one picture and return by how many bytes the peak of this process rose."""
+    """Refine one picture and return by how many bytes the peak of this process is above what it held before."""
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (height, width, 3), np.uint8) if noise else drawn_picture((height, width), 0)
     scores = smooth_scores(3, (height, width), 0)
-    before = peak_memory_bytes() or 0
+    before = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
     dense_crf(rgb, scores, iterations=1, torch=torch if engine == "torch" else None, **RANGES)
     return (peak_memory_bytes() or 0) - before
 

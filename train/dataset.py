@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.classes import ClassSet
+from data.classes import IGNORE, ClassSet
 from data.config import DataConfig, White
 from data.console import count, plural
 from data.errors import StoreError
@@ -69,7 +69,7 @@ def list_training(
     if not records:
         raise StoreError(f"The store {store.path} holds no finished image; run `pseudolabel generate` first.")
     doubted = _doubted(store, records, min_presence) if min_presence else {}
-    records = [record for record in records if set(doubted.get(record["id"], ())) != set(record.get("labels", [-1]))]
+    records = [record for record in records if not _is_doubted(record, doubted)]
     if not records:
         raise StoreError(f"--data.min_presence {min_presence} leaves no image of {store.path}: lower it.")
     truths = _true_masks(store, truth, root, records) if masks == "truth" else {}
@@ -111,12 +111,17 @@ def _doubted(store: MaskStore, records: list[dict[str, Any]], least: float) -> d
         low &= set(record.get("labels", []))
         if low:
             found[record["id"]] = tuple(sorted(low))
-    empty = sum(set(found.get(record["id"], ())) == set(record.get("labels", [-1])) for record in records)
+    empty = sum(_is_doubted(record, found) for record in records)
     logger.warning(
         "--data.min_presence %g: %s in %s not learnt, which leaves %s without any; left out.",
         *(least, count(sum(map(len, found.values())), "label"), count(len(found), "image"), count(empty, "image")),
     )
     return found
+
+
+def _is_doubted(record: dict[str, Any], doubted: dict[str, tuple[int, ...]]) -> bool:
+    """Return whether all labels of an image are doubted."""
+    return record["id"] in doubted and set(doubted[record["id"]]) == set(record["labels"])
 
 
 def _true_masks(
