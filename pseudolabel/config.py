@@ -14,8 +14,8 @@ from data.errors import ConfigError, ModelError, StoreError
 
 SKIPPED_DATA_FIELDS = ("root", "split", "labels", "truth", "cache")  # they describe this machine or the small set
 
-AffinityKind = Literal["none", "caa", "iterated", "iseg", "clipes"]
-CrfKind = Literal["densecrf", "pamr", "none"]
+AffinityKind = Literal["none", "caa", "iterated", "iseg", "clipes", "cda"]
+CrfKind = Literal["densecrf", "pamr", "tlp", "none"]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 # Indices 4-8 and 11 of the 16 transformer blocks of Stable Diffusion 1.x in execution order.
@@ -151,7 +151,8 @@ class AffinityConfig:
     """How self-attention spreads a class's map over its object."""
 
     kind: AffinityKind = "caa"
-    """caa: S S (boxes * map). iterated: norm(S map) repeated. iseg: sharpened S. clipes: balanced, squared S."""
+    """caa: S S (boxes * map). iterated: norm(S map) repeated. iseg: sharpened S. clipes: balanced, squared S.
+    cda: S weighted by how alike the classes of two cells are, repeated."""
 
     boxes: bool = True
     """Kinds caa, iterated and clipes: only cells inside the boxes around a class's high values are spread."""
@@ -163,10 +164,13 @@ class AffinityConfig:
     """The grid's last row and column are never inside a box (Paper)."""
 
     iterations: int = 2
-    """Kind iterated: how many times the map is spread."""
+    """Kinds iterated and cda: how many times the map is spread."""
 
     sharpening: float = 0.015
     """Kind iseg: weight of the entropy term; published: 0.015 for VOC, 0.1 for COCO."""
+
+    temperature: float = 0.3
+    """Kind cda: the lower, the less is spread between cells of different classes."""
 
     @property
     def uses_boxes(self) -> bool:
@@ -176,17 +180,19 @@ class AffinityConfig:
     def idle(self) -> tuple[str, ...]:
         """Return the settings that were changed and have no effect under this kind."""
         idle = {
-            "none": ("boxes", "theta", "clamp_box_edge", "iterations", "sharpening"),
-            "caa": ("iterations", "sharpening"),
-            "iterated": ("sharpening",),
-            "iseg": ("boxes", "theta", "clamp_box_edge", "iterations"),
-            "clipes": ("iterations", "sharpening"),
+            "none": ("boxes", "theta", "clamp_box_edge", "iterations", "sharpening", "temperature"),
+            "caa": ("iterations", "sharpening", "temperature"),
+            "iterated": ("sharpening", "temperature"),
+            "iseg": ("boxes", "theta", "clamp_box_edge", "iterations", "temperature"),
+            "clipes": ("iterations", "sharpening", "temperature"),
+            "cda": ("boxes", "theta", "clamp_box_edge", "sharpening"),
         }[self.kind]
         return changed(self, dict.fromkeys([*idle, *(() if self.uses_boxes else ("theta", "clamp_box_edge"))]))
 
     def __post_init__(self) -> None:
         require("affinity.theta", self.theta, 0 <= self.theta < 1, "at least 0 and below 1")
         require("affinity.iterations", self.iterations, self.iterations >= 1, "at least 1")
+        require("affinity.temperature", self.temperature, self.temperature > 0, "above 0")
         require("affinity.sharpening", self.sharpening, self.sharpening >= 0, "at least 0")
 
 
@@ -209,15 +215,17 @@ class CrfConfig:
     """The refinement of scores along the image's edges."""
 
     kind: CrfKind = "densecrf"
-    """densecrf: fully connected CRF. pamr: local affinities. none: scores as they are, divided by their sum; they
-    seldom reach 0.95, so lower ignore_below with it."""
+    """densecrf: fully connected CRF. pamr: local affinities. tlp: smoothness between alike neighbours, solved on a
+    coarse grid. none: scores as they are, divided by their sum; they seldom reach 0.95, so lower ignore_below with
+    it, and with tlp."""
 
     engine: CrfEngine = "auto"
     """Kind densecrf: pydensecrf (a CPU alone; needs a C++ compiler to install) or torch (a CPU or a CUDA GPU; the same
     marginals within 0.001); auto: torch beside a model on a CUDA GPU or without pydensecrf, else pydensecrf."""
 
     iterations: int = 10
-    """Mean-field steps (densecrf) or rounds (pamr); 0 returns the normalised scores."""
+    """Mean-field steps (densecrf) or rounds (pamr); 0 returns the normalised scores, also under tlp, which otherwise
+    goes on until it has converged."""
 
     scale: float = 1.0
     """Side length, relative to the image's, at which the refinement runs; 0.5 takes a quarter of the time."""
@@ -241,6 +249,15 @@ class CrfConfig:
     compat_bilateral: float = 4.0
     """Weight of the appearance term."""
 
+    smoothness: float = 4.0
+    """Kind tlp: weight of the smoothness between neighbours; 0 changes nothing but the grid."""
+
+    grid: int = 160
+    """Kind tlp: cells of the longer side of the grid it works on; published: 80."""
+
+    edge: float = 20.0
+    """Kind tlp: difference of colours, in grey levels, from which on neighbours hardly hold together."""
+
     wrapped_image: bool = False
     """Subtract a mean from the BGR image and let bytes wrap, as the published code does (Paper)."""
 
@@ -248,19 +265,25 @@ class CrfConfig:
         require("crf.iterations", self.iterations, self.iterations >= 0, "at least 0")
         require("crf.scale", self.scale, 0 < self.scale <= 1, "above 0 and at most 1")
         require("crf.max_megapixels", self.max_megapixels, self.max_megapixels >= 0.001, "at least 0.001")
-        for name in ("sxy_gaussian", "sxy_bilateral", "srgb_bilateral"):
+        require("crf.smoothness", self.smoothness, self.smoothness >= 0, "at least 0")
+        require("crf.grid", self.grid, self.grid >= 2, "at least 2 cells")
+        for name in ("sxy_gaussian", "sxy_bilateral", "srgb_bilateral", "edge"):
             require(f"crf.{name}", getattr(self, name), getattr(self, name) > 0, "above 0")
 
     def idle(self) -> tuple[str, ...]:
         """Return the settings that were changed and have no effect under this kind."""
         dense = ("sxy_gaussian", "compat_gaussian", "sxy_bilateral", "srgb_bilateral", "compat_bilateral")
+        lattice = ("smoothness", "grid", "edge")
         match self.kind:
             case "densecrf":
-                return ()
+                return changed(self, lattice)
             case "pamr":
-                return changed(self, ("engine", *dense))
+                return changed(self, ("engine", *dense, *lattice))
+            case "tlp":
+                unread = ("iterations",) if self.iterations else ()
+                return changed(self, ("engine", *unread, *dense))
             case "none":
-                return changed(self, ("engine", "iterations", "scale", "wrapped_image", *dense))
+                return changed(self, ("engine", "iterations", "scale", "wrapped_image", *dense, *lattice))
 
 
 @dataclass(frozen=True)
@@ -389,9 +412,14 @@ ADAPTERS = ("tokens", "lora", "custom_diffusion")  # of the model; a store that 
 
 
 def stored_settings(config: GenerateConfig) -> dict[str, Any]:
-    """Return the settings that change masks as JSON values, for a store header; data and run settings stay out."""
+    """Return the settings that change masks as JSON values, for a store header; data and run settings stay out.
+
+    Settings that older versions did not have are left out at their defaults, as in `stored_mask_settings`.
+    """
     stored = {name: to_plain(getattr(config, name)) for name in SOFT_FIELDS}
     stored["model"] = {name: value for name, value in stored["model"].items() if value or name not in ADAPTERS}
+    if config.affinity.temperature == AffinityConfig.temperature:
+        del stored["affinity"]["temperature"]
     return stored | stored_mask_settings(mask_config(config))
 
 
@@ -402,7 +430,7 @@ def stored_mask_settings(config: MaskConfig) -> dict[str, Any]:
     resumed as they are.
     """
     stored = {name: to_plain(getattr(config, name)) for name in MASK_FIELDS}
-    for name in ("max_megapixels", "engine"):
+    for name in ("max_megapixels", "engine", "smoothness", "grid", "edge"):
         if getattr(config.crf, name) == getattr(CrfConfig, name):
             del stored["crf"][name]
     return stored

@@ -81,7 +81,7 @@ def holds_background(source: MaskStore) -> bool:
 
 def _device_of(config: CrfConfig, device: str) -> str:
     """Return where the refinement may run; torch is imported only where it is needed."""
-    if config.kind == "none" or (config.kind == "densecrf" and config.engine == "pydensecrf"):
+    if config.kind in ("none", "tlp") or (config.kind == "densecrf" and config.engine == "pydensecrf"):
         return "cpu"
     from pseudolabel.softmaps.diffusion.parts import pick_device
 

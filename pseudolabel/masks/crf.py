@@ -11,6 +11,7 @@ from data.densecrf import chosen_engine, dense_crf
 from data.store.softmaps import resize_scores
 from pseudolabel.config import CrfConfig
 from pseudolabel.masks.pamr import pamr
+from pseudolabel.masks.tlp import text_guided_smoothing
 
 # Mean of the COCO images in BGR, as Caffe models subtract it; the published code feeds the CRF what is left.
 MEAN_BGR = (104.008, 116.669, 122.675)
@@ -68,6 +69,9 @@ def _refine(guide_u8: np.ndarray, scores: np.ndarray, config: CrfConfig, scale: 
             )
         case "pamr":
             return _normalise(pamr(guide_u8, _normalise(scores), config.iterations, device))
+        case "tlp":
+            normalised = _normalise(scores)
+            return _normalise(text_guided_smoothing(guide_u8, normalised, config.smoothness, config.edge, config.grid))
         case "none":
             return _normalise(scores)
 
@@ -93,7 +97,7 @@ def runs_on_gpu(config: CrfConfig, device: str) -> bool:
             return device.startswith("cuda") and chosen_engine(config.engine, device) == "torch"
         case "pamr":
             return device != "cpu"
-        case "none":
+        case "tlp" | "none":
             return False
 
 
