@@ -37,7 +37,7 @@ RANGES = {
 }
 CLASSES = (2, 3, 4, 21)
 REPEATS = 2
-MEMORY_SIZES = ((334, 500), (668, 1000), (1142, 1838))  # 0.17, 0.67 and 2.1 million pixels
+MEMORY_SIZES = ((668, 1000), (1142, 1838))  # 0.67 and 2.1 million pixels
 Picture = tuple[str, np.ndarray]
 
 

@@ -206,6 +206,10 @@ class FuseConfig:
     clamp: bool = True
     """Background is zero where a map exceeds twice the threshold. False: it rises again there (Paper)."""
 
+    background: Literal["rule", "words"] = "rule"
+    """rule: what the class maps leave, by the threshold. words: at least the maps of the background words, which are
+    then read out and compete with the classes; soft maps made so serve both."""
+
     def __post_init__(self) -> None:
         require("fuse.threshold", self.threshold, 0 < self.threshold <= 1, "above 0 and at most 1")
 
@@ -354,7 +358,7 @@ class MaskConfig:
             background: the soft maps hold a background of their own (a network's predictions), so none is fused.
 
         """
-        fuse = changed(self.fuse, ("threshold", "clamp")) if background else ()
+        fuse = changed(self.fuse, ("threshold", "clamp", "background")) if background else ()
         groups = (("fuse", fuse), ("crf", self.crf.idle()))
         return tuple(f"{group}.{name}" for group, names in groups for name in names)
 
@@ -398,6 +402,9 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         require("ignore_below", self.ignore_below, 0 <= self.ignore_below <= 1, "from 0 to 1")
+        has_words = self.fuse.background == "rule" or self.prompt.background_words
+        rule = "rule where --prompt.background_words is false"
+        require("fuse.background", self.fuse.background, has_words, rule)
 
     def idle(self) -> tuple[str, ...]:
         """Return the settings that were changed and have no effect under the chosen kinds."""
@@ -408,6 +415,12 @@ class GenerateConfig:
 
 SOFT_FIELDS = ("model", "resize", "prompt", "diffusion", "attention", "affinity")
 MASK_FIELDS = ("fuse", "crf", "ignore_below")
+# Settings that the first stores did not have.
+LATER = {
+    "affinity": ("temperature",),
+    "fuse": ("background",),
+    "crf": ("max_megapixels", "engine", "smoothness", "grid", "edge"),
+}
 ADAPTERS = ("tokens", "lora", "custom_diffusion")  # of the model; a store that was made with none does not name them
 
 
@@ -418,9 +431,7 @@ def stored_settings(config: GenerateConfig) -> dict[str, Any]:
     """
     stored = {name: to_plain(getattr(config, name)) for name in SOFT_FIELDS}
     stored["model"] = {name: value for name, value in stored["model"].items() if value or name not in ADAPTERS}
-    if config.affinity.temperature == AffinityConfig.temperature:
-        del stored["affinity"]["temperature"]
-    return stored | stored_mask_settings(mask_config(config))
+    return _without_later_defaults(config, stored) | stored_mask_settings(mask_config(config))
 
 
 def stored_mask_settings(config: MaskConfig) -> dict[str, Any]:
@@ -430,9 +441,16 @@ def stored_mask_settings(config: MaskConfig) -> dict[str, Any]:
     resumed as they are.
     """
     stored = {name: to_plain(getattr(config, name)) for name in MASK_FIELDS}
-    for name in ("max_megapixels", "engine", "smoothness", "grid", "edge"):
-        if getattr(config.crf, name) == getattr(CrfConfig, name):
-            del stored["crf"][name]
+    return _without_later_defaults(config, stored)
+
+
+def _without_later_defaults(config: Any, stored: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what `LATER` lists where it is at its default."""
+    for group, names in LATER.items():
+        if group in stored:
+            settings = getattr(config, group)
+            left_out = {name for name in names if getattr(settings, name) == getattr(type(settings), name)}
+            stored[group] = {name: value for name, value in stored[group].items() if name not in left_out}
     return stored
 
 

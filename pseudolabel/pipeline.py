@@ -152,9 +152,12 @@ class Pipeline:
         subjects = enumerate(zip(images, plans, ids, strict=True))
         passes = [item for index, subject in subjects for item in self.reader.passes(index, *subject)]
         frames = [self.reader.frame((image.shape[0], image.shape[1])) for image in images]
-        maps = self._mean_maps(passes, [len(row) for row in labels], frames, watch, attention=watch is not None)
+        words = [self._words(plan) for plan in plans]
+        counts = [len(row) for row in labels]
+        maps = self._mean_maps(passes, counts, frames, watch, attention=watch is not None, words=words)
         return [
-            number_fault(self.parts, image_id, [each]) or finished(to_soft_maps(each, row, frame), index)
+            number_fault(self.parts, image_id, [each])
+            or finished(to_soft_maps(each, row, frame, self.reads_words), index)
             for index, (image_id, each, row, frame) in enumerate(zip(ids, maps, labels, frames, strict=True))
         ]
 
@@ -177,9 +180,10 @@ class Pipeline:
         frames = [self.reader.frame((image.shape[0], image.shape[1])) for image in images]
         counts = [1 + max(row for prompt in plan for row in prompt.rows) for plan in plans]
         shares = AttentionShares(frames, [self._grid(frame) for frame in frames], counts)
-        maps = self._mean_maps(passes, counts, frames, shares.add, attention=True)
+        words = [self._words(plan) for plan in plans]
+        maps = self._mean_maps(passes, counts, frames, shares.add, attention=True, words=words)
         return [
-            PhraseMaps(to_soft_maps(each, tuple(range(1, count + 1)), frame), *shares.of(index))
+            PhraseMaps(to_soft_maps(each, tuple(range(1, count + 1)), frame, self.reads_words), *shares.of(index))
             for index, (each, count, frame) in enumerate(zip(maps, counts, frames, strict=True))
         ]
 
@@ -236,11 +240,13 @@ class Pipeline:
         passes = list(reader.noised_passes(0, frame, clean, drawn, prompts, texts, timesteps))
         # attention, affinity and fuse
         kept: Readings = []
-        [maps] = self._mean_maps(passes, [len(labels)], [frame], lambda *found: kept.append(found))
+        words = [self._words(prompts)]
+        [maps] = self._mean_maps(passes, [len(labels)], [frame], lambda *found: kept.append(found), words=words)
         fault = number_fault(self.parts, image_id, [maps])
         if fault is not None:
             raise fault
-        result = assemble(prompts, kept, maps, to_soft_maps(maps, labels, frame), frame, masks.fuse)
+        soft = to_soft_maps(maps, labels, frame, self.reads_words)
+        result = assemble(prompts, kept, maps[: len(labels)], soft, frame, masks.fuse)
         steps = tuple(item.timestep for item in passes if item.prompt is prompts[0])
         result = replace(result, latents=clean, noise=drawn, timesteps=steps)
         if image is None:
@@ -259,8 +265,11 @@ class Pipeline:
         frames: Sequence[Frame],
         watch: Callable[[Sequence[Pass], Reading], None] | None = None,
         attention: bool = False,
+        words: Sequence[dict[str, int]] | None = None,
     ) -> list[Float[Tensor, "classes grid_h grid_w"]]:
         """Return each image's maps: attention and affinity of every pass, then their mean on the image's grid.
+
+        Those of its background words follow, where they are read.
 
         Args:
             passes: of some images, in any order.
@@ -268,15 +277,20 @@ class Pipeline:
             frames: frame of each image; its maps are on this frame's grid.
             watch: is called with every batch and what it showed.
             attention: whether `Reading.attention` is wanted.
+            words: of each image, its background words by number; none are read if not given.
 
         """
         grids = [self._grid(frame) for frame in frames]
-        totals = [torch.zeros(n, *grid, device=self.parts.device) for n, grid in zip(n_labels, grids, strict=True)]
-        counts = [torch.zeros(n, 1, 1, device=self.parts.device) for n in n_labels]
+        words = words or [{} for _ in frames]
+        sizes = [n + len(own) for n, own in zip(n_labels, words, strict=True)]
+        totals = [torch.zeros(n, *grid, device=self.parts.device) for n, grid in zip(sizes, grids, strict=True)]
+        counts = [torch.zeros(n, 1, 1, device=self.parts.device) for n in sizes]
         read = partial(self._read, attention=True) if attention else self._read
         for batch, reading in self.reader.batches(passes, read):
             for item, maps in zip(batch, reading.refined, strict=True):
-                rows = list(item.prompt.rows)
+                rows = [*item.prompt.rows]
+                if words[item.image]:
+                    rows += [n_labels[item.image] + words[item.image][word] for word, _ in item.prompt.words]
                 own = maps[: len(rows)]
                 target, grid_hw = frames[item.image], grids[item.image]
                 totals[item.image][rows] += regrid(own, item.frame, item.mirrored, target, grid_hw)
@@ -284,6 +298,16 @@ class Pipeline:
             if watch is not None:
                 watch(batch, reading)
         return [total / count for total, count in zip(totals, counts, strict=True)]
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether background words have maps of their own, which compete with the classes'."""
+        return self.config.fuse.background == "words"
+
+    def _words(self, prompts: Sequence[Prompt]) -> dict[str, int]:
+        """Number the background words of an image's sentences, each once; none where they are not read."""
+        found = (word for prompt in prompts for word, _ in prompt.words) if self.reads_words else ()
+        return {word: number for number, word in enumerate(dict.fromkeys(found))}
 
     def _grid(self, frame: Frame) -> tuple[int, int]:
         """Return the grid an image's maps are kept on."""
@@ -299,6 +323,7 @@ class Pipeline:
             valid_only=self.config.resize.valid_only,
             affinity=self.config.affinity,
             attention=attention,
+            words=self.reads_words,
         )
 
     def _frame_of(self, image: np.ndarray | None, latents: Tensor | None) -> Frame:
@@ -314,7 +339,11 @@ class Pipeline:
         return frame_latent(latent_hw, self.parts.vae_factor, image_hw)
 
 
-def to_soft_maps(maps: Float[Tensor, "classes grid_h grid_w"], labels: tuple[int, ...], frame: Frame) -> SoftMaps:
-    """Return maps as the store keeps them."""
+def to_soft_maps(
+    maps: Float[Tensor, "classes grid_h grid_w"], labels: tuple[int, ...], frame: Frame, words: bool = False
+) -> SoftMaps:
+    """Return maps as the store keeps them; with `words` what follows the labels' maps are those of background words."""
     half = maps.clamp(0, 1).cpu().numpy().astype(np.float16)
-    return SoftMaps(half, tuple(labels), False, frame.padded_hw, frame.resized_hw, frame.image_hw)
+    own, others = half[: len(labels)], half[len(labels) :]
+    most = others.max(axis=0, initial=0) if words else None
+    return SoftMaps(own, tuple(labels), False, frame.padded_hw, frame.resized_hw, frame.image_hw, most)

@@ -1,8 +1,8 @@
 """Labels that may be wrong: every (image, label) pair of a store by presence, the most doubtful first.
 
 Presence (`pseudolabel.ground.presence`) is how much attention a label's words draw against tokens that are no words;
-its scale is the model's own. To divide it by the median of its class brought nothing on the demo's calibration scenes
-(AUROC 0.986, without 0.987). Nothing is deleted: the list is for a person, or for `segtrain fit --data.min_presence`.
+its scale is the model's own. To divide it by the median of its class brought nothing on the demo's calibration
+scenes. Nothing is deleted: the list is for a person, or for `segtrain fit --data.min_presence`.
 """
 
 import csv

@@ -29,6 +29,8 @@ from pseudolabel.softmaps.prompt import Prompt
 class Reading:
     """What was read in a batch of passes; maps are those of the classes of each pass's sentence, then unused ones.
 
+    Where background words are read, their maps follow the classes'.
+
     Attributes:
         cross: by layer, cross-attention on the layer's grid.
         class_maps: mean over layers on the common grid, scaled to 0..1.
@@ -79,6 +81,7 @@ def read_batch(
     valid_only: bool,
     affinity: AffinityConfig,
     attention: bool = False,
+    words: bool = False,
 ) -> Reading:
     """Run passes of equal size in one batch and return what was read.
 
@@ -91,11 +94,12 @@ def read_batch(
         valid_only: see `ResizeConfig`.
         affinity: how the maps are spread.
         attention: read the share of each cell's attention too, which `Reading.attention` is.
+        words: make maps of the background words too.
 
     """
     latent_hw = (passes[0].noised.shape[-2], passes[0].noised.shape[-1])
     prompts, frames = [item.prompt for item in passes], [item.frame for item in passes]
-    weights = class_weights(prompts, passes[0].text.tokens.shape[1]).to(parts.device)
+    weights = class_weights(prompts, passes[0].text.tokens.shape[1], words).to(parts.device)
     columns = every_token(weights) if token_rescaling else weights
     beside = token_shares(prompts, weights.shape[-1]).to(parts.device) if attention else None
     recording = run_passes(parts, cross_layers, self_layers, passes, columns, beside)
@@ -134,12 +138,19 @@ def run_passes(
     return recording
 
 
-def class_weights(prompts: Sequence[Prompt], n_tokens: int) -> Float[Tensor, "batch classes tokens"]:
-    """Return the weight of each token in each class of a sentence: the mean over its tokens, or `Prompt.shares`."""
-    weights = torch.zeros(len(prompts), max(len(prompt.spans) for prompt in prompts), n_tokens)
-    for element, prompt in zip(weights, prompts, strict=True):
-        for place, (row, span) in enumerate(zip(element, prompt.spans, strict=False)):
-            row[list(span)] = 1 / len(span) if prompt.shares is None else torch.tensor(prompt.shares[place])
+def class_weights(
+    prompts: Sequence[Prompt], n_tokens: int, words: bool = False
+) -> Float[Tensor, "batch classes tokens"]:
+    """Return the weight of each token in each class of a sentence: the mean over its tokens, or `Prompt.shares`.
+
+    With `words` those in its background words follow.
+    """
+    placed = [[*prompt.spans, *(span for _, span in prompt.words if words)] for prompt in prompts]
+    weights = torch.zeros(len(prompts), max(map(len, placed)), n_tokens)
+    for element, prompt, spans in zip(weights, prompts, placed, strict=True):
+        for place, (row, span) in enumerate(zip(element, spans, strict=False)):
+            own = prompt.shares[place] if prompt.shares is not None and place < len(prompt.spans) else None
+            row[list(span)] = 1 / len(span) if own is None else torch.tensor(own)
     return weights
 
 
