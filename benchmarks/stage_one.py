@@ -161,7 +161,7 @@ def _ours(models: Parts, config: GenerateConfig, latents: Tensor, text: Tensor, 
         Pass(index, prompt, TextEmbedding(text[index : index + 1]), frame, latent, TIMESTEP)
         for index, latent in enumerate(latents)
     ]
-    settings = {"token_rescaling": config.attention.token_rescaling, "valid_only": config.resize.valid_only}
+    settings = {"settings": config.attention, "valid_only": config.resize.valid_only}
     settings |= {"affinity": config.affinity}
     return lambda: read_batch(models, pipeline.cross_layers, pipeline.self_layers, passes, **settings).refined
 

@@ -142,8 +142,34 @@ class AttentionConfig:
     token_rescaling: bool = False
     """Drop start, end and filler tokens, let a cell's content tokens sum to 1, then min-max per token (GoCA)."""
 
+    rescaled_tokens: Literal["content", "words"] = "content"
+    """With token_rescaling: which tokens share a cell out: all content tokens, or those of classes and background words
+    alone (words: GoCA)."""
+
+    blur: int = 1
+    """With token_rescaling: width in cells of a Gaussian over each token's map, odd; 1: none; GoCA: 5."""
+
+    weights: Literal["mean", "layers", "heads", "both"] = "mean"
+    """mean: layers and heads count alike. layers: by how their self-attention agrees with dense features, those of the
+    last of self_layers. heads: cell by cell, by what each adds to the layer's output. both: GoCA. U-Nets alone."""
+
+    @property
+    def weighs_layers(self) -> bool:
+        """Whether layers count by their self-attention."""
+        return self.weights in ("layers", "both")
+
+    @property
+    def weighs_heads(self) -> bool:
+        """Whether heads count by what they add."""
+        return self.weights in ("heads", "both")
+
+    def idle(self) -> tuple[str, ...]:
+        """Return the settings that were changed and have no effect with the others."""
+        return () if self.token_rescaling else changed(self, ("rescaled_tokens", "blur"))
+
     def __post_init__(self) -> None:
         require("attention.cross_layers", self.cross_layers, bool(self.cross_layers), "at least one layer")
+        require("attention.blur", self.blur, self.blur >= 1 and self.blur % 2 == 1, "an odd number of cells")
 
 
 @dataclass(frozen=True)
@@ -408,8 +434,13 @@ class GenerateConfig:
 
     def idle(self) -> tuple[str, ...]:
         """Return the settings that were changed and have no effect under the chosen kinds."""
-        unread = changed(self.attention, ("self_layers",)) if self.affinity.kind == "none" else ()
-        groups = (("attention", unread), ("affinity", self.affinity.idle()), ("crf", self.crf.idle()))
+        reads_none = self.affinity.kind == "none" and not self.attention.weighs_layers
+        unread = changed(self.attention, ("self_layers",)) if reads_none else ()
+        groups = (
+            ("attention", (*unread, *self.attention.idle())),
+            ("affinity", self.affinity.idle()),
+            ("crf", self.crf.idle()),
+        )
         return tuple(f"{group}.{name}" for group, names in groups for name in names)
 
 
@@ -417,6 +448,7 @@ SOFT_FIELDS = ("model", "resize", "prompt", "diffusion", "attention", "affinity"
 MASK_FIELDS = ("fuse", "crf", "ignore_below")
 # Settings that the first stores did not have.
 LATER = {
+    "attention": ("rescaled_tokens", "blur", "weights"),
     "affinity": ("temperature",),
     "fuse": ("background",),
     "crf": ("max_megapixels", "engine", "smoothness", "grid", "edge"),

@@ -71,8 +71,12 @@ class Pipeline:
             self.self_layers = resolve_layers(available, attention.self_layers, "attention.self_layers")
             if not self.self_layers:
                 raise ConfigError("--attention.self_layers is empty: name a layer, or use --affinity.kind=none")
+        self.reference: Layer | None = None
+        if attention.weighs_layers:
+            self.reference = resolve_layers(available, attention.self_layers, "attention.self_layers")[-1]
         if cut:
-            cut_unet(parts.unet, self.cross_layers, self.self_layers)
+            reference = () if self.reference is None else (self.reference,)
+            cut_unet(parts.unet, (*self.cross_layers, *reference), self.self_layers)
         if config.run.compile:
             parts.unet.forward = torch.compile(parts.unet.forward)
 
@@ -319,11 +323,12 @@ class Pipeline:
             self.cross_layers,
             self.self_layers,
             passes,
-            token_rescaling=self.config.attention.token_rescaling,
+            settings=self.config.attention,
             valid_only=self.config.resize.valid_only,
             affinity=self.config.affinity,
             attention=attention,
             words=self.reads_words,
+            reference=self.reference,
         )
 
     def _frame_of(self, image: np.ndarray | None, latents: Tensor | None) -> Frame:

@@ -95,15 +95,16 @@ def encode_soft(soft: SoftMaps) -> bytes:
     """Return soft maps as the bytes of an .npz file; equal maps give equal bytes."""
     buffer = io.BytesIO()
     sizes = np.array([soft.padded_hw, soft.resized_hw, soft.image_hw], dtype=np.int32)
-    np.savez_compressed(  # dates inside are fixed by numpy, so equal content gives equal bytes
-        buffer,
-        format_version=np.int32(SOFT_VERSION if soft.words is None else WORDS_VERSION),
-        maps=soft.maps.astype(np.float16),
-        labels=np.array(soft.labels, dtype=np.int32),
-        background=np.bool_(soft.background),
-        sizes=sizes,
-        **({} if soft.words is None else {"words": soft.words.astype(np.float16)}),
-    )
+    arrays = {
+        "format_version": np.int32(SOFT_VERSION if soft.words is None else WORDS_VERSION),
+        "maps": soft.maps.astype(np.float16),
+        "labels": np.array(soft.labels, dtype=np.int32),
+        "background": np.bool_(soft.background),
+        "sizes": sizes,
+    }
+    if soft.words is not None:
+        arrays["words"] = soft.words.astype(np.float16)
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # equal content gives equal bytes: numpy fixes dates
     return buffer.getvalue()
 
 

@@ -28,6 +28,7 @@ import torch
 from tqdm import tqdm
 
 from data.classes import ClassSet
+from data.config import changed
 from data.console import available_cpus, count
 from data.errors import ConfigError
 from data.samples import Sample, SampleSet, evenly_spaced
@@ -270,6 +271,12 @@ def run_search(
     parts = load_parts(config.model, device, pick_dtype(config.run.dtype, device))
     layers = list_layers(parts.unet)
     config = with_existing_layers(config, layers)
+    apart = changed(config.attention, ("weights", "rescaled_tokens", "blur")) + changed(config.fuse, ("background",))
+    if apart:
+        logger.warning(
+            "%s: counts in the figures at the end; in the search layers and heads count alike and words do not compete.",
+            ", ".join(apart),
+        )
     by_truth = use_truth and any(sample.truth_path is not None for sample in chosen)
     if by_truth:
         chosen = [sample for sample in chosen if sample.truth_path is not None]
