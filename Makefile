@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --progress-bar off -e '.[dev]'
 	@$(BIN)/python -m pip install --quiet -e '.[crf]' 2> $(VENV)/crf.log || \
-	  echo "pydensecrf was not built (no C++ compiler? $(VENV)/crf.log says why): the dense CRF runs in torch, with the same masks."
+	  echo "NOTE: pydensecrf was not built (no C++ compiler? see $(VENV)/crf.log): the dense CRF runs in torch, the masks are the same."
 	touch $(STAMP)
 
 clean-venv:

@@ -274,7 +274,7 @@ def run_search(
     apart = changed(config.attention, ("weights", "rescaled_tokens", "blur")) + changed(config.fuse, ("background",))
     if apart:
         logger.warning(
-            "%s: counts in the figures at the end; in the search layers and heads count alike and words do not compete.",
+            "%s: counts in the last figures; in the search layers and heads count alike and words do not compete.",
             ", ".join(apart),
         )
     by_truth = use_truth and any(sample.truth_path is not None for sample in chosen)
