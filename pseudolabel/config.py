@@ -317,6 +317,42 @@ class CrfConfig:
 
 
 @dataclass(frozen=True)
+class SamConfig:
+    """A Segment Anything model that sharpens the labels after the refinement; off unless one is named."""
+
+    id: str | None = None
+    """SAM 1 or 2 as transformers has them: a folder, or a model id on the hub (facebook/sam-vit-base); none: off."""
+
+    rule: Literal["prompts", "overlap"] = "prompts"
+    """prompts: each connected part asks with points, box and mask (SAMRefiner). overlap: SAM's masks of everything go
+    to the classes that they overlap (SEPL)."""
+
+    rounds: int = 5
+    """Rule prompts: how many times a part asks, with its latest mask."""
+
+    points: int = 32
+    """Rule overlap: points a side of the grid that SAM is asked about."""
+
+    least_iou: float = 0.5
+    """A part (prompts) or class (overlap) of which less is left than this, as IoU, stays as it was."""
+
+    least_score: float = 0.5
+    """Rule prompts: an answer whose IoU SAM itself guesses below this is not taken."""
+
+    def idle(self) -> tuple[str, ...]:
+        """Return the settings that were changed and have no effect with the others."""
+        if self.id is None:
+            return changed(self, ("rule", "rounds", "points", "least_iou", "least_score"))
+        return changed(self, ("points",) if self.rule == "prompts" else ("rounds", "least_score"))
+
+    def __post_init__(self) -> None:
+        require("sam.rounds", self.rounds, self.rounds >= 1, "at least 1")
+        require("sam.points", self.points, 1 <= self.points <= 128, "from 1 to 128")
+        for name in ("least_iou", "least_score"):
+            require(f"sam.{name}", getattr(self, name), 0 <= getattr(self, name) <= 1, "from 0 to 1")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Settings that change speed, never the masks (up to rounding where `dtype`, `device` or the cores differ)."""
 
@@ -371,6 +407,9 @@ class MaskConfig:
     crf: CrfConfig = field(default_factory=CrfConfig)
     """Refinement along the image's edges."""
 
+    sam: SamConfig = field(default_factory=SamConfig)
+    """Labels sharpened by a Segment Anything model."""
+
     ignore_below: float = 0.95
     """Pixels whose best marginal is below this are written as 255 (ignore); 0 writes none."""
 
@@ -385,7 +424,7 @@ class MaskConfig:
 
         """
         fuse = changed(self.fuse, ("threshold", "clamp", "background")) if background else ()
-        groups = (("fuse", fuse), ("crf", self.crf.idle()))
+        groups = (("fuse", fuse), ("crf", self.crf.idle()), ("sam", self.sam.idle()))
         return tuple(f"{group}.{name}" for group, names in groups for name in names)
 
 
@@ -420,6 +459,9 @@ class GenerateConfig:
     crf: CrfConfig = field(default_factory=CrfConfig)
     """Refinement along the image's edges."""
 
+    sam: SamConfig = field(default_factory=SamConfig)
+    """Labels sharpened by a Segment Anything model."""
+
     ignore_below: float = 0.95
     """Pixels whose best marginal is below this are written as 255 (ignore); 0 writes none."""
 
@@ -440,12 +482,13 @@ class GenerateConfig:
             ("attention", (*unread, *self.attention.idle())),
             ("affinity", self.affinity.idle()),
             ("crf", self.crf.idle()),
+            ("sam", self.sam.idle()),
         )
         return tuple(f"{group}.{name}" for group, names in groups for name in names)
 
 
 SOFT_FIELDS = ("model", "resize", "prompt", "diffusion", "attention", "affinity")
-MASK_FIELDS = ("fuse", "crf", "ignore_below")
+MASK_FIELDS = ("fuse", "crf", "sam", "ignore_below")
 # Settings that the first stores did not have.
 LATER = {
     "attention": ("rescaled_tokens", "blur", "weights"),
@@ -473,6 +516,8 @@ def stored_mask_settings(config: MaskConfig) -> dict[str, Any]:
     resumed as they are.
     """
     stored = {name: to_plain(getattr(config, name)) for name in MASK_FIELDS}
+    if config.sam.id is None:
+        del stored["sam"]
     return _without_later_defaults(config, stored)
 
 
@@ -501,6 +546,7 @@ def mask_settings(stored: dict[str, Any]) -> MaskConfig:
             from_plain(MaskConfig, rest, "config"),
             fuse=from_plain(FuseConfig, stored.get("fuse", {}), "config.fuse"),
             crf=replace(from_plain(CrfConfig, stored.get("crf", {}), "config.crf"), engine="auto"),
+            sam=from_plain(SamConfig, stored.get("sam", {}), "config.sam"),
         )
     except ConfigError as error:
         raise StoreError(
@@ -531,4 +577,4 @@ def differences(config: GenerateConfig) -> dict[str, Any]:
 
 def mask_config(config: GenerateConfig) -> MaskConfig:
     """Return the part of the settings that turns soft maps into a mask."""
-    return MaskConfig(fuse=config.fuse, crf=config.crf, ignore_below=config.ignore_below)
+    return MaskConfig(fuse=config.fuse, crf=config.crf, sam=config.sam, ignore_below=config.ignore_below)

@@ -19,8 +19,8 @@ from data.errors import ConfigError, ModelError
 from data.store.softmaps import Frame, SoftMaps
 from pseudolabel.config import GenerateConfig, mask_config
 from pseudolabel.explain import Explanation, Readings, assemble, given_prompts, given_text
-from pseudolabel.masks.labelmap import image_marginals, mask_from_marginals
-from pseudolabel.masks.working import enlarged_to, shrunk_to, working_size
+from pseudolabel.masks.labelmap import decided, image_marginals
+from pseudolabel.masks.working import shrunk_to, working_size
 from pseudolabel.softmaps.attention import Layer, resolve_layers
 from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding, pick_device, pick_dtype
@@ -258,9 +258,8 @@ class Pipeline:
         # crf
         marginals = image_marginals(image, result.soft, masks)
         # labelmap
-        found = mask_from_marginals(marginals, labels, masks.ignore_below)
-        mask, argmax = (enlarged_to(each, result.soft.image_hw) for each in found)
-        return replace(result, marginals=marginals, mask=mask, argmax=argmax)
+        found = decided(image, marginals, result.soft, masks, str(self.parts.device))
+        return replace(result, marginals=marginals, mask=found.mask, argmax=found.argmax)
 
     def _mean_maps(
         self,

@@ -45,7 +45,7 @@ FLOORS = {
 TOUCHED_BY = {
     "pydensecrf": ("data.densecrf",),
     "diffusers": ("pseudolabel.softmaps.diffusion", "pseudolabel.demo.training"),
-    "transformers": ("pseudolabel.softmaps.diffusion", "pseudolabel.demo.training"),
+    "transformers": ("pseudolabel.softmaps.diffusion", "pseudolabel.demo.training", "pseudolabel.masks.sam"),
     "segmentation_models_pytorch": ("train.network",),
     "albumentations": ("train.transforms",),
 }

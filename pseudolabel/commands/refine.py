@@ -28,13 +28,13 @@ def refine(
         root: Folder of the images, if it is not where the store says.
         workers: Processes that make masks; none: one for each core but one; 0: no extra process.
         on_error: stop, or skip: an image that cannot be processed is counted and named at the end.
-        device: Where PAMR and the CRF's torch engine run: auto (a GPU if there is one), cpu, cuda, cuda:1.
+        device: Where PAMR, the CRF's torch engine and SAM run: auto (a GPU if there is one), cpu, cuda, cuda:1.
         **settings: The fields of MaskConfig.
 
     """
     from data.store.store import MaskStore
     from pseudolabel.generate.refine import holds_background, refine_masks
-    from pseudolabel.generate.tally import print_skipped
+    from pseudolabel.generate.tally import print_sam, print_skipped
 
     config = MaskConfig(**settings)
     warn_of_idle(config.idle(background=holds_background(MaskStore.open(Path(store)))))
@@ -42,6 +42,7 @@ def refine(
     print(f"{count(tally.written, 'mask')} in {Path(output) / 'masks'} in {tally.seconds:.0f} s.")
     if tally.relabelled:
         print(f"{tally.relabelled} of them again, because their labels have changed in {store}.")
+    print_sam(tally)
     print_skipped(Path(output), tally.skipped)
     print(f"Next: pseudolabel score --store {output}     mIoU, where there is ground truth")
     print(f"      pseudolabel report --store {output}    a page of overlays, coverage and warnings")

@@ -68,14 +68,15 @@ def check_model(config: GenerateConfig, data: "DataReport", measure: bool = Fals
 
 def _fill_in(report: ModelReport, config: GenerateConfig, found: "Measured") -> None:
     """Put what was measured into the report."""
+    from pseudolabel.config import mask_config
     from pseudolabel.generate.workers import default_workers
-    from pseudolabel.masks.crf import runs_on_gpu
+    from pseudolabel.masks.labelmap import runs_here
     from pseudolabel.softmaps.diffusion.parts import pick_device
 
     device = str(pick_device(config.run.device))
     on_cpu = device == "cpu"
     workers = default_workers(config.run.workers)
-    in_this_process = runs_on_gpu(config.crf, device)
+    in_this_process = runs_here(mask_config(config), device)
     report.seconds_per_image = seconds_per_image(
         found.unet, found.masks, 0 if in_this_process else workers, available_cpus(), on_cpu
     )

@@ -119,11 +119,11 @@ class SoftMapper:
         prepare_store(self.store_path, SampleSet(self.classes, ()), config, self.pipeline.parts.identity())
 
     def _jobs(self, samples: list[Sample]) -> Iterator[MaskJob | Outcome]:
-        from pseudolabel.masks.crf import runs_on_gpu
+        from pseudolabel.masks.labelmap import runs_here
 
         masks, device = mask_config(self.config), str(self.pipeline.parts.device)
         for found in mask_jobs(self.pipeline, samples, self.store_path, Path(self.config.data.root)):
-            if isinstance(found, MaskJob) and runs_on_gpu(masks.crf, device):
+            if isinstance(found, MaskJob) and runs_here(masks, device):
                 yield finish_image(found, masks, device)  # here, where the GPU is
             else:
                 yield found

@@ -96,7 +96,7 @@ def finish_image(job: MaskJob, config: MaskConfig, device: str = "cpu") -> Outco
 
     """
     from pseudolabel.masks.crf import with_engine
-    from pseudolabel.masks.labelmap import label_map
+    from pseudolabel.masks.labelmap import labelled
 
     start = time.perf_counter()
     store = _store(job.store)
@@ -107,17 +107,26 @@ def finish_image(job: MaskJob, config: MaskConfig, device: str = "cpu") -> Outco
             soft = _store(job.soft_store).read_soft(job.source_record or job.id)
         if soft is None:
             return Outcome(job.id, None, f"{job.id} has no soft maps in {job.soft_store}; run generate for it again")
-        mask, argmax = label_map(rgb_u8, soft, config, device)
+        found = labelled(rgb_u8, soft, config, device)
     except UserError as error:
         return Outcome(job.id, None, str(error))
     seconds = job.seconds + time.perf_counter() - start
     record = image_record(
-        job.id, job.image, mask, argmax, soft.labels, store.classes, seconds, dropped_words=job.dropped_words
+        job.id,
+        job.image,
+        found.mask,
+        found.argmax,
+        soft.labels,
+        store.classes,
+        seconds,
+        dropped_words=job.dropped_words,
     )
+    if config.sam.id is not None:
+        record["sam"] = {"objects": found.objects, "changed": found.changed}
     record |= _presence(job, soft.labels, store.classes)
     if with_engine(config.crf, device).engine == "torch":
         record["crf_engine"] = "torch"
-    store.write(job.id, mask, argmax=argmax, soft=soft, record=record)
+    store.write(job.id, found.mask, argmax=found.argmax, soft=soft, record=record)
     return Outcome(job.id, record)
 
 
@@ -169,9 +178,9 @@ def run_jobs(jobs: Iterable[MaskJob], config: MaskConfig, workers: int, device: 
         UserError: a worker process was killed, most often for lack of memory.
 
     """
-    from pseudolabel.masks.crf import runs_on_gpu
+    from pseudolabel.masks.labelmap import runs_here
 
-    if workers == 0 or runs_on_gpu(config.crf, device):
+    if workers == 0 or runs_here(config, device):
         for job in jobs:
             yield finish_image(job, config, device)
         return
