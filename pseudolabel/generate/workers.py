@@ -112,14 +112,7 @@ def finish_image(job: MaskJob, config: MaskConfig, device: str = "cpu") -> Outco
         return Outcome(job.id, None, str(error))
     seconds = job.seconds + time.perf_counter() - start
     record = image_record(
-        job.id,
-        job.image,
-        found.mask,
-        found.argmax,
-        soft.labels,
-        store.classes,
-        seconds,
-        dropped_words=job.dropped_words,
+        job.id, job.image, found.mask, found.argmax, soft.labels, store.classes, seconds, job.dropped_words
     )
     if config.sam.id is not None:
         record["sam"] = {"objects": found.objects, "changed": found.changed}
