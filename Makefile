@@ -28,6 +28,8 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --progress-bar off -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet -e '.[crf]' 2> $(VENV)/crf.log || \
+	  echo "NOTE: pydensecrf was not built (no C++ compiler? see $(VENV)/crf.log): the dense CRF runs in torch, the masks are the same."
 	touch $(STAMP)
 
 clean-venv:

@@ -205,7 +205,7 @@ def _ours(
     spans = tuple((token,) for token in TOKENS)
     prompt = Prompt("", tuple(range(len(TOKENS))), spans, tuple(range(1, 20)))
     passes = [Pass(index, prompt, one_of(text, index), frame, latent, TIMESTEP) for index, latent in enumerate(latents)]
-    settings = {"token_rescaling": config.attention.token_rescaling, "valid_only": config.resize.valid_only}
+    settings = {"settings": config.attention, "valid_only": config.resize.valid_only}
     settings |= {"affinity": config.affinity}
     return lambda: read_batch(models, pipeline.cross_layers, pipeline.self_layers, passes, **settings).refined
 

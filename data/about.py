@@ -15,6 +15,7 @@ DISTRIBUTION = "text2mask-wsss"
 EXTRAS = {
     "train": "segtrain: training, evaluation, prediction",
     "export": "segtrain export to ONNX, and the predictor that needs no torch",
+    "crf": "pydensecrf, the quicker engine of the dense CRF on a CPU; torch does the same without it",
     "coco": "MS COCO, RefCOCO and panoptic narratives",
     "ray": "--run.engine ray: many machines",
     "large": "--model.offload, less main memory while loading, PixArt's tokenizer",

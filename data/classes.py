@@ -122,7 +122,7 @@ class ClassSet:
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "ClassSet":
+    def from_json(cls, value: Any) -> "ClassSet":
         """Build from what `to_json` returned."""
         parts: list[Any] = [
             value.get(key) if isinstance(value, dict) else None for key in ("names", "phrases", "background_words")

@@ -21,6 +21,7 @@ _READ = re.compile(
     r"(?:^|\.)(?:data\.(?:val\.)?(?:root|classes|labels|store)|model\.(?:id|network\.weights)|ckpt_path|images|root|store)$"
 )
 White = Literal["ignore", "class"]
+CrfEngine = Literal["auto", "pydensecrf", "torch"]  # of the dense CRF, in both stages; see data/densecrf.py
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pseudolabel.commands.about import about
 from pseudolabel.commands.calibrate import calibrate
 from pseudolabel.commands.check import check
 from pseudolabel.commands.demo import demo
+from pseudolabel.commands.doubt import doubt
 from pseudolabel.commands.export import export
 from pseudolabel.commands.generate import generate
 from pseudolabel.commands.ground import ground
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Any] = {
     "generate": generate,
     "refine": refine,
     "score": score,
+    "doubt": doubt,
     "report": report,
     "review": review,
     "export": export,

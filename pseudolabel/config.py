@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from data.config import DataConfig, changed, from_plain, require, to_plain
+from data.config import CrfEngine, DataConfig, changed, from_plain, require, to_plain
 from data.errors import ConfigError, ModelError, StoreError
 
 SKIPPED_DATA_FIELDS = ("root", "split", "labels", "truth", "cache")  # they describe this machine or the small set
 
-AffinityKind = Literal["none", "caa", "iterated", "iseg", "clipes"]
-CrfKind = Literal["densecrf", "pamr", "none"]
+AffinityKind = Literal["none", "caa", "iterated", "iseg", "clipes", "cda"]
+CrfKind = Literal["densecrf", "pamr", "tlp", "none"]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 # Indices 4-8 and 11 of the 16 transformer blocks of Stable Diffusion 1.x in execution order.
@@ -170,8 +170,34 @@ class AttentionConfig:
     token_rescaling: bool = False
     """Drop start, end and filler tokens, let a cell's content tokens sum to 1, then min-max per token (GoCA)."""
 
+    rescaled_tokens: Literal["content", "words"] = "content"
+    """With token_rescaling: which tokens share a cell out: all content tokens, or those of classes and background words
+    alone (words: GoCA)."""
+
+    blur: int = 1
+    """With token_rescaling: width in cells of a Gaussian over each token's map, odd; 1: none; GoCA: 5."""
+
+    weights: Literal["mean", "layers", "heads", "both"] = "mean"
+    """mean: layers and heads count alike. layers: by how their self-attention agrees with dense features, those of the
+    last of self_layers. heads: cell by cell, by what each adds to the layer's output. both: GoCA. U-Nets alone."""
+
+    @property
+    def weighs_layers(self) -> bool:
+        """Whether layers count by their self-attention."""
+        return self.weights in ("layers", "both")
+
+    @property
+    def weighs_heads(self) -> bool:
+        """Whether heads count by what they add."""
+        return self.weights in ("heads", "both")
+
+    def idle(self) -> tuple[str, ...]:
+        """Return the settings that were changed and have no effect with the others."""
+        return () if self.token_rescaling else changed(self, ("rescaled_tokens", "blur"))
+
     def __post_init__(self) -> None:
         require("attention.cross_layers", self.cross_layers, bool(self.cross_layers), "at least one layer")
+        require("attention.blur", self.blur, self.blur >= 1 and self.blur % 2 == 1, "an odd number of cells")
 
 
 @dataclass(frozen=True)
@@ -179,7 +205,8 @@ class AffinityConfig:
     """How self-attention spreads a class's map over its object."""
 
     kind: AffinityKind = "caa"
-    """caa: S S (boxes * map). iterated: norm(S map) repeated. iseg: sharpened S. clipes: balanced, squared S."""
+    """caa: S S (boxes * map). iterated: norm(S map) repeated. iseg: sharpened S. clipes: balanced, squared S.
+    cda: S weighted by how alike the classes of two cells are, repeated."""
 
     boxes: bool = True
     """Kinds caa, iterated and clipes: only cells inside the boxes around a class's high values are spread."""
@@ -191,10 +218,13 @@ class AffinityConfig:
     """The grid's last row and column are never inside a box (Paper)."""
 
     iterations: int = 2
-    """Kind iterated: how many times the map is spread."""
+    """Kinds iterated and cda: how many times the map is spread."""
 
     sharpening: float = 0.015
     """Kind iseg: weight of the entropy term; published: 0.015 for VOC, 0.1 for COCO."""
+
+    temperature: float = 0.3
+    """Kind cda: the lower, the less is spread between cells of different classes."""
 
     @property
     def uses_boxes(self) -> bool:
@@ -204,17 +234,19 @@ class AffinityConfig:
     def idle(self) -> tuple[str, ...]:
         """Return the settings that were changed and have no effect under this kind."""
         idle = {
-            "none": ("boxes", "theta", "clamp_box_edge", "iterations", "sharpening"),
-            "caa": ("iterations", "sharpening"),
-            "iterated": ("sharpening",),
-            "iseg": ("boxes", "theta", "clamp_box_edge", "iterations"),
-            "clipes": ("iterations", "sharpening"),
+            "none": ("boxes", "theta", "clamp_box_edge", "iterations", "sharpening", "temperature"),
+            "caa": ("iterations", "sharpening", "temperature"),
+            "iterated": ("sharpening", "temperature"),
+            "iseg": ("boxes", "theta", "clamp_box_edge", "iterations", "temperature"),
+            "clipes": ("iterations", "sharpening", "temperature"),
+            "cda": ("boxes", "theta", "clamp_box_edge", "sharpening"),
         }[self.kind]
         return changed(self, dict.fromkeys([*idle, *(() if self.uses_boxes else ("theta", "clamp_box_edge"))]))
 
     def __post_init__(self) -> None:
         require("affinity.theta", self.theta, 0 <= self.theta < 1, "at least 0 and below 1")
         require("affinity.iterations", self.iterations, self.iterations >= 1, "at least 1")
+        require("affinity.temperature", self.temperature, self.temperature > 0, "above 0")
         require("affinity.sharpening", self.sharpening, self.sharpening >= 0, "at least 0")
 
 
@@ -228,6 +260,10 @@ class FuseConfig:
     clamp: bool = True
     """Background is zero where a map exceeds twice the threshold. False: it rises again there (Paper)."""
 
+    background: Literal["rule", "words"] = "rule"
+    """rule: what the class maps leave, by the threshold. words: at least the maps of the background words, which are
+    then read out and compete with the classes; soft maps made so serve both."""
+
     def __post_init__(self) -> None:
         require("fuse.threshold", self.threshold, 0 < self.threshold <= 1, "above 0 and at most 1")
 
@@ -237,11 +273,17 @@ class CrfConfig:
     """The refinement of scores along the image's edges."""
 
     kind: CrfKind = "densecrf"
-    """densecrf: fully connected CRF on a CPU. pamr: local affinities, runs on a GPU too. none: scores as they are,
-    divided by their sum; they seldom reach 0.95, so lower ignore_below with it."""
+    """densecrf: fully connected CRF. pamr: local affinities. tlp: smoothness between alike neighbours, solved on a
+    coarse grid. none: scores as they are, divided by their sum; they seldom reach 0.95, so lower ignore_below with
+    it, and with tlp."""
+
+    engine: CrfEngine = "auto"
+    """Kind densecrf: pydensecrf (a CPU alone; needs a C++ compiler to install) or torch (a CPU or a CUDA GPU; the same
+    marginals within 0.001); auto: torch beside a model on a CUDA GPU or without pydensecrf, else pydensecrf."""
 
     iterations: int = 10
-    """Mean-field steps (densecrf) or rounds (pamr); 0 returns the normalised scores."""
+    """Mean-field steps (densecrf) or rounds (pamr); 0 returns the normalised scores, also under tlp, which otherwise
+    goes on until it has converged."""
 
     scale: float = 1.0
     """Side length, relative to the image's, at which the refinement runs; 0.5 takes a quarter of the time."""
@@ -265,6 +307,15 @@ class CrfConfig:
     compat_bilateral: float = 4.0
     """Weight of the appearance term."""
 
+    smoothness: float = 4.0
+    """Kind tlp: weight of the smoothness between neighbours; 0 changes nothing but the grid."""
+
+    grid: int = 160
+    """Kind tlp: cells of the longer side of the grid it works on; published: 80."""
+
+    edge: float = 20.0
+    """Kind tlp: difference of colours, in grey levels, from which on neighbours hardly hold together."""
+
     wrapped_image: bool = False
     """Subtract a mean from the BGR image and let bytes wrap, as the published code does (Paper)."""
 
@@ -272,19 +323,61 @@ class CrfConfig:
         require("crf.iterations", self.iterations, self.iterations >= 0, "at least 0")
         require("crf.scale", self.scale, 0 < self.scale <= 1, "above 0 and at most 1")
         require("crf.max_megapixels", self.max_megapixels, self.max_megapixels >= 0.001, "at least 0.001")
-        for name in ("sxy_gaussian", "sxy_bilateral", "srgb_bilateral"):
+        require("crf.smoothness", self.smoothness, self.smoothness >= 0, "at least 0")
+        require("crf.grid", self.grid, self.grid >= 2, "at least 2 cells")
+        for name in ("sxy_gaussian", "sxy_bilateral", "srgb_bilateral", "edge"):
             require(f"crf.{name}", getattr(self, name), getattr(self, name) > 0, "above 0")
 
     def idle(self) -> tuple[str, ...]:
         """Return the settings that were changed and have no effect under this kind."""
         dense = ("sxy_gaussian", "compat_gaussian", "sxy_bilateral", "srgb_bilateral", "compat_bilateral")
+        lattice = ("smoothness", "grid", "edge")
         match self.kind:
             case "densecrf":
-                return ()
+                return changed(self, lattice)
             case "pamr":
-                return changed(self, dense)
+                return changed(self, ("engine", *dense, *lattice))
+            case "tlp":
+                unread = ("iterations",) if self.iterations else ()
+                return changed(self, ("engine", *unread, *dense))
             case "none":
-                return changed(self, ("iterations", "scale", "wrapped_image", *dense))
+                return changed(self, ("engine", "iterations", "scale", "wrapped_image", *dense, *lattice))
+
+
+@dataclass(frozen=True)
+class SamConfig:
+    """A Segment Anything model that sharpens the labels after the refinement; off unless one is named."""
+
+    id: str | None = None
+    """SAM 1 or 2 as transformers has them: a folder, or a model id on the hub (facebook/sam-vit-base); none: off."""
+
+    rule: Literal["prompts", "overlap"] = "prompts"
+    """prompts: each connected part asks with points, box and mask (SAMRefiner). overlap: SAM's masks of everything go
+    to the classes that they overlap (SEPL)."""
+
+    rounds: int = 5
+    """Rule prompts: how many times a part asks, with its latest mask."""
+
+    points: int = 32
+    """Rule overlap: points a side of the grid that SAM is asked about."""
+
+    least_iou: float = 0.5
+    """A part (prompts) or class (overlap) of which less is left than this, as IoU, stays as it was."""
+
+    least_score: float = 0.5
+    """Rule prompts: an answer whose IoU SAM itself guesses below this is not taken."""
+
+    def idle(self) -> tuple[str, ...]:
+        """Return the settings that were changed and have no effect with the others."""
+        if self.id is None:
+            return changed(self, ("rule", "rounds", "points", "least_iou", "least_score"))
+        return changed(self, ("points",) if self.rule == "prompts" else ("rounds", "least_score"))
+
+    def __post_init__(self) -> None:
+        require("sam.rounds", self.rounds, self.rounds >= 1, "at least 1")
+        require("sam.points", self.points, 1 <= self.points <= 128, "from 1 to 128")
+        for name in ("least_iou", "least_score"):
+            require(f"sam.{name}", getattr(self, name), 0 <= getattr(self, name) <= 1, "from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -343,6 +436,9 @@ class MaskConfig:
     crf: CrfConfig = field(default_factory=CrfConfig)
     """Refinement along the image's edges."""
 
+    sam: SamConfig = field(default_factory=SamConfig)
+    """Labels sharpened by a Segment Anything model."""
+
     ignore_below: float = 0.95
     """Pixels whose best marginal is below this are written as 255 (ignore); 0 writes none."""
 
@@ -356,8 +452,8 @@ class MaskConfig:
             background: the soft maps hold a background of their own (a network's predictions), so none is fused.
 
         """
-        fuse = changed(self.fuse, ("threshold", "clamp")) if background else ()
-        groups = (("fuse", fuse), ("crf", self.crf.idle()))
+        fuse = changed(self.fuse, ("threshold", "clamp", "background")) if background else ()
+        groups = (("fuse", fuse), ("crf", self.crf.idle()), ("sam", self.sam.idle()))
         return tuple(f"{group}.{name}" for group, names in groups for name in names)
 
 
@@ -392,6 +488,9 @@ class GenerateConfig:
     crf: CrfConfig = field(default_factory=CrfConfig)
     """Refinement along the image's edges."""
 
+    sam: SamConfig = field(default_factory=SamConfig)
+    """Labels sharpened by a Segment Anything model."""
+
     ignore_below: float = 0.95
     """Pixels whose best marginal is below this are written as 255 (ignore); 0 writes none."""
 
@@ -400,28 +499,47 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         require("ignore_below", self.ignore_below, 0 <= self.ignore_below <= 1, "from 0 to 1")
+        has_words = self.fuse.background == "rule" or self.prompt.background_words
+        rule = "rule where --prompt.background_words is false"
+        require("fuse.background", self.fuse.background, has_words, rule)
 
     def idle(self) -> tuple[str, ...]:
         """Return the settings that were changed and have no effect under the chosen kinds."""
-        unread = changed(self.attention, ("self_layers",)) if self.affinity.kind == "none" else ()
-        groups = (("attention", unread), ("affinity", self.affinity.idle()), ("crf", self.crf.idle()))
+        reads_none = self.affinity.kind == "none" and not self.attention.weighs_layers
+        unread = changed(self.attention, ("self_layers",)) if reads_none else ()
+        groups = (
+            ("attention", (*unread, *self.attention.idle())),
+            ("affinity", self.affinity.idle()),
+            ("crf", self.crf.idle()),
+            ("sam", self.sam.idle()),
+        )
         return tuple(f"{group}.{name}" for group, names in groups for name in names)
 
 
 SOFT_FIELDS = ("model", "resize", "prompt", "diffusion", "attention", "affinity")
-MASK_FIELDS = ("fuse", "crf", "ignore_below")
+MASK_FIELDS = ("fuse", "crf", "sam", "ignore_below")
+# Settings that the first stores did not have.
+LATER = {
+    "attention": ("rescaled_tokens", "blur", "weights"),
+    "affinity": ("temperature",),
+    "fuse": ("background",),
+    "crf": ("max_megapixels", "engine", "smoothness", "grid", "edge"),
+}
 ADAPTERS = ("tokens", "lora", "custom_diffusion")  # of the model: what is put into a U-Net
 UNNAMED = (*ADAPTERS, "t5", "vae")  # of the model: a store that was made without them does not name them
 PLACING = ("keep_text_encoders", "offload")  # of the model: where it lies, which changes no mask
 
 
 def stored_settings(config: GenerateConfig) -> dict[str, Any]:
-    """Return the settings that change masks as JSON values, for a store header; data and run settings stay out."""
+    """Return the settings that change masks as JSON values, for a store header; data and run settings stay out.
+
+    Settings that older versions did not have are left out at their defaults, as in `stored_mask_settings`.
+    """
     stored = {name: to_plain(getattr(config, name)) for name in SOFT_FIELDS}
     stored["model"] = {
         name: value for name, value in stored["model"].items() if name not in PLACING and (value or name not in UNNAMED)
     }
-    return stored | stored_mask_settings(mask_config(config))
+    return _without_later_defaults(config, stored) | stored_mask_settings(mask_config(config))
 
 
 def stored_mask_settings(config: MaskConfig) -> dict[str, Any]:
@@ -431,13 +549,25 @@ def stored_mask_settings(config: MaskConfig) -> dict[str, Any]:
     resumed as they are.
     """
     stored = {name: to_plain(getattr(config, name)) for name in MASK_FIELDS}
-    if config.crf.max_megapixels == CrfConfig.max_megapixels:
-        del stored["crf"]["max_megapixels"]
+    if config.sam.id is None:
+        del stored["sam"]
+    return _without_later_defaults(config, stored)
+
+
+def _without_later_defaults(config: Any, stored: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what `LATER` lists where it is at its default."""
+    for group, names in LATER.items():
+        if group in stored:
+            settings = getattr(config, group)
+            left_out = {name for name in names if getattr(settings, name) == getattr(type(settings), name)}
+            stored[group] = {name: value for name, value in stored[group].items() if name not in left_out}
     return stored
 
 
 def mask_settings(stored: dict[str, Any]) -> MaskConfig:
     """Read the mask settings out of a store header's config (`stored_settings`); absent keys take their defaults.
+
+    So does the CRF's engine, which belongs to the machine and not to the masks.
 
     Raises:
         StoreError: a setting that this version does not know, or a value of another type or out of its range.
@@ -448,7 +578,8 @@ def mask_settings(stored: dict[str, Any]) -> MaskConfig:
         return replace(
             from_plain(MaskConfig, rest, "config"),
             fuse=from_plain(FuseConfig, stored.get("fuse", {}), "config.fuse"),
-            crf=from_plain(CrfConfig, stored.get("crf", {}), "config.crf"),
+            crf=replace(from_plain(CrfConfig, stored.get("crf", {}), "config.crf"), engine="auto"),
+            sam=from_plain(SamConfig, stored.get("sam", {}), "config.sam"),
         )
     except ConfigError as error:
         raise StoreError(
@@ -479,4 +610,4 @@ def differences(config: GenerateConfig) -> dict[str, Any]:
 
 def mask_config(config: GenerateConfig) -> MaskConfig:
     """Return the part of the settings that turns soft maps into a mask."""
-    return MaskConfig(fuse=config.fuse, crf=config.crf, ignore_below=config.ignore_below)
+    return MaskConfig(fuse=config.fuse, crf=config.crf, sam=config.sam, ignore_below=config.ignore_below)

@@ -130,7 +130,7 @@ def assemble(
     owners = {row: (prompt, place) for prompt in prompts for place, row in enumerate(prompt.rows)}
     order = [owners[row] for row in range(len(soft.labels))]
     exact = maps.cpu().numpy()
-    background = background_score(exact, fuse)
+    background = background_score(exact, fuse, None if soft.words is None else soft.words.astype(np.float32))
     first = readings[0][1]
     boxes = [[reading.boxes[at] for reading, at in _places(readings, prompt) if reading.boxes] for prompt, _ in order]
     return Explanation(

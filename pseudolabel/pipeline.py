@@ -7,7 +7,7 @@ layer that is read.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from data.errors import ConfigError, ModelError
 from data.store.softmaps import Frame, SoftMaps
 from pseudolabel.config import GenerateConfig, mask_config
 from pseudolabel.explain import Explanation, Readings, assemble, given_prompts, given_text
-from pseudolabel.masks.labelmap import image_marginals, mask_from_marginals
-from pseudolabel.masks.working import enlarged_to, shrunk_to, working_size
+from pseudolabel.masks.labelmap import decided, image_marginals
+from pseudolabel.masks.working import shrunk_to, working_size
 from pseudolabel.softmaps.diffusion.families import cut_denoiser, list_layers
 from pseudolabel.softmaps.diffusion.load import load_model
 from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
@@ -32,6 +32,8 @@ from pseudolabel.softmaps.passes import Pass, Reader
 from pseudolabel.softmaps.prompt import Prompt
 from pseudolabel.softmaps.reading import Reading, number_fault, read_batch
 from pseudolabel.softmaps.shares import AttentionShares, PhraseMaps
+
+Found = TypeVar("Found")
 
 
 class Pipeline:
@@ -70,8 +72,12 @@ class Pipeline:
             self.self_layers = resolve_layers(available, attention.self_layers, "attention.self_layers")
             if not self.self_layers:
                 raise ConfigError("--attention.self_layers is empty: name a layer, or use --affinity.kind=none")
+        self.reference: Layer | None = None
+        if attention.weighs_layers:
+            self.reference = resolve_layers(available, attention.self_layers, "attention.self_layers")[-1]
         if cut:
-            cut_denoiser(parts, self.cross_layers, self.self_layers)
+            reference = () if self.reference is None else (self.reference,)
+            cut_denoiser(parts, (*self.cross_layers, *reference), self.self_layers)
         if config.run.compile and config.model.offload:
             raise ConfigError("--model.offload and --run.compile do not go together: leave one out")
         if config.run.compile:
@@ -131,15 +137,38 @@ class Pipeline:
         self, images: Sequence[np.ndarray], labels: Sequence[tuple[int, ...]], ids: Sequence[str]
     ) -> list[SoftMaps | ModelError]:
         """Return as `soft_maps`, but the error in the place of an image whose values are not finite."""
+        return self._class_maps(images, labels, ids, lambda soft, _: soft)
+
+    @torch.inference_mode()
+    def maps_and_shares_or_faults(
+        self, images: Sequence[np.ndarray], labels: Sequence[tuple[int, ...]], ids: Sequence[str]
+    ) -> list[PhraseMaps | ModelError]:
+        """Return as `soft_maps_or_faults`, bit for bit, with how much of the attention each label's tokens have."""
+        frames = [self.reader.frame((image.shape[0], image.shape[1])) for image in images]
+        shares = AttentionShares(frames, [self._grid(frame) for frame in frames], [len(row) for row in labels])
+        return self._class_maps(images, labels, ids, lambda soft, i: PhraseMaps(soft, *shares.of(i)), shares.add)
+
+    def _class_maps(
+        self,
+        images: Sequence[np.ndarray],
+        labels: Sequence[tuple[int, ...]],
+        ids: Sequence[str],
+        finished: Callable[[SoftMaps, int], Found],
+        watch: Callable[[Sequence[Pass], Reading], None] | None = None,
+    ) -> list[Found | ModelError]:
+        """Return what `finished` makes of each image's soft maps and its position, or the error in its place."""
         plans = [self.reader.plan(row) for row in labels]
         self.reader.embed(prompt.text for plan in plans for prompt in plan)
         subjects = enumerate(zip(images, plans, ids, strict=True))
         passes = [item for index, subject in subjects for item in self.reader.passes(index, *subject)]
         frames = [self.reader.frame((image.shape[0], image.shape[1])) for image in images]
-        maps = self._mean_maps(passes, [len(row) for row in labels], frames)
+        words = [self._words(plan) for plan in plans]
+        counts = [len(row) for row in labels]
+        maps = self._mean_maps(passes, counts, frames, watch, attention=watch is not None, words=words)
         return [
-            number_fault(self.parts, image_id, [each]) or to_soft_maps(each, row, frame)
-            for image_id, each, row, frame in zip(ids, maps, labels, frames, strict=True)
+            number_fault(self.parts, image_id, [each])
+            or finished(to_soft_maps(each, row, frame, self.reads_words), index)
+            for index, (image_id, each, row, frame) in enumerate(zip(ids, maps, labels, frames, strict=True))
         ]
 
     @torch.inference_mode()
@@ -162,9 +191,10 @@ class Pipeline:
         frames = [self.reader.frame((image.shape[0], image.shape[1])) for image in images]
         counts = [1 + max(row for prompt in plan for row in prompt.rows) for plan in plans]
         shares = AttentionShares(frames, [self._grid(frame) for frame in frames], counts)
-        maps = self._mean_maps(passes, counts, frames, shares.add, attention=True)
+        words = [self._words(plan) for plan in plans]
+        maps = self._mean_maps(passes, counts, frames, shares.add, attention=True, words=words)
         return [
-            PhraseMaps(to_soft_maps(each, tuple(range(1, count + 1)), frame), *shares.of(index))
+            PhraseMaps(to_soft_maps(each, tuple(range(1, count + 1)), frame, self.reads_words), *shares.of(index))
             for index, (each, count, frame) in enumerate(zip(maps, counts, frames, strict=True))
         ]
 
@@ -221,11 +251,13 @@ class Pipeline:
         passes = list(reader.noised_passes(0, frame, clean, drawn, prompts, texts, timesteps))
         # attention, affinity and fuse
         kept: Readings = []
-        [maps] = self._mean_maps(passes, [len(labels)], [frame], lambda *found: kept.append(found))
+        words = [self._words(prompts)]
+        [maps] = self._mean_maps(passes, [len(labels)], [frame], lambda *found: kept.append(found), words=words)
         fault = number_fault(self.parts, image_id, [maps])
         if fault is not None:
             raise fault
-        result = assemble(prompts, kept, maps, to_soft_maps(maps, labels, frame), frame, masks.fuse)
+        soft = to_soft_maps(maps, labels, frame, self.reads_words)
+        result = assemble(prompts, kept, maps[: len(labels)], soft, frame, masks.fuse)
         steps = tuple(item.timestep for item in passes if item.prompt is prompts[0])
         result = replace(result, latents=clean, noise=drawn, timesteps=steps)
         if image is None:
@@ -233,9 +265,8 @@ class Pipeline:
         # crf
         marginals = image_marginals(image, result.soft, masks)
         # labelmap
-        found = mask_from_marginals(marginals, labels, masks.ignore_below)
-        mask, argmax = (enlarged_to(each, result.soft.image_hw) for each in found)
-        return replace(result, marginals=marginals, mask=mask, argmax=argmax)
+        found = decided(image, marginals, result.soft, masks, str(self.parts.device))
+        return replace(result, marginals=marginals, mask=found.mask, argmax=found.argmax)
 
     def _mean_maps(
         self,
@@ -244,8 +275,11 @@ class Pipeline:
         frames: Sequence[Frame],
         watch: Callable[[Sequence[Pass], Reading], None] | None = None,
         attention: bool = False,
+        words: Sequence[dict[str, int]] | None = None,
     ) -> list[Float[Tensor, "classes grid_h grid_w"]]:
         """Return each image's maps: attention and affinity of every pass, then their mean on the image's grid.
+
+        Those of its background words follow, where they are read.
 
         Args:
             passes: of some images, in any order.
@@ -253,15 +287,20 @@ class Pipeline:
             frames: frame of each image; its maps are on this frame's grid.
             watch: is called with every batch and what it showed.
             attention: whether `Reading.attention` is wanted.
+            words: of each image, its background words by number; none are read if not given.
 
         """
         grids = [self._grid(frame) for frame in frames]
-        totals = [torch.zeros(n, *grid, device=self.parts.device) for n, grid in zip(n_labels, grids, strict=True)]
-        counts = [torch.zeros(n, 1, 1, device=self.parts.device) for n in n_labels]
+        words = words or [{} for _ in frames]
+        sizes = [n + len(own) for n, own in zip(n_labels, words, strict=True)]
+        totals = [torch.zeros(n, *grid, device=self.parts.device) for n, grid in zip(sizes, grids, strict=True)]
+        counts = [torch.zeros(n, 1, 1, device=self.parts.device) for n in sizes]
         read = partial(self._read, attention=True) if attention else self._read
         for batch, reading in self.reader.batches(passes, read):
             for item, maps in zip(batch, reading.refined, strict=True):
-                rows = list(item.prompt.rows)
+                rows = [*item.prompt.rows]
+                if words[item.image]:
+                    rows += [n_labels[item.image] + words[item.image][word] for word, _ in item.prompt.words]
                 own = maps[: len(rows)]
                 target, grid_hw = frames[item.image], grids[item.image]
                 totals[item.image][rows] += regrid(own, item.frame, item.mirrored, target, grid_hw)
@@ -269,6 +308,16 @@ class Pipeline:
             if watch is not None:
                 watch(batch, reading)
         return [total / count for total, count in zip(totals, counts, strict=True)]
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether background words have maps of their own, which compete with the classes'."""
+        return self.config.fuse.background == "words"
+
+    def _words(self, prompts: Sequence[Prompt]) -> dict[str, int]:
+        """Number the background words of an image's sentences, each once; none where they are not read."""
+        found = (word for prompt in prompts for word, _ in prompt.words) if self.reads_words else ()
+        return {word: number for number, word in enumerate(dict.fromkeys(found))}
 
     def _grid(self, frame: Frame) -> tuple[int, int]:
         """Return the grid an image's maps are kept on."""
@@ -280,10 +329,12 @@ class Pipeline:
             self.cross_layers,
             self.self_layers,
             passes,
-            token_rescaling=self.config.attention.token_rescaling,
+            settings=self.config.attention,
             valid_only=self.config.resize.valid_only,
             affinity=self.config.affinity,
             attention=attention,
+            words=self.reads_words,
+            reference=self.reference,
         )
 
     def _frame_of(self, image: np.ndarray | None, latents: Tensor | None) -> Frame:
@@ -299,7 +350,11 @@ class Pipeline:
         return frame_latent(latent_hw, self.parts.vae_factor, image_hw)
 
 
-def to_soft_maps(maps: Float[Tensor, "classes grid_h grid_w"], labels: tuple[int, ...], frame: Frame) -> SoftMaps:
-    """Return maps as the store keeps them."""
+def to_soft_maps(
+    maps: Float[Tensor, "classes grid_h grid_w"], labels: tuple[int, ...], frame: Frame, words: bool = False
+) -> SoftMaps:
+    """Return maps as the store keeps them; with `words` what follows the labels' maps are those of background words."""
     half = maps.clamp(0, 1).cpu().numpy().astype(np.float16)
-    return SoftMaps(half, tuple(labels), False, frame.padded_hw, frame.resized_hw, frame.image_hw)
+    own, others = half[: len(labels)], half[len(labels) :]
+    most = others.max(axis=0, initial=0) if words else None
+    return SoftMaps(own, tuple(labels), False, frame.padded_hw, frame.resized_hw, frame.image_hw, most)

@@ -23,8 +23,8 @@ FLOORS = {
         ("data.about",),
         ("data.console",),
         ("data.config", "data.classes"),
-        ("data.images", "data.samples", "data.scoring", "data.densecrf"),
-        ("data.masks", "data.phrase_scores"),
+        ("data.images", "data.samples", "data.scoring", "data.lattice"),
+        ("data.masks", "data.phrase_scores", "data.densecrf"),
         ("data.readers", "data.store.softmaps", "data.store.records"),
         ("data.store",),
         ("data.store.source",),
@@ -46,7 +46,7 @@ FLOORS = {
 TOUCHED_BY = {
     "pydensecrf": ("data.densecrf",),
     "diffusers": ("pseudolabel.softmaps.diffusion", "pseudolabel.demo.training"),
-    "transformers": ("pseudolabel.softmaps.diffusion", "pseudolabel.demo.training"),
+    "transformers": ("pseudolabel.softmaps.diffusion", "pseudolabel.demo.training", "pseudolabel.masks.sam"),
     "segmentation_models_pytorch": ("train.network",),
     "albumentations": ("train.transforms",),
 }

@@ -4,7 +4,7 @@ A checkpoint is Lightning's, read with `weights_only=True` always, so loading on
 the key `segtrain` lies a dictionary of plain values: format version, classes, palette, input rule, network, settings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,8 @@ def _check_content(checkpoint: dict[str, Any], card: dict[str, Any], path: Path)
 def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
     """Raise ModelError where a checkpoint does not hold what a training needs to go on."""
     dictionaries, lists = ("loops", "callbacks"), ("optimizer_states", "lr_schedulers")
-    wanted = dict.fromkeys(dictionaries, dict) | dict.fromkeys(lists, list) | {"epoch": int, "global_step": int}
+    wanted: dict[str, type] = {"epoch": int, "global_step": int}
+    wanted |= dict.fromkeys(dictionaries, dict) | dict.fromkeys(lists, list)
     _check_kinds(checkpoint, wanted, f"checkpoint {path}")
     _check_kinds(checkpoint[CARD_KEY]["settings"], dict.fromkeys(("loss", "optimizer"), dict), f"card in {path}")
     _check_kinds(checkpoint["loops"], {"fit_loop": dict}, f"state of the loops in {path}")
@@ -118,7 +119,7 @@ def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
     _check_kinds(schedule, {"last_epoch": int, "base_lrs": list}, f"schedule in {path}")
 
 
-def _check_kinds(values: Any, kinds: dict[str, type], what: str) -> None:
+def _check_kinds(values: Any, kinds: Mapping[str, type], what: str) -> None:
     for name, kind in kinds.items():
         value = values.get(name) if isinstance(values, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool):

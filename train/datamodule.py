@@ -33,6 +33,8 @@ class SegmentationData(pl.LightningDataModule):
         review: what people decided in `pseudolabel review`: use leaves out rejected images, accepted_only all that are
             not accepted as they are now; corrected masks replace the machine's. ignore: the machine's masks, all.
         wrong_labels: a label marked wrong in the review: its region is undecided (255), or its image is left out.
+        min_presence: labels that a store says are less present (`pseudolabel doubt` lists them) are not learnt: their
+            pixels are ignored, and an image of which no label is left is left out; 0 keeps all.
         weights: confidence weighs each pixel by what the store's soft maps say for its label.
         augment: crops, scales, flips and colours.
         val: data set with ground truth that is measured on (fit may go without, test may not).
@@ -55,6 +57,7 @@ class SegmentationData(pl.LightningDataModule):
         truth: Path | None = None,
         review: Literal["use", "ignore", "accepted_only"] = "use",
         wrong_labels: Literal["undecided", "leave_out"] = "undecided",
+        min_presence: float = 0.0,
         weights: Literal["none", "confidence"] = "none",
         augment: AugmentConfig = AugmentConfig(),  # noqa: B008 - frozen
         val: DataConfig | None = None,
@@ -68,11 +71,13 @@ class SegmentationData(pl.LightningDataModule):
         super().__init__()
         require("data.batch_size", batch_size, batch_size >= 1, "at least 1")
         require("data.workers", workers, workers is None or workers >= 0, "at least 0")
+        require("data.min_presence", min_presence, 0 <= min_presence <= 1, "from 0 to 1")
         require("data.val_limit", val_limit, val_limit is None or val_limit >= 1, "at least 1")
         self.store_path, self.root, self.masks, self.truth, self.weights = store, root, masks, truth, weights
         self.review, self.wrong_labels = review, wrong_labels
         self.split, self.class_file = split, classes
         self.augment, self.val, self.val_limit = augment, val, val_limit
+        self.min_presence = min_presence
         self.batch_size, self.cache = batch_size, cache
         self.workers = min(4, available_cpus() - 1) if workers is None else workers
         self.seed, self.need_truth = seed, need_truth
@@ -123,7 +128,9 @@ class SegmentationData(pl.LightningDataModule):
                 f"{self.store_path} has the classes {', '.join(store.classes.names[:4])}, ..., the checkpoint "
                 f"{', '.join(self.classes.names[:4])}, ...: they must be the same; see --data.store and --ckpt_path."
             )
-        samples = list_training(store, self.masks, self.truth, self.root, self.review, self.wrong_labels)
+        samples = list_training(
+            store, self.masks, self.truth, self.root, self.review, self.wrong_labels, self.min_presence
+        )
         return samples, store.classes
 
     def _list_supervised(self) -> tuple[list[TrainingSample], ClassSet]:
@@ -134,8 +141,10 @@ class SegmentationData(pl.LightningDataModule):
             )
         if self.weights == "confidence":
             raise ConfigError("--data.weights confidence needs the soft maps of a store; name one with --data.store.")
-        if self.review == "accepted_only" or self.wrong_labels != "undecided":
-            raise ConfigError("--data.review and --data.wrong_labels are of a store; name one with --data.store.")
+        if self.review == "accepted_only" or self.wrong_labels != "undecided" or self.min_presence:
+            raise ConfigError(
+                "--data.review, --data.wrong_labels and --data.min_presence are of a store; name one with --data.store."
+            )
         truth = None if self.truth is None else str(self.truth.absolute() if self.truth.is_dir() else self.truth)
         config = DataConfig(self.root, split=self.split or "train", classes=self.class_file, truth=truth)
         return list_supervised(config, self.classes)

@@ -67,6 +67,7 @@ def list_training(
     root: Path | None,
     review: Use = "use",
     wrong_labels: WrongLabels = "undecided",
+    min_presence: float = 0.0,
 ) -> list[TrainingSample]:
     """Return the samples of a store, sorted by id, after checking that every file is there.
 
@@ -80,6 +81,7 @@ def list_training(
         root: folder of the data set, if it is not where the store says.
         review: what people's decisions mean; see `data.store.reviewed.apply_reviews`.
         wrong_labels: what a label that was marked wrong does to its image.
+        min_presence: labels less present than this are not learnt (`drop_doubted`).
 
     Raises:
         StoreError: no images, or files that are missing; the message counts them and names the first.
@@ -95,9 +97,16 @@ def list_training(
             for record in records
         ]
     else:
+        doubted = _doubted(store, records, min_presence) if min_presence else {}
+        records = [record for record in records if not _is_doubted(record, doubted)]
+        if not records:
+            raise StoreError(f"--data.min_presence {min_presence} leaves no image of {store.path}: lower it.")
         folder = store.path / ("argmax" if masks == "argmax" else "masks")
         counted = _reviewed(store, records, review, wrong_labels)
-        samples = [_sample(one, store.image_path(one.record, root), folder) for one in counted]
+        samples = [
+            _sample(one, store.image_path(one.record, root), folder, doubted.get(one.record["id"], ()))
+            for one in counted
+        ]
     _check_files([sample.image_path for sample in samples], "image", "--data.root names the folder they are under")
     remedy = "--data.truth names their folder" if masks == "truth" else "generate them again"
     _check_files([sample.mask_path for sample in samples], "mask", remedy)
@@ -117,10 +126,12 @@ def _reviewed(store: MaskStore, records: list[dict[str, Any]], review: Use, wron
     return found.counted
 
 
-def _sample(counted: Counted, image_path: Path, folder: Path) -> TrainingSample:
+def _sample(counted: Counted, image_path: Path, folder: Path, doubted: tuple[int, ...]) -> TrainingSample:
+    """Return the sample of a mask; what is doubted of it is not learnt either, unless a person has corrected it."""
     sample_id, corrected = counted.record["id"], counted.corrected
-    path = folder / f"{sample_id}.png" if corrected is None else corrected
-    return TrainingSample(sample_id, image_path, path, wrong=counted.wrong, corrected=corrected is not None)
+    if corrected is not None:
+        return TrainingSample(sample_id, image_path, corrected, wrong=counted.wrong, corrected=True)
+    return TrainingSample(sample_id, image_path, folder / f"{sample_id}.png", wrong=(*counted.wrong, *doubted))
 
 
 def list_supervised(config: DataConfig, classes: ClassSet | None) -> tuple[list[TrainingSample], ClassSet]:
@@ -141,6 +152,39 @@ def list_supervised(config: DataConfig, classes: ClassSet | None) -> tuple[list[
         if sample.truth_path is not None
     ]
     return sorted(training, key=lambda sample: sample.id), found
+
+
+def _doubted(store: MaskStore, records: list[dict[str, Any]], least: float) -> dict[str, tuple[int, ...]]:
+    """Return the labels of each image that are less present than `least`, and say how many there are.
+
+    Raises:
+        StoreError: the store says of no label how present it is.
+
+    """
+    if not any(record.get("presence") for record in records):
+        raise StoreError(
+            f"--data.min_presence: {store.path} says of no label how present it is; make the masks again with "
+            "`pseudolabel generate --overwrite`, or leave it at 0."
+        )
+    ids = {store.classes.name(label): label for label in range(1, len(store.classes) + 1)}
+    found = {}
+    for record in records:
+        scores = record.get("presence", {})
+        low = {ids[name] for name, score in scores.items() if score < least and name in ids}
+        low &= set(record.get("labels", []))
+        if low:
+            found[record["id"]] = tuple(sorted(low))
+    empty = sum(_is_doubted(record, found) for record in records)
+    logger.warning(
+        "--data.min_presence %g: %s in %s not learnt, which leaves %s without any; left out.",
+        *(least, count(sum(map(len, found.values())), "label"), count(len(found), "image"), count(empty, "image")),
+    )
+    return found
+
+
+def _is_doubted(record: dict[str, Any], doubted: dict[str, tuple[int, ...]]) -> bool:
+    """Return whether all labels of an image are doubted."""
+    return record["id"] in doubted and set(doubted[record["id"]]) == set(record["labels"])
 
 
 def _true_masks(

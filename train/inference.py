@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from data.config import changed, require
+from data.config import CrfEngine, changed, require
 from data.errors import ModelError
 from train.network import SIZE_MULTIPLE
 
@@ -21,10 +21,13 @@ Probabilities = Float[Tensor, "n classes height width"]
 
 @dataclass(frozen=True)
 class CrfConfig:
-    """Dense CRF over the network's probabilities (pydensecrf)."""
+    """Dense CRF over the network's probabilities."""
 
     enabled: bool = False
     """Run it; the paper does, and it takes about a second for a VOC image."""
+    engine: CrfEngine = "auto"
+    """pydensecrf (a CPU alone; needs a C++ compiler to install) or torch (a CPU or a CUDA GPU; the same within 0.001);
+    auto: torch beside a network on a CUDA GPU or without pydensecrf, else pydensecrf."""
     iterations: int = 10
     """Rounds of mean field; 0 changes nothing."""
     sxy_gaussian: float = 1.0
@@ -194,18 +197,31 @@ def padded_scores(network: Network, images: Images, fill: Tensor) -> Tensor:
 
 
 def sharpen(
-    rgb: UInt8[np.ndarray, "height width 3"], probability: Float[np.ndarray, "classes height width"], config: CrfConfig
+    rgb: UInt8[np.ndarray, "height width 3"],
+    probability: Float[np.ndarray, "classes height width"],
+    config: CrfConfig,
+    device: str = "cpu",
 ) -> Float[np.ndarray, "classes height width"]:
-    """Return the probabilities after the dense CRF; classes that nowhere reach 1 % are left out of it, for speed."""
+    """Return the probabilities after the dense CRF; classes that nowhere reach 1 % are left out of it, for speed.
+
+    Args:
+        rgb: the image.
+        probability: of each class.
+        config: whether it runs, its engine and its parameters.
+        device: where the network is; the torch engine runs there where that is a CUDA GPU, else on the CPU.
+
+    """
     if not config.enabled:
         return probability
-    from data.densecrf import dense_crf
+    from data.densecrf import chosen_engine, dense_crf
 
     kept = probability.max(axis=(1, 2)) >= 0.01
     result = np.zeros_like(probability)
     result[kept] = dense_crf(
         rgb,
         probability[kept],
+        torch=torch if chosen_engine(config.engine, device) == "torch" else None,
+        device=device if device.startswith("cuda") else "cpu",
         iterations=config.iterations,
         sxy_gaussian=config.sxy_gaussian,
         compat_gaussian=config.compat_gaussian,

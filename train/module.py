@@ -187,7 +187,8 @@ class SegmentationModule(pl.LightningModule):
         found = probabilities(self, image[None].float(), self.inference, self.fill, self.name)[0]
         if self.inference.crf.enabled:
             rgb = image.permute(1, 2, 0).cpu().numpy()
-            decisions = sharpen(rgb, found.float().cpu().numpy(), self.inference.crf).argmax(0).astype(np.uint8)
+            sharp = sharpen(rgb, found.float().cpu().numpy(), self.inference.crf, str(image.device))
+            decisions = sharp.argmax(0).astype(np.uint8)
         else:
             decisions = found.argmax(0).to(torch.uint8).cpu().numpy()
         if batch["truth"] is not None:

@@ -131,7 +131,7 @@ def predict_image(
     """Return the class probabilities of an image of any size, before and after the CRF (the same without one)."""
     batch = to_tensor(rgb)[None].to(network.mean.device).float()
     found = probabilities(network, batch, inference, network.mean, model)[0].float().cpu().numpy()
-    return found, sharpen(rgb, found, inference.crf)
+    return found, sharpen(rgb, found, inference.crf, str(network.mean.device))
 
 
 class _Writer:

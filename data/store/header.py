@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 from dataclasses import fields
 from pathlib import Path, PurePath
 from typing import Any
@@ -21,6 +22,7 @@ _NO_MATTER = (
     "data.truth_255:",
     "data.crowd:",
 )  # settings of the data that change no mask
+_ENGINE = re.compile(r"config\.(\w+\.)*crf\.engine:")  # nor does what ran the CRF, beyond a pixel in ten thousand
 _NOT_STORED = frozenset({"cache"})  # a folder that is written to: never taken from a store
 
 
@@ -117,7 +119,7 @@ def header_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[s
     """Return a line for each setting that changes masks and differs, key by key.
 
     The data's root may differ if the stored one no longer exists (the data set was moved); where ground truth and
-    caches lie may differ always.
+    caches lie may differ always, and so may the engine of the dense CRF (a line of the index names it).
     """
     root = stored["data"].get("root")
     gone = bool(root) and not Path(root).exists()
@@ -125,7 +127,7 @@ def header_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[s
         line
         for key in ("classes", "config", "model", "data")
         for line in _differences(key, stored[key], wanted[key])
-        if not line.startswith(_NO_MATTER) and not (gone and line.startswith("data.root:"))
+        if not line.startswith(_NO_MATTER) and not _ENGINE.match(line) and not (gone and line.startswith("data.root:"))
     ]
 
 

@@ -109,6 +109,10 @@ def _are_shares(value: Any) -> bool:
     return isinstance(value, dict) and all(_is_number(share, 1.001) for share in value.values())
 
 
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_whole(number, 0, MAX_PIXELS) for number in value.values())
+
+
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "image": (_is_path, "the path of a file"),
     "height": (lambda value: _is_whole(value, 1, MAX_PIXELS), "a number of pixels"),
@@ -118,6 +122,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "class_share": (_are_shares, "numbers from 0 to 1 by class name"),
     "warnings": (_are_texts, "a list of sentences"),
     "dropped_words": (_are_texts, "a list of words"),
+    "presence": (_are_shares, "numbers from 0 to 1 by class name"),
+    "sam": (_are_counts, "numbers of objects by name"),
+    "crf_engine": (_is_text, "the name of a program part"),
     "seconds": (lambda value: _is_number(value, 1e12), "a number of seconds"),
 }
 

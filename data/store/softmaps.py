@@ -17,6 +17,7 @@ from data.errors import StoreError
 from data.images import MAX_PIXELS
 
 SOFT_VERSION = 1  # of the npz files
+WORDS_VERSION = 2  # of those that hold a map of background words too
 MAX_SOFT_BYTES = 1 << 30
 _TOLERANCE = 0.001  # float16 rounds
 # The arrays of a file: number format as numpy writes it, and number of axes.
@@ -26,7 +27,9 @@ _ARRAYS = {
     "labels": ("<i4", 1),
     "background": ("|b1", 0),
     "sizes": ("<i4", 2),
+    "words": ("<f2", 2),
 }
+_OPTIONAL = frozenset({"words"})
 _NPY_HEADER = re.compile(
     rb"\{'descr': '([<|=>]\w{2,3})', 'fortran_order': (True|False), 'shape': \(((?:\d{1,9},? ?){0,4})\), \} *\n"
 )
@@ -67,6 +70,8 @@ class SoftMaps:
         padded_hw: height and width in pixels that the grid covers, the padding included.
         resized_hw: height and width of the part at the top left that is image.
         image_hw: height and width of the upright image.
+        words: the largest of the background words' maps, which competes with the labels' under some settings; None
+            where these words were not read.
 
     """
 
@@ -76,6 +81,7 @@ class SoftMaps:
     padded_hw: tuple[int, int]
     resized_hw: tuple[int, int]
     image_hw: tuple[int, int]
+    words: Float16[np.ndarray, "grid_height grid_width"] | None = None
 
     def __post_init__(self) -> None:
         if len(self.maps) != len(self.labels) + self.background:
@@ -89,14 +95,16 @@ def encode_soft(soft: SoftMaps) -> bytes:
     """Return soft maps as the bytes of an .npz file; equal maps give equal bytes."""
     buffer = io.BytesIO()
     sizes = np.array([soft.padded_hw, soft.resized_hw, soft.image_hw], dtype=np.int32)
-    np.savez_compressed(  # dates inside are fixed by numpy, so equal content gives equal bytes
-        buffer,
-        format_version=np.int32(SOFT_VERSION),
-        maps=soft.maps.astype(np.float16),
-        labels=np.array(soft.labels, dtype=np.int32),
-        background=np.bool_(soft.background),
-        sizes=sizes,
-    )
+    arrays = {
+        "format_version": np.int32(SOFT_VERSION if soft.words is None else WORDS_VERSION),
+        "maps": soft.maps.astype(np.float16),
+        "labels": np.array(soft.labels, dtype=np.int32),
+        "background": np.bool_(soft.background),
+        "sizes": sizes,
+    }
+    if soft.words is not None:
+        arrays["words"] = soft.words.astype(np.float16)
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # equal content gives equal bytes: numpy fixes dates
     return buffer.getvalue()
 
 
@@ -109,8 +117,11 @@ def decode_soft(content: bytes) -> SoftMaps:
     """
     arrays = _read_arrays(content)
     version = int(arrays["format_version"])
-    if version != SOFT_VERSION:
-        raise StoreError(f"format version {version}, this program reads {SOFT_VERSION}")
+    if version not in (SOFT_VERSION, WORDS_VERSION):
+        raise StoreError(f"format version {version}, this program reads {SOFT_VERSION} and {WORDS_VERSION}")
+    words = arrays.get("words")
+    if (words is None) != (version == SOFT_VERSION):
+        raise StoreError(f"format version {version} {'without' if words is None else 'with'} a map of words")
     labels = tuple(int(label) for label in arrays["labels"])
     if list(labels) != sorted(set(labels)) or not all(1 <= label <= 254 for label in labels):
         raise StoreError(f"labels {labels}, which must be class ids, ascending")
@@ -122,14 +133,17 @@ def decode_soft(content: bytes) -> SoftMaps:
         )
     if sizes.shape != (3, 2) or sizes.min() < 1:
         raise StoreError("sizes that are not three heights and widths")
+    if words is not None and (words.shape != maps.shape[1:] or background):
+        raise StoreError(f"a map of words of {words.shape} cells beside maps of {maps.shape[1:]}")
     padded, resized, image = ((int(height), int(width)) for height, width in sizes)
     if max(resized[0] - padded[0], resized[1] - padded[1], maps.shape[1] - padded[0], maps.shape[2] - padded[1]) > 0:
         raise StoreError(f"a grid of {maps.shape[1:]} cells for {padded} pixels, {resized} of them image")
     if math.prod(padded) > 4 * MAX_PIXELS or math.prod(image) > MAX_PIXELS or not maps.size:
         raise StoreError(f"sizes {padded} and {image}, larger than any image that is read")
-    if not (maps.min() >= -_TOLERANCE and maps.max() <= 1 + _TOLERANCE):  # nan is neither
-        raise StoreError("values that are not numbers from 0 to 1")
-    return SoftMaps(maps, labels, background, padded, resized, image)
+    for values in (maps, *(() if words is None else (words,))):
+        if not (values.min() >= -_TOLERANCE and values.max() <= 1 + _TOLERANCE):  # nan is neither
+            raise StoreError("values that are not numbers from 0 to 1")
+    return SoftMaps(maps, labels, background, padded, resized, image, words)
 
 
 def check_soft(soft: SoftMaps, record: dict[str, Any], n_classes: int) -> None:
@@ -147,11 +161,12 @@ def _read_arrays(content: bytes) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as file:
             members = {info.filename: info for info in file.infolist()}
-            if set(members) != {f"{name}.npy" for name in _ARRAYS}:
+            names = [name for name in _ARRAYS if f"{name}.npy" in members]
+            if len(names) != len(members) or not {*names} >= _ARRAYS.keys() - _OPTIONAL:
                 raise StoreError(f"no .npz file of soft maps: it holds {', '.join(members)[:60]!r}")
             if any(info.flag_bits & 1 or info.file_size > MAX_SOFT_BYTES for info in members.values()):
                 raise StoreError("encrypted, or larger than soft maps can be")
-            return {name: _decode_array(file.read(f"{name}.npy"), name) for name in _ARRAYS}
+            return {name: _decode_array(file.read(f"{name}.npy"), name) for name in names}
     except _ZIP_ERRORS as error:
         raise StoreError(f"no .npz file: {error or type(error).__name__}") from error
 

@@ -28,6 +28,7 @@ import torch
 from tqdm import tqdm
 
 from data.classes import ClassSet
+from data.config import changed
 from data.console import available_cpus, count
 from data.errors import ConfigError
 from data.samples import Sample, SampleSet, evenly_spaced
@@ -293,6 +294,12 @@ def run_search(
     parts = load_model(config.model, config.run)
     layers = list_layers(parts)
     config = with_existing_layers(config, layers)
+    apart = changed(config.attention, ("weights", "rescaled_tokens", "blur")) + changed(config.fuse, ("background",))
+    if apart:
+        logger.warning(
+            "%s: counts in the last figures; in the search layers and heads count alike and words do not compete.",
+            ", ".join(apart),
+        )
     by_truth = use_truth and any(sample.truth_path is not None for sample in chosen)
     chosen = usable(chosen, len(samples.classes), by_truth)
     n_decoys = 0 if by_truth else min(DECOYS, len(samples.classes) - 1)

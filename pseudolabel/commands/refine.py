@@ -28,13 +28,13 @@ def refine(
         root: Folder of the images, if it is not where the store says.
         workers: Processes that make masks; none: one for each core but one; 0: no extra process.
         on_error: stop, or skip: an image that cannot be processed is counted and named at the end.
-        device: Where PAMR runs: auto (a GPU if there is one), cpu, cuda, cuda:1. The dense CRF runs on the CPU.
+        device: Where PAMR, the CRF's torch engine and SAM run: auto (a GPU if there is one), cpu, cuda, cuda:1.
         **settings: The fields of MaskConfig.
 
     """
     from data.store.store import MaskStore
     from pseudolabel.generate.refine import holds_background, refine_masks
-    from pseudolabel.generate.tally import print_skipped
+    from pseudolabel.generate.tally import print_sam, print_skipped
 
     config = MaskConfig(**settings)
     warn_of_idle(config.idle(background=holds_background(MaskStore.open(Path(store)))))
@@ -44,6 +44,7 @@ def refine(
         print(f"{tally.relabelled} of them again, because their labels have changed in {store}.")
     if tally.handed_on:
         print(f"Decisions and corrected masks of {count(tally.handed_on, 'image')} were taken over from {store}.")
+    print_sam(tally)
     print_skipped(Path(output), tally.skipped)
     print(f"Next: pseudolabel score --store {output}     mIoU, where there is ground truth")
     print(f"      pseudolabel report --store {output}    a page of overlays, coverage and warnings")

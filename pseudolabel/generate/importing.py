@@ -79,7 +79,7 @@ def import_masks(
         raise ConfigError(
             f"--white=class reads 255 as the one class, but there are {count(len(samples.classes), 'class')}; drop it."
         )
-    header = {
+    header: dict[str, Any] = {
         "config": {"import": {"white": white, "soft": soft}},
         "model": {"id": f"masks of {os.path.abspath(masks)}", "fingerprint": ""},
         "data": stored_data(data),

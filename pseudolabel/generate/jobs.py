@@ -21,6 +21,7 @@ from data.store.store import MaskStore
 from pseudolabel.config import CrfConfig, DiffusionConfig, GenerateConfig, RunConfig, stored_settings
 from pseudolabel.generate.batches import grouped, in_shard, loaded_ahead
 from pseudolabel.generate.workers import MaskJob, Outcome
+from pseudolabel.ground.presence import presence
 from pseudolabel.masks.working import shrunk_to, working_size
 
 if TYPE_CHECKING:
@@ -103,17 +104,18 @@ def mask_jobs(
             continue
         start = time.perf_counter()
         labels, ids = [item.sample.labels for item in group], [item.sample.id for item in group]
-        maps = pipeline.soft_maps_or_faults(images, labels, ids)
+        found = pipeline.maps_and_shares_or_faults(images, labels, ids)
         seconds = (time.perf_counter() - start) / len(group)
-        for item, soft in zip(group, maps, strict=True):
+        for item, maps in zip(group, found, strict=True):
             sample, path = item.sample, Path(item.sample.image_path).absolute()
-            if isinstance(soft, UserError):
-                yield Outcome(sample.id, None, str(soft))
+            if isinstance(maps, UserError):
+                yield Outcome(sample.id, None, str(maps))
                 continue
             dropped = reader.dropped_words(sample.labels)
-            soft = replace(soft, image_hw=item.image_hw)
+            soft = replace(maps.soft, image_hw=item.image_hw)
+            scores = tuple(presence(*shares) for shares in zip(maps.attention, maps.idle, strict=True))
             job = MaskJob(store_path, sample.id, stored_path(path, root), path, item.rgb_u8, soft)
-            yield replace(job, seconds=seconds, dropped_words=dropped)
+            yield replace(job, seconds=seconds, dropped_words=dropped, presence=scores)
 
 
 def images_together(diffusion: DiffusionConfig, run: RunConfig, device_type: str) -> int:

@@ -8,6 +8,7 @@ That holds on one machine: with another number of cores torch adds up in another
 import contextlib
 import logging
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from data.console import available_cpus
@@ -63,10 +64,13 @@ def _local_outcomes(
     """Yield the outcome of each image: the U-Net in this process, the masks in the worker processes."""
     import torch
 
+    from pseudolabel.masks.crf import with_engine
     from pseudolabel.pipeline import Pipeline
 
     torch.set_num_threads(available_cpus())
     pipeline = Pipeline.load(config, samples.classes)
+    workers, device = default_workers(config.run.workers), str(pipeline.parts.device)
+    config = replace(config, crf=with_engine(config.crf, device))
     faults: list[Outcome] = []
 
     def jobs() -> Iterator[MaskJob]:
@@ -81,7 +85,6 @@ def _local_outcomes(
                 prepared = True
             yield found
 
-    workers, device = default_workers(config.run.workers), str(pipeline.parts.device)
     with contextlib.closing(run_jobs(jobs(), mask_config(config), workers, device)) as outcomes:
         for outcome in outcomes:
             while faults:

@@ -98,12 +98,15 @@ def _weigh(report: ModelReport, config: GenerateConfig) -> None:
 
 def _fill_in(report: ModelReport, config: GenerateConfig, found: "Measured") -> None:
     """Put what was measured into the report."""
+    from pseudolabel.config import mask_config
     from pseudolabel.generate.workers import default_workers
+    from pseudolabel.masks.labelmap import runs_here
     from pseudolabel.softmaps.diffusion.parts import pick_device
 
-    on_cpu = pick_device(config.run.device).type == "cpu"
+    device = str(pick_device(config.run.device))
+    on_cpu = device == "cpu"
     workers = default_workers(config.run.workers)
-    in_this_process = config.crf.kind == "pamr" and not on_cpu
+    in_this_process = runs_here(mask_config(config), device)
     report.seconds_per_image = seconds_per_image(
         found.unet, found.masks, 0 if in_this_process else workers, available_cpus(), on_cpu
     )

@@ -7,6 +7,7 @@ jobs, since their arrays have as many sizes as there are images; nothing pickled
 import logging
 import pickle
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,16 +110,20 @@ class SoftMapper:
             return
         import torch
 
+        from pseudolabel.masks.crf import with_engine
         from pseudolabel.pipeline import Pipeline
 
         torch.set_num_threads(available_cpus())
         self.pipeline = Pipeline.load(self.config, self.classes)
-        prepare_store(self.store_path, SampleSet(self.classes, ()), self.config, self.pipeline.parts.identity())
+        config = replace(self.config, crf=with_engine(self.config.crf, str(self.pipeline.parts.device)))
+        prepare_store(self.store_path, SampleSet(self.classes, ()), config, self.pipeline.parts.identity())
 
     def _jobs(self, samples: list[Sample]) -> Iterator[MaskJob | Outcome]:
+        from pseudolabel.masks.labelmap import runs_here
+
         masks, device = mask_config(self.config), str(self.pipeline.parts.device)
         for found in mask_jobs(self.pipeline, samples, self.store_path, Path(self.config.data.root)):
-            if isinstance(found, MaskJob) and masks.crf.kind == "pamr" and device != "cpu":
+            if isinstance(found, MaskJob) and runs_here(masks, device):
                 yield finish_image(found, masks, device)  # here, where the GPU is
             else:
                 yield found

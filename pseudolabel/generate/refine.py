@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,9 +11,10 @@ from data.store.records import is_up_to_date
 from data.store.review import hand_on
 from data.store.source import moved, stored_path
 from data.store.store import MaskStore
-from pseudolabel.config import CrfConfig, MaskConfig, stored_mask_settings
+from pseudolabel.config import MaskConfig, stored_mask_settings
 from pseudolabel.generate.tally import Tally, count_outcome, progress_bar
 from pseudolabel.generate.workers import MaskJob, default_workers, run_jobs
+from pseudolabel.masks.crf import with_engine
 
 
 def refine_masks(
@@ -34,7 +36,7 @@ def refine_masks(
         root: folder of the images, if it is not where the source says.
         workers: worker processes; None: one for each core but one; 0: none.
         on_error: "stop" or "skip".
-        device: where PAMR runs: auto (a GPU if there is one), cpu, cuda, cuda:1.
+        device: where PAMR, the dense CRF's torch engine and SAM run: auto (a GPU if there is one), cpu, cuda, cuda:1.
 
     Raises:
         ConfigError: the machine has no such device.
@@ -44,7 +46,8 @@ def refine_masks(
     """
     if source_path.resolve() == output_path.resolve():
         raise StoreError(f"{output_path} is the store that is read; name another folder with --output.")
-    where = _device_of(config.crf, device)
+    where = _device_of(config, device)
+    config = replace(config, crf=with_engine(config.crf, where))
     source = MaskStore.open(source_path)
     header = refined_header(source, config, root)
     finished: dict[str, tuple[int, ...] | None] = {}
@@ -79,9 +82,11 @@ def holds_background(source: MaskStore) -> bool:
     return False
 
 
-def _device_of(config: CrfConfig, device: str) -> str:
-    """Return where the refinement runs; torch is imported only where it is needed."""
-    if config.kind != "pamr":
+def _device_of(config: MaskConfig, device: str) -> str:
+    """Return where the refinement may run; torch is imported only where it is needed."""
+    crf = config.crf
+    on_cpu = crf.kind in ("none", "tlp") or (crf.kind == "densecrf" and crf.engine == "pydensecrf")
+    if on_cpu and config.sam.id is None:
         return "cpu"
     from pseudolabel.softmaps.diffusion.parts import pick_device
 
@@ -90,7 +95,8 @@ def _device_of(config: CrfConfig, device: str) -> str:
 
 def refined_header(source: MaskStore, config: MaskConfig, root: Path | None) -> dict[str, Any]:
     """Return the header fields of a refined store: the source's, with the mask settings replaced."""
-    settings = source.header["config"] | stored_mask_settings(config)
+    settings = {name: value for name, value in source.header["config"].items() if name != "sam"}
+    settings |= stored_mask_settings(config)
     data = moved(source.header["data"], root)
     return {"config": settings, "model": source.header["model"], "data": data}
 

@@ -32,6 +32,8 @@ class Tally:
         without_words: number of images whose sentence had no room for all background words.
         dropped_words: how often each of these words was left out.
         handed_on: number of images whose review was taken over from the store that this one is made from.
+        objects: connected parts that SAM was asked about.
+        changed: number of those that it changed.
         started: when the run began.
 
     """
@@ -43,6 +45,8 @@ class Tally:
     without_words: int = 0
     dropped_words: Counter[str] = field(default_factory=Counter)
     handed_on: int = 0
+    objects: int = 0
+    changed: int = 0
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -62,6 +66,8 @@ def count_outcome(outcome: Outcome, tally: Tally, on_error: str) -> None:
         record = outcome.record or {}
         tally.warned += bool(record.get("warnings"))
         tally.without_words += bool(record.get("dropped_words"))
+        tally.objects += record.get("sam", {}).get("objects", 0)
+        tally.changed += record.get("sam", {}).get("changed", 0)
         tally.dropped_words.update(record.get("dropped_words", ()))
 
 
@@ -69,6 +75,14 @@ def progress_bar(total: int) -> "tqdm[Any]":
     """Return the one bar over images; where stderr is no terminal it says a line every half minute."""
     interval = 0.5 if sys.stderr.isatty() else 30.0
     return tqdm(total=total, unit="image", dynamic_ncols=True, mininterval=interval, smoothing=0.05)
+
+
+def print_sam(tally: Tally) -> None:
+    """Say what SAM changed, where it was asked."""
+    if tally.objects:
+        print(
+            f"SAM changed {tally.changed} of {count(tally.objects, 'connected part')}; the others stayed as they were."
+        )
 
 
 def print_skipped(store_path: Path, skipped: list[tuple[str, str]]) -> None:
@@ -95,6 +109,7 @@ def print_summary(store_path: Path, samples: SampleSet, tally: Tally) -> None:
         print(f"{tally.relabelled} of them again, because their labels have changed.")
     if tally.warned:
         print(f"Warnings (nothing found for a class, for example) for {tally.warned} of them; the report lists them.")
+    print_sam(tally)
     print_skipped(store_path, tally.skipped)
     if tally.dropped_words:
         words = printable(", ".join(f"{word} ({number})" for word, number in tally.dropped_words.most_common()))

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from data.classes import ClassSet
 from data.console import available_cpus, available_memory_bytes
 from data.errors import UserError
 from data.images import read_image
@@ -50,6 +51,7 @@ class MaskJob:
         source_record: the image's line in that store, which the soft maps must agree with.
         seconds: time already spent on this image.
         dropped_words: background words for which its sentence had no room.
+        presence: of each label, how likely it is right; none where nothing was read anew.
 
     """
 
@@ -63,6 +65,7 @@ class MaskJob:
     source_record: dict[str, Any] | None = None
     seconds: float = 0.0
     dropped_words: tuple[str, ...] = ()
+    presence: tuple[float, ...] = ()
 
     def refining_bytes(self, crf: CrfConfig) -> int:
         """Return how much memory its refinement may take, in bytes; a guess on the safe side."""
@@ -103,10 +106,11 @@ def finish_image(job: MaskJob, config: MaskConfig, device: str = "cpu") -> Outco
     Args:
         job: the image.
         config: threshold, refinement and ignore band.
-        device: where PAMR runs.
+        device: where PAMR and the dense CRF's torch engine run.
 
     """
-    from pseudolabel.masks.labelmap import label_map
+    from pseudolabel.masks.crf import with_engine
+    from pseudolabel.masks.labelmap import labelled
 
     start = time.perf_counter()
     store = _store(job.store)
@@ -117,15 +121,29 @@ def finish_image(job: MaskJob, config: MaskConfig, device: str = "cpu") -> Outco
             soft = _store(job.soft_store).read_soft(job.source_record or job.id)
         if soft is None:
             return Outcome(job.id, None, f"{job.id} has no soft maps in {job.soft_store}; run generate for it again")
-        mask, argmax = label_map(rgb_u8, soft, config, device)
+        found = labelled(rgb_u8, soft, config, device)
     except UserError as error:
         return Outcome(job.id, None, str(error))
     seconds = job.seconds + time.perf_counter() - start
     record = image_record(
-        job.id, job.image, mask, argmax, soft.labels, store.classes, seconds, dropped_words=job.dropped_words
+        job.id, job.image, found.mask, found.argmax, soft.labels, store.classes, seconds, job.dropped_words
     )
-    store.write(job.id, mask, argmax=argmax, soft=soft, record=record)
+    if config.sam.id is not None:
+        record["sam"] = {"objects": found.objects, "changed": found.changed}
+    record |= _presence(job, soft.labels, store.classes)
+    if with_engine(config.crf, device).engine == "torch":
+        record["crf_engine"] = "torch"
+    store.write(job.id, found.mask, argmax=found.argmax, soft=soft, record=record)
     return Outcome(job.id, record)
+
+
+def _presence(job: MaskJob, labels: tuple[int, ...], classes: ClassSet) -> dict[str, Any]:
+    """Return what the index says of how likely each label is right: as read, or as the store says that is refined."""
+    if job.presence:
+        scores = zip(labels, job.presence, strict=True)
+        return {"presence": {classes.name(label): round(score, 4) for label, score in scores}}
+    before = job.source_record or {}
+    return {"presence": before["presence"]} if "presence" in before else {}
 
 
 def _end_with_parent() -> None:
@@ -139,7 +157,7 @@ def _end_with_parent() -> None:
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, which is imported later and only where PAMR needs it
+    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, which is imported later and only where the refinement needs it
     import cv2
 
     cv2.setNumThreads(1)
@@ -161,14 +179,16 @@ def run_jobs(jobs: Iterable[MaskJob], config: MaskConfig, workers: int, device: 
         jobs: the images.
         config: threshold, refinement and ignore band.
         workers: worker processes; 0: none.
-        device: where PAMR runs. On a GPU it runs in this process, which holds the GPU already; the dense CRF runs on
-            the CPU, in the workers.
+        device: where the model is. What refines on a GPU runs in this process, which holds the GPU already; what takes
+            a core, in the workers.
 
     Raises:
         UserError: a worker process was killed, most often for lack of memory.
 
     """
-    if workers == 0 or (config.crf.kind == "pamr" and device != "cpu"):
+    from pseudolabel.masks.labelmap import runs_here
+
+    if workers == 0 or runs_here(config, device):
         for job in jobs:
             yield finish_image(job, config, device)
         return

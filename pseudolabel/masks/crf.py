@@ -1,13 +1,17 @@
-"""Refining scores along the image's edges: the dense CRF of the paper, or PAMR, which runs on a GPU too."""
+"""Refining scores along the image's edges: the dense CRF of the paper, or PAMR."""
+
+from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from data.densecrf import dense_crf
+from data.densecrf import chosen_engine, dense_crf
 from data.store.softmaps import resize_scores
 from pseudolabel.config import CrfConfig
 from pseudolabel.masks.pamr import pamr
+from pseudolabel.masks.tlp import text_guided_smoothing
 
 # Mean of the COCO images in BGR, as Caffe models subtract it; the published code feeds the CRF what is left.
 MEAN_BGR = (104.008, 116.669, 122.675)
@@ -27,7 +31,7 @@ def refine_scores(
         scores: non-negative scores, not normalised.
         config: kind and its parameters; `scale` below 1 runs it on a smaller image, with its ranges scaled alike, and
             enlarges the marginals.
-        device: where PAMR runs; the dense CRF runs on the CPU.
+        device: where PAMR and the torch engine of the dense CRF run; pydensecrf runs on the CPU.
         shrunk: side length of `rgb_u8` relative to the image file's; `scale` and the ranges are those of the file.
 
     """
@@ -50,9 +54,12 @@ def _refine(guide_u8: np.ndarray, scores: np.ndarray, config: CrfConfig, scale: 
     """Refine a picture of this side length relative to the image file's."""
     match config.kind:
         case "densecrf":
+            torch = _torch() if chosen_engine(config.engine, device) == "torch" else None
             return dense_crf(
                 guide_u8,
                 scores,
+                torch=torch,
+                device=device if device.startswith("cuda") else "cpu",
                 iterations=config.iterations,
                 sxy_gaussian=config.sxy_gaussian * scale,
                 compat_gaussian=config.compat_gaussian,
@@ -62,8 +69,36 @@ def _refine(guide_u8: np.ndarray, scores: np.ndarray, config: CrfConfig, scale: 
             )
         case "pamr":
             return _normalise(pamr(guide_u8, _normalise(scores), config.iterations, device))
+        case "tlp":
+            normalised = _normalise(scores)
+            return _normalise(text_guided_smoothing(guide_u8, normalised, config.smoothness, config.edge, config.grid))
         case "none":
             return _normalise(scores)
+
+
+def _torch() -> Any:
+    """Import torch, which takes seconds, only where it is needed."""
+    import torch
+
+    return torch
+
+
+def with_engine(config: CrfConfig, device: str) -> CrfConfig:
+    """Return the settings with the engine that auto stands for beside a model on this device."""
+    if config.kind != "densecrf":
+        return config
+    return replace(config, engine=chosen_engine(config.engine, device))
+
+
+def runs_on_gpu(config: CrfConfig, device: str) -> bool:
+    """Return whether the refinement runs on the model's GPU, in the process that holds it; else it takes a core."""
+    match config.kind:
+        case "densecrf":
+            return device.startswith("cuda") and chosen_engine(config.engine, device) == "torch"
+        case "pamr":
+            return device != "cpu"
+        case "tlp" | "none":
+            return False
 
 
 def _normalise(scores: Float32[np.ndarray, "rows height width"]) -> Float32[np.ndarray, "rows height width"]:

@@ -2,11 +2,15 @@
 
 Source: arXiv 2309.04109, section 3.4: F_0 = (2 tau - max_c F_c)^2. We set F_0 to zero where max F exceeds 2 tau, where
 the published formula rises again. Needs no torch, so that worker processes start quickly.
+
+Background words may compete: F_0 = max(that, max_b F_b), where F_b is the map of a background word, made as the
+classes' are (as GoCA reads them, CVPR 2026, arXiv 2603.06178); in the paper they soak up attention and are not read.
 """
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from data.errors import StoreError
 from data.store.softmaps import SoftMaps, upsample
 from pseudolabel.config import CrfConfig, FuseConfig
 from pseudolabel.masks.working import enlarged_to, working_size
@@ -15,16 +19,32 @@ _DEFAULT_CRF = CrfConfig()
 
 
 def background_score(
-    maps: Float[np.ndarray, "classes height width"], config: FuseConfig
+    maps: Float[np.ndarray, "classes height width"],
+    config: FuseConfig,
+    words: Float[np.ndarray, "height width"] | None = None,
 ) -> Float[np.ndarray, "height width"]:
     """Return the background's score from the class maps (each 0 to 1): 4 tau^2 where all are zero, 0 above 2 tau.
 
-    With `clamp` off it rises again above 2 tau, as published.
+    With `clamp` off it rises again above 2 tau, as published. With background `words` it is at least what the words'
+    maps reach.
+
+    Raises:
+        StoreError: the words' maps are wanted and were not made.
+
     """
     margin = 2 * config.threshold - maps.max(axis=0)
     if config.clamp:
         margin = np.maximum(margin, 0)
-    return margin**2
+    match config.background:
+        case "rule":
+            return margin**2
+        case "words":
+            if words is None:
+                raise StoreError(
+                    "its soft maps hold none of background words; make them with `pseudolabel generate "
+                    "--fuse.background words`, or use --fuse.background rule"
+                )
+            return np.maximum(margin**2, words)
 
 
 def scores_with_background(soft: SoftMaps, config: FuseConfig) -> Float[np.ndarray, "rows height width"]:
@@ -32,7 +52,8 @@ def scores_with_background(soft: SoftMaps, config: FuseConfig) -> Float[np.ndarr
     maps = soft.maps.astype(np.float32)
     if soft.background:
         return maps
-    return np.concatenate([background_score(maps, config)[None], maps])
+    words = None if soft.words is None else soft.words.astype(np.float32)
+    return np.concatenate([background_score(maps, config, words)[None], maps])
 
 
 def image_scores(soft: SoftMaps, config: FuseConfig) -> Float[np.ndarray, "rows height width"]:

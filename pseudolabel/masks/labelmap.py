@@ -1,7 +1,10 @@
 """From cached soft maps to a mask: background, image size, refinement, class ids and the ignore band.
 
-Needs no diffusion model and no torch (but for PAMR), and can be sent to worker processes.
+Needs no diffusion model, and torch for PAMR, the dense CRF's torch engine and SAM alone; can be sent to worker
+processes.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -10,9 +13,27 @@ from data.classes import IGNORE
 from data.errors import ImageError, StoreError
 from data.store.softmaps import SoftMaps, upsample
 from pseudolabel.config import MaskConfig
-from pseudolabel.masks.crf import refine_scores
+from pseudolabel.masks.crf import refine_scores, runs_on_gpu
 from pseudolabel.masks.fuse import scores_with_background
 from pseudolabel.masks.working import enlarged_to, shrunk_to, working_size
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The labels of an image at its own size.
+
+    Attributes:
+        mask: class ids, 255 where it is unsure.
+        argmax: the same without that band, which is what scoring uses.
+        objects: connected parts that SAM was asked about; 0 where it is off.
+        changed: number of those that it changed.
+
+    """
+
+    mask: UInt8[np.ndarray, "height width"]
+    argmax: UInt8[np.ndarray, "height width"]
+    objects: int = 0
+    changed: int = 0
 
 
 def label_map(
@@ -21,13 +42,24 @@ def label_map(
     config: MaskConfig,
     device: str = "cpu",
 ) -> tuple[UInt8[np.ndarray, "height width"], UInt8[np.ndarray, "height width"]]:
-    """Return a mask with 255 where it is unsure, and the same mask without that band, which is what scoring uses.
+    """Return `labelled`'s mask and argmax; arguments and errors are the same."""
+    found = labelled(rgb_u8, soft, config, device)
+    return found.mask, found.argmax
+
+
+def labelled(
+    rgb_u8: UInt8[np.ndarray, "rows columns 3"],
+    soft: SoftMaps,
+    config: MaskConfig,
+    device: str = "cpu",
+) -> Labelled:
+    """Return a mask with 255 where it is unsure, and the same mask without that band.
 
     Args:
         rgb_u8: the image as it is in its file, or at its working size.
         soft: its soft maps.
-        config: threshold, refinement and ignore band.
-        device: where PAMR runs.
+        config: threshold, refinement, SAM and ignore band.
+        device: where PAMR, the dense CRF's torch engine and SAM run.
 
     Raises:
         ImageError: the image is not of the size the soft maps were made for.
@@ -35,8 +67,35 @@ def label_map(
 
     """
     marginals = image_marginals(rgb_u8, soft, config, device)
+    return decided(rgb_u8, marginals, soft, config, device)
+
+
+def decided(
+    rgb_u8: UInt8[np.ndarray, "rows columns 3"],
+    marginals: Float32[np.ndarray, "labels height width"],
+    soft: SoftMaps,
+    config: MaskConfig,
+    device: str = "cpu",
+) -> Labelled:
+    """Return the labels that marginals at the working size stand for, after SAM where it is on; see `labelled`.
+
+    Where SAM decides, nothing is unsure.
+    """
     mask, argmax = mask_from_marginals(marginals, soft.labels, config.ignore_below)
-    return enlarged_to(mask, soft.image_hw), enlarged_to(argmax, soft.image_hw)
+    objects = changed = 0
+    if config.sam.id is not None:
+        from pseudolabel.masks.sam import sharpened
+
+        small = shrunk_to(rgb_u8, (argmax.shape[0], argmax.shape[1]))
+        found = sharpened(small, argmax, marginals, soft.labels, config.sam, device)
+        mask, argmax = np.where(found.touched, found.argmax, mask), found.argmax
+        objects, changed = found.objects, found.changed
+    return Labelled(enlarged_to(mask, soft.image_hw), enlarged_to(argmax, soft.image_hw), objects, changed)
+
+
+def runs_here(config: MaskConfig, device: str) -> bool:
+    """Return whether masks are made in the process that holds the model: on its GPU, or with a SAM, loaded once."""
+    return config.sam.id is not None or runs_on_gpu(config.crf, device)
 
 
 def image_marginals(

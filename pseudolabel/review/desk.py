@@ -357,7 +357,7 @@ class Desk:
         if drawn.shape != display_size(image_hw):
             raise ConfigError(f"A mask of {drawn.shape} pixels for an image that is shown at {display_size(image_hw)}.")
         if base == "retuned":
-            under = self.retune(line, retuned or Retuned())
+            under: np.ndarray | None = self.retune(line, retuned or Retuned())
         else:
             under = self.mask(line, "machine" if base == "machine" else "counts")
         assert under is not None

@@ -19,6 +19,7 @@ from data.store.source import truth_paths, truth_white
 from data.store.store import MaskStore
 from pseudolabel.review import blocks
 from pseudolabel.review.coverage import Coverage, measure_coverage
+from pseudolabel.review.doubtful import flagged_labels
 from pseudolabel.review.pages import render
 from pseudolabel.review.score import StoreScores, score_store
 
@@ -85,6 +86,10 @@ def report_page(store: MaskStore, limit: int = 48, root: Path | None = None, tru
     coverage = measure_coverage(store)
     if not coverage.images:
         raise StoreError(f"{store.path} holds no finished image yet; run pseudolabel generate first.")
+    doubted = flagged_labels(store)
+    for sample_id in sorted(doubted):
+        for text in _doubts(doubted[sample_id]):
+            coverage.warnings.setdefault(text, []).append(sample_id)
     truths, scores, not_scored = _scores(store, root, truth)
     shown = choose_images(store, limit, {sample_id for ids in coverage.warnings.values() for sample_id in ids})
     return render(
@@ -97,10 +102,23 @@ def report_page(store: MaskStore, limit: int = 48, root: Path | None = None, tru
         classes=class_table(store.classes, coverage, scores),
         not_scored=not_scored,
         warnings=warning_rows(coverage),
-        images=(image_card(store, record, root, truths.get(record["id"])) for record in shown),
+        images=(
+            image_card(
+                store,
+                record | {"warnings": [*record.get("warnings", []), *_doubts(doubted.get(record["id"], []))]},
+                root,
+                truths.get(record["id"]),
+            )
+            for record in shown
+        ),
         choices=class_choices(store.classes, shown),
         settings=settings(store),
     )
+
+
+def _doubts(names: list[str]) -> list[str]:
+    """Return what a page says of labels that may be wrong."""
+    return [f"{name}: is it there? (little attention; see pseudolabel doubt)" for name in names]
 
 
 def _scores(store: MaskStore, root: Path | None, truth: str | None) -> tuple[dict[str, Path], StoreScores | None, str]:

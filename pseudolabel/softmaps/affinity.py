@@ -6,6 +6,7 @@ symmetrised. Nothing but `sharpened` and `balanced` needs S as a matrix: S V for
 attention with V as values, O(N K) memory for N cells and K maps.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from pseudolabel.softmaps.grids import min_max, resize_maps
 DENSE_CELLS = 800
 ISEG_ROUNDS = 10
 SINKHORN_ROUNDS = 3
+DIVERGENCE_ELEMENTS = 1 << 24  # cells x cells x classes that are compared at once
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,48 @@ def spread(
             for _ in range(config.iterations):
                 source = min_max(_mean_over_layers(source, layers, grid_hw, config), valid)
             return source
-        case "caa" | "iseg" | "clipes":
+        case "caa" | "iseg" | "clipes" | "cda":
             return min_max(_mean_over_layers(source, layers, grid_hw, config), valid)
+
+
+def spread_between_alike(
+    matrix: Float[Tensor, "batch cells cells"], values: Float[Tensor, "batch cells maps"], config: AffinityConfig
+) -> Float[Tensor, "batch cells maps"]:
+    """Apply A_d, `iterations` times: the rows of `alike_classes` * S, made to sum to 1. Source: as `alike_classes`."""
+    spread_out = []
+    for affinity, maps in zip(matrix, values, strict=True):
+        weighted = alike_classes(maps.T, config.temperature) * affinity
+        weighted = weighted / weighted.sum(dim=-1, keepdim=True).clamp_min(1e-12)
+        for _ in range(config.iterations):
+            maps = weighted @ maps
+        spread_out.append(maps)
+    return torch.stack(spread_out)
+
+
+def alike_classes(maps: Float[Tensor, "classes cells"], temperature: float) -> Float[Tensor, "cells cells"]:
+    """Return how alike the classes of two cells are: the softmax over each row of (1 - JS(P_i, P_j)) / temperature.
+
+    P_i is the softmax over the classes and the background at cell i, JS the Jensen-Shannon divergence in bits, 0 to 1.
+    Maps that are zero everywhere, as those of classes of other sentences are, take no part.
+
+    Source: class distribution-induced affinity of CD-CLIP, CVPR 2026. Where we differ: the background's map is 1 minus
+    the largest of the classes' maps, as no threshold is known here.
+    """
+    used = maps[maps.amax(dim=1) > 0]
+    background = 1 - used.amax(dim=0, keepdim=True) if len(used) else torch.ones_like(maps[:1])
+    shares = torch.softmax(torch.cat([background, used]), dim=0).T
+    own = _entropy_bits(shares)
+    step = max(1, DIVERGENCE_ELEMENTS // shares.numel())
+    parts = []
+    for rows, entropy in zip(shares.split(step), own.split(step), strict=True):
+        mixed = _entropy_bits((rows[:, None] + shares[None]) / 2)
+        divergence = (mixed - (entropy[:, None] + own[None]) / 2).clamp(0, 1)
+        parts.append(torch.softmax((1 - divergence) / temperature, dim=-1))
+    return torch.cat(parts)
+
+
+def _entropy_bits(shares: Float[Tensor, "*cells classes"]) -> Float[Tensor, "*cells"]:
+    return torch.special.entr(shares).sum(dim=-1) / math.log(2)
 
 
 def _mean_over_layers(
@@ -131,6 +173,8 @@ def _apply_kind(
             return iterate_normalised(sharpened(layer.matrix(), config.sharpening), values)
         case "clipes":
             return balanced(layer.matrix()) @ values
+        case "cda":
+            return spread_between_alike(layer.matrix(), values, config)
         case "none":
             return values
 

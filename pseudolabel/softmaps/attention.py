@@ -29,11 +29,24 @@ SLICE_ELEMENTS = 1 << 24
 
 @dataclass
 class Recording:
-    """What was recorded in one pass, by module name of the transformer block."""
+    """What was recorded in one pass, by module name of the transformer block.
+
+    Attributes:
+        cross: columns of cross-attention, the mean over heads or, where they are weighed, their weighted sum.
+        queries: of self-attention, per head.
+        keys: the same.
+        features: queries of cross-attention, all heads, of the block whose dense features were asked for.
+
+    """
 
     cross: dict[str, Tensor] = field(default_factory=dict)
     queries: dict[str, Tensor] = field(default_factory=dict)
     keys: dict[str, Tensor] = field(default_factory=dict)
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+    def first_columns(self, number: int) -> "Recording":
+        """Return the same with only so many columns of cross-attention."""
+        return replace(self, cross={block: columns[:, :number] for block, columns in self.cross.items()})
 
     def cross_map(
         self, layer: Layer, latent_hw: tuple[int, int], content: Bool[Tensor, "batch columns"] | None = None
@@ -85,6 +98,7 @@ class Call:
         keys: of every column; heads that share keys have them side by side already.
         mask: what is added to the scores, or where columns take part; None where all do.
         scale: what the scores are multiplied by.
+        values: of each column, all heads.
 
     """
 
@@ -92,6 +106,7 @@ class Call:
     keys: Float[Tensor, "batch heads columns dim"]
     mask: Tensor | None
     scale: float
+    values: Float[Tensor, "batch heads columns value_dim"] | None = None
 
     def of_image(self, layer: Layer, n_text: int) -> "Call":
         """Return the image's rows of joint attention; any other call as it is."""
@@ -129,11 +144,17 @@ def _image_part(layer: Layer, n_text: int) -> slice:
 
 
 def cross_columns(
-    call: Call, layer: Layer, weights: Float[Tensor, "batch columns tokens"]
-) -> Float[Tensor, "batch columns cells"]:
+    call: Call,
+    layer: Layer,
+    weights: Float[Tensor, "batch columns tokens"],
+    beside: Float[Tensor, "batch more tokens"] | None = None,
+    by_head: Float[Tensor, "batch heads cells"] | None = None,
+) -> Float[Tensor, "batch columns_and_more cells"]:
     """Return column sums of the cross-attention: softmax over all keys, mean over heads, then the tokens' weights.
 
-    One head and so many cells at a time, in float32, that memory is linear in the cells.
+    One head and so many cells at a time, in float32, that memory is linear in the cells. `beside` are further columns,
+    appended by a product of their own: the bits of the first ones do not depend on them. `by_head` weighs the heads
+    that are read at each cell, in place of their mean.
     """
     n_text = weights.shape[-1]
     image = call.of_image(layer, n_text)
@@ -146,8 +167,10 @@ def cross_columns(
         total = torch.zeros(len(queries), len(range(cells)[rows]), n_text, device=queries.device)
         for head in range(queries.shape[1]):
             scores = queries[:, head, rows].float() @ keys[:, head].float().transpose(1, 2) * call.scale
-            total += torch.softmax(_masked(scores, image.mask, head, rows), dim=-1)[..., text]
-        parts.append(weights @ (total / queries.shape[1]).transpose(1, 2))
+            shares = torch.softmax(_masked(scores, image.mask, head, rows), dim=-1)[..., text]
+            total += shares if by_head is None else by_head[:, head, rows, None] * shares
+        mean = (total / queries.shape[1] if by_head is None else total).transpose(1, 2)
+        parts.append(weights @ mean if beside is None else torch.cat([weights @ mean, beside @ mean], dim=1))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
@@ -189,8 +212,12 @@ def _call_of(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None
     """Return what is read of the arguments of scaled_dot_product_attention."""
     scale = more.get("scale")
     if key.shape[1] != query.shape[1]:  # enable_gqa: several heads share a key
-        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    return Call(query, key, attn_mask, query.shape[-1] ** -0.5 if scale is None else float(scale))
+        shared = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
+    return Call(query, key, attn_mask, query.shape[-1] ** -0.5 if scale is None else float(scale), value)
+
+
+HeadWeights = Callable[[Call, Layer, nn.Module], Tensor]
 
 
 @contextmanager
@@ -201,6 +228,9 @@ def record_attention(
     columns: Float[Tensor, "batch columns tokens"],
     stop: bool = False,
     through_keys: bool = False,
+    beside: Float[Tensor, "batch more tokens"] | None = None,
+    weigh: HeadWeights | None = None,
+    features: Layer | None = None,
 ) -> Iterator[Recording]:
     """Record chosen layers of every pass made inside the `with` block; the last pass is kept.
 
@@ -214,6 +244,9 @@ def record_attention(
         columns: weights of the text's tokens in each column that is kept.
         stop: end the pass, and with it the block, as soon as every layer was read.
         through_keys: gradients reach the words' side of cross-attention alone, and not what the image looks like.
+        beside: further columns, kept behind the others (`cross_columns`).
+        weigh: returns how much each head counts at each cell of a call; None: they count alike.
+        features: a layer whose queries of cross-attention are kept as `Recording.features`.
 
     Raises:
         ModelError: a layer was not seen, because something computes its attention in another way.
@@ -226,7 +259,14 @@ def record_attention(
     def keep_cross(block: str, layer: Layer) -> Callable[[Call], None]:
         def sink(call: Call) -> None:
             seen = replace(call, queries=call.queries.detach()) if through_keys else call
-            recording.cross[block] = cross_columns(seen, layer, columns)
+            by_head = None if weigh is None else weigh(seen, layer, model.get_submodule(f"{block}.{layer.cross}"))
+            recording.cross[block] = cross_columns(seen, layer, columns, beside, by_head)
+
+        return sink
+
+    def keep_features(block: str, layer: Layer) -> Callable[[Call], None]:
+        def sink(call: Call) -> None:
+            recording.features[block] = call.of_image(layer, n_text).queries
 
         return sink
 
@@ -242,6 +282,9 @@ def record_attention(
     for layer in self_layers:
         for block in layer.blocks:
             sinks.setdefault(f"{block}.{layer.cells}", []).append(keep_cells(block, layer))
+    if features is not None:
+        last = features.blocks[-1]
+        sinks.setdefault(f"{last}.{features.cross}", []).append(keep_features(last, features))
     watch = _Watch(sinks, stop)
     hooks = [hook for name in sinks for hook in _announce(model.get_submodule(name), name, watch)]
     try:

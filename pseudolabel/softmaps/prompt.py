@@ -29,6 +29,7 @@ class Prompt:
         content: positions of all tokens of the sentence, start, end and filler tokens left out.
         dropped: background words for which there was no room.
         shares: for each class the weights of its tokens, which sum to 1; None is the mean over them.
+        words: the background words of the sentence, and the positions of their tokens.
 
     """
 
@@ -38,6 +39,7 @@ class Prompt:
     content: Span
     dropped: tuple[str, ...] = ()
     shares: tuple[tuple[float, ...], ...] | None = None
+    words: tuple[tuple[str, Span], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def _split(phrase: str, tokenizer: Any) -> _Item:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A stretch of a sentence: part of the phrase of a class (its row among the sentence's), or what lies between."""
+    """A stretch of a sentence: part of a phrase or a background word (its row: classes first), or what lies between."""
 
     text: str
     row: int | None = None
@@ -163,7 +165,7 @@ def _pieces(items: Sequence[_Item], words: Sequence[str], template: str) -> list
         if row:
             pieces.append(_Piece(", and " if row == count - 1 else ", "))
         if row >= len(items):
-            pieces.append(_Piece(words[row - len(items)]))
+            pieces.append(_Piece(words[row - len(items)], row))
             continue
         for number, part in enumerate(items[row].text.split(",")):
             pieces += [_Piece(",")] * (number > 0) + [_Piece(part, row if part.strip() else None)]
@@ -213,7 +215,7 @@ def _laid(pieces: Sequence[_Piece], n_items: int, text: str, tokenizer: Any) -> 
 def _fit(
     items: Sequence[_Item], words: Sequence[str], template: str, tokenizer: Any, window: int
 ) -> tuple[str, tuple[Span, ...], int, int] | None:
-    """Return text, spans, number of tokens and number of words kept for the longest word list that fits, or None.
+    """Return text, spans (classes, then words), number of tokens and of words kept for as many words as fit, or None.
 
     Raises:
         LabelError: the tokenizer's pieces do not follow the text's.
@@ -233,7 +235,7 @@ def _fit(
             if whole != _concatenated(ids):
                 phrases = ", ".join(repr(item.text) for item in items)
                 raise LabelError(f"The tokens of {phrases} cannot be told apart in {text!r}; simplify them")
-            return text, _locate(pieces, ids, len(items)), len(whole), kept
+            return text, _locate(pieces, ids, len(items) + kept), len(whole), kept
     return None
 
 
@@ -322,5 +324,8 @@ def _plan_group(
     if fitted is None:
         return None
     text, spans, length, kept = fitted
+    own, others_spans = spans[: len(group)], spans[len(group) :]
+    placed = tuple(zip(words[:kept], others_spans, strict=True))
     first = lead(tokenizer)
-    return Prompt(text, tuple(group), spans, tuple(range(first, first + length)), words[kept:])
+    content = tuple(range(first, first + length))
+    return Prompt(text, tuple(group), own, content, words[kept:], words=placed)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from data.errors import ModelError
 from data.store.softmaps import Frame
-from pseudolabel.config import AffinityConfig
+from pseudolabel.config import AffinityConfig, AttentionConfig
 from pseudolabel.softmaps.affinity import SelfAttention, spread
-from pseudolabel.softmaps.attention import Recording, record_attention
+from pseudolabel.softmaps.attention import HeadWeights, Recording, record_attention
 from pseudolabel.softmaps.boxes import Box, batch_boxes, box_mask
 from pseudolabel.softmaps.diffusion.families import run_denoiser
 from pseudolabel.softmaps.diffusion.parts import Parts
@@ -24,11 +24,14 @@ from pseudolabel.softmaps.grids import common_grid, min_max, resize_maps, valid_
 from pseudolabel.softmaps.layers import Layer
 from pseudolabel.softmaps.passes import Pass, stack_texts
 from pseudolabel.softmaps.prompt import Prompt
+from pseudolabel.softmaps.weights import blurred, weigh_heads, weigh_layers
 
 
 @dataclass(frozen=True)
 class Reading:
     """What was read in a batch of passes; maps are those of the classes of each pass's sentence, then unused ones.
+
+    Where background words are read, their maps follow the classes'.
 
     Attributes:
         cross: by layer, cross-attention on the layer's grid.
@@ -76,10 +79,12 @@ def read_batch(
     self_layers: Sequence[Layer],
     passes: Sequence[Pass],
     *,
-    token_rescaling: bool,
+    settings: AttentionConfig,
     valid_only: bool,
     affinity: AffinityConfig,
     attention: bool = False,
+    words: bool = False,
+    reference: Layer | None = None,
 ) -> Reading:
     """Run passes of equal size in one batch and return what was read.
 
@@ -88,35 +93,43 @@ def read_batch(
         cross_layers: layers whose cross-attention is read.
         self_layers: layers whose self-attention spreads the maps.
         passes: at least one, all with latents of one size.
-        token_rescaling: see `AttentionConfig`.
+        settings: how tokens, heads and layers count.
         valid_only: see `ResizeConfig`.
         affinity: how the maps are spread.
         attention: read the share of each cell's attention too, which `Reading.attention` is.
+        words: make maps of the background words too.
+        reference: the layer whose dense features layers are weighed by; None where they are not.
 
     """
     latent_hw = (passes[0].noised.shape[-2], passes[0].noised.shape[-1])
     prompts, frames = [item.prompt for item in passes], [item.frame for item in passes]
-    weights = class_weights(prompts, passes[0].text.tokens.shape[1]).to(parts.device)
-    columns = every_token(weights) if token_rescaling or attention else weights
-    recording = run_passes(parts, cross_layers, self_layers, passes, columns)
+    weights = class_weights(prompts, passes[0].text.tokens.shape[1], words).to(parts.device)
+    columns = every_token(weights) if settings.token_rescaling else weights
+    beside = token_shares(prompts, weights.shape[-1]).to(parts.device) if attention else None
+    weighed = [layer for layer in cross_layers if reference is not None]
+    recorded = [*self_layers, *(layer for layer in weighed if layer not in self_layers)]
+    weigh = weigh_heads if settings.weighs_heads else None
+    recording = run_passes(parts, cross_layers, recorded, passes, columns, beside, weigh, reference)
+    by_layer = None if reference is None else weigh_layers(recording, weighed, reference, latent_hw)
     grid_hw = common_grid(cross_layers, self_layers, latent_hw)
     shares = None
     if attention:
-        read = token_shares(prompts, weights.shape[-1]).to(parts.device)
-        maps = [_weighted(read, recording.cross_map(layer, latent_hw)) for layer in cross_layers]
+        maps = [recording.cross_map(layer, latent_hw)[:, columns.shape[1] :] for layer in cross_layers]
         shares = torch.stack([resize_maps(each, grid_hw) for each in maps]).mean(dim=0)
-    if token_rescaling:
-        content = content_tokens(prompts, weights.shape[-1]).to(parts.device)
+        recording = recording.first_columns(columns.shape[1])
+    if settings.token_rescaling:
+        named = settings.rescaled_tokens == "words"
+        content = (named_tokens if named else content_tokens)(prompts, weights.shape[-1]).to(parts.device)
         cross = {
-            layer.name: rescaled_classes(recording, layer, latent_hw, weights, content, frames, valid_only)
+            layer.name: rescaled_classes(
+                recording, layer, latent_hw, weights, content, frames, valid_only, settings.blur
+            )
             for layer in cross_layers
         }
     else:
         cross = {layer.name: recording.cross_map(layer, latent_hw) for layer in cross_layers}
-        if attention:
-            cross = {name: _weighted(weights, tokens) for name, tokens in cross.items()}
     layers = tuple(SelfAttention(*recording.queries_and_keys(layer), layer.grid_hw(latent_hw)) for layer in self_layers)
-    refined = refine_maps(list(cross.values()), layers, frames, grid_hw, valid_only, affinity)
+    refined = refine_maps(list(cross.values()), layers, frames, grid_hw, valid_only, affinity, by_layer)
     return Reading(cross, *refined, attention=shares)
 
 
@@ -126,21 +139,34 @@ def run_passes(
     self_layers: Sequence[Layer],
     passes: Sequence[Pass],
     columns: Float[Tensor, "batch columns tokens"],
+    beside: Float[Tensor, "batch more tokens"] | None = None,
+    weigh: HeadWeights | None = None,
+    reference: Layer | None = None,
 ) -> Recording:
-    """Run passes of equal size in one batch and return what the layers recorded."""
+    """Run passes of equal size in one batch and return what the layers recorded; see `record_attention`."""
     text = stack_texts([item.text for item in passes])
-    with record_attention(parts.denoiser, cross_layers, self_layers, columns, stop=True) as recording:
+    watched = record_attention(
+        parts.denoiser, cross_layers, self_layers, columns, stop=True, beside=beside, weigh=weigh, features=reference
+    )
+    with watched as recording:
         noised = torch.stack([item.noised for item in passes])
         run_denoiser(parts, noised, [item.timestep for item in passes], text, passes[0].frame.padded_hw)
     return recording
 
 
-def class_weights(prompts: Sequence[Prompt], n_tokens: int) -> Float[Tensor, "batch classes tokens"]:
-    """Return the weight of each token in each class of a sentence: the mean over its tokens, or `Prompt.shares`."""
-    weights = torch.zeros(len(prompts), max(len(prompt.spans) for prompt in prompts), n_tokens)
-    for element, prompt in zip(weights, prompts, strict=True):
-        for place, (row, span) in enumerate(zip(element, prompt.spans, strict=False)):
-            row[list(span)] = 1 / len(span) if prompt.shares is None else torch.tensor(prompt.shares[place])
+def class_weights(
+    prompts: Sequence[Prompt], n_tokens: int, words: bool = False
+) -> Float[Tensor, "batch classes tokens"]:
+    """Return the weight of each token in each class of a sentence: the mean over its tokens, or `Prompt.shares`.
+
+    With `words` those in its background words follow.
+    """
+    placed = [[*prompt.spans, *(span for _, span in prompt.words if words)] for prompt in prompts]
+    weights = torch.zeros(len(prompts), max(map(len, placed)), n_tokens)
+    for element, prompt, spans in zip(weights, prompts, placed, strict=True):
+        for place, (row, span) in enumerate(zip(element, spans, strict=False)):
+            own = prompt.shares[place] if prompt.shares is not None and place < len(prompt.spans) else None
+            row[list(span)] = 1 / len(span) if own is None else torch.tensor(own)
     return weights
 
 
@@ -170,6 +196,15 @@ def content_tokens(prompts: Sequence[Prompt], n_tokens: int) -> Bool[Tensor, "ba
     return content
 
 
+def named_tokens(prompts: Sequence[Prompt], n_tokens: int) -> Bool[Tensor, "batch tokens"]:
+    """Return which tokens of each sentence belong to its classes or its background words."""
+    named = torch.zeros(len(prompts), n_tokens, dtype=torch.bool)
+    for row, prompt in zip(named, prompts, strict=True):
+        for span in (*prompt.spans, *(span for _, span in prompt.words)):
+            row[list(span)] = True
+    return named
+
+
 def rescaled_classes(
     recording: Recording,
     layer: Layer,
@@ -178,13 +213,14 @@ def rescaled_classes(
     content: Bool[Tensor, "batch tokens"],
     frames: Sequence[Frame],
     valid_only: bool,
+    blur: int = 1,
 ) -> Float[Tensor, "batch classes height width"]:
     """Return a layer's class maps with token rescaling (GoCA, CVPR 2026), from a recording of every token.
 
-    Start, end and filler tokens are dropped and a cell's remaining tokens sum to one; each token's map is scaled to
-    0..1; a class is the mean over its tokens.
+    Tokens that are not `content` are dropped and a cell's remaining tokens sum to one; each token's map is smoothed
+    (`blurred`) and scaled to 0..1; a class is the mean over its tokens.
     """
-    tokens = recording.cross_map(layer, latent_hw, content)
+    tokens = blurred(recording.cross_map(layer, latent_hw, content), blur)
     valid = valid_mask(frames, (tokens.shape[-2], tokens.shape[-1]), valid_only).to(tokens.device)
     return _weighted(weights, min_max(tokens, valid))
 
@@ -196,6 +232,7 @@ def refine_maps(
     grid_hw: tuple[int, int],
     valid_only: bool,
     affinity: AffinityConfig,
+    by_layer: Float[Tensor, "layers batch"] | None = None,
 ) -> tuple[
     Float[Tensor, "batch classes grid_h grid_w"],
     tuple[SelfAttention, ...],
@@ -211,6 +248,7 @@ def refine_maps(
         grid_hw: the grid that everything is brought to.
         valid_only: see `ResizeConfig`.
         affinity: how the maps are spread.
+        by_layer: how much each layer of `cross` counts, summing to 1; None: all alike.
 
     Returns:
         class_maps, layers, boxes and refined of a `Reading`.
@@ -218,7 +256,9 @@ def refine_maps(
     """
     device = cross[0].device
     valid = valid_mask(frames, grid_hw, valid_only).to(device)
-    class_maps = min_max(torch.stack([resize_maps(maps, grid_hw) for maps in cross]).mean(dim=0), valid)
+    stacked = torch.stack([resize_maps(maps, grid_hw) for maps in cross])
+    mean = stacked.mean(dim=0) if by_layer is None else (by_layer[:, :, None, None, None] * stacked).sum(dim=0)
+    class_maps = min_max(mean, valid)
     boxes: list[list[tuple[Box, ...]]] = []
     masks = None
     if affinity.uses_boxes:

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import yaml
 
+from data import densecrf
 from data.classes import VOC
+from data.densecrf import has_pydensecrf
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
 from pseudolabel.cli import main
@@ -157,13 +159,45 @@ def test_the_threshold_has_an_effect_where_the_background_is_fused(made_store, t
     assert "No effect" not in capsys.readouterr().err
 
 
-def test_pamr_takes_a_device_and_the_dense_crf_none(made_store, tmp_path, capsys, store_bytes):
-    assert refine(made_store, tmp_path / "wrong", "--crf.kind=pamr", "--device=cuda:7") == 2
+@pytest.mark.parametrize("option", ["--crf.kind=pamr", "--crf.engine=torch", "--crf.engine=auto"])
+def test_what_may_run_on_a_gpu_takes_a_device(made_store, tmp_path, capsys, option):
+    assert refine(made_store, tmp_path / "wrong", option, "--device=cuda:7") == 2
     assert "error: --device is 'cuda:7'" in capsys.readouterr().err
     assert not (tmp_path / "wrong").exists()
-    assert refine(made_store, tmp_path / "dense", "--device=cuda:7") == 0
-    assert refine(made_store, tmp_path / "pamr", "--crf.kind=pamr", "--device=cpu") == 0
-    assert store_bytes(tmp_path / "pamr") != store_bytes(made_store)
+
+
+@pytest.mark.skipif(not has_pydensecrf(), reason="needs pydensecrf: pip install '.[crf]'")
+def test_both_engines_make_the_same_masks_and_the_store_says_which(made_store, tmp_path, monkeypatch):
+    found = {}
+    for engine in ("pydensecrf", "torch"):
+        target = tmp_path / engine
+        assert refine(made_store, target, f"--crf.engine={engine}", "--crf.iterations=10", "--device=cpu") == 0
+        found[engine] = MaskStore.open(target)
+        assert found[engine].header["config"]["crf"]["engine"] == engine
+    one, other = found.values()
+    assert np.mean([np.mean(one.read_argmax(i) == other.read_argmax(i)) for i in one.ids()]) >= 0.9999
+    assert {record.get("crf_engine") for record in one.records()} == {None}
+    assert {record.get("crf_engine") for record in other.records()} == {"torch"}
+    # The engine is the machine's: either resumes the other's store, and neither hands its own on.
+    assert refine(made_store, tmp_path / "torch", "--crf.engine=pydensecrf", "--crf.iterations=10") == 0
+    monkeypatch.setattr(densecrf, "has_pydensecrf", lambda: False)
+    assert refine(tmp_path / "pydensecrf", tmp_path / "again", "--workers=0") == 0
+    again = MaskStore.open(tmp_path / "again")
+    assert again.header["config"]["crf"]["engine"] == "torch"
+    assert again.header["config"]["crf"]["iterations"] == 10
+
+
+def test_an_engine_that_is_not_there_is_one_line(made_store, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(densecrf, "has_pydensecrf", lambda: False)
+    assert refine(made_store, tmp_path / "s", "--crf.engine=pydensecrf") == 2
+    assert "crf.engine is pydensecrf, which cannot be imported here" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.skipif(not has_pydensecrf(), reason="needs pydensecrf: pip install '.[crf]'")
+def test_pydensecrf_takes_no_device(made_store, tmp_path, store_bytes):
+    assert refine(made_store, tmp_path / "dense", "--crf.engine=pydensecrf", "--device=cuda:7") == 0
+    assert store_bytes(tmp_path / "dense") == store_bytes(made_store)
 
 
 def test_pamr_off_the_cpu_runs_in_the_process_that_holds_the_device(made_store, tmp_path, monkeypatch, store_bytes):

@@ -7,7 +7,15 @@ from hypothesis.extra import numpy as hnp
 
 from pseudolabel.config import AffinityConfig
 from pseudolabel.softmaps import affinity
-from pseudolabel.softmaps.affinity import SelfAttention, balanced, iterate_normalised, sharpened, spread
+from pseudolabel.softmaps.affinity import (
+    SelfAttention,
+    alike_classes,
+    balanced,
+    iterate_normalised,
+    sharpened,
+    spread,
+    spread_between_alike,
+)
 from pseudolabel.softmaps.boxes import box_mask, find_boxes
 from pseudolabel.softmaps.grids import min_max
 
@@ -63,7 +71,7 @@ def test_a_row_stochastic_affinity_keeps_a_map_in_its_range(seed, sharpness):
         assert spread_out.max() <= values.max() + 1e-5
 
 
-@pytest.mark.parametrize("kind", ["none", "caa", "iterated"])
+@pytest.mark.parametrize("kind", ["none", "caa", "iterated", "cda"])
 def test_an_identity_affinity_changes_nothing(kind):
     maps = min_max(torch.rand(1, 2, 4, 4))
     valid = torch.ones(1, 1, 4, 4, dtype=torch.bool)
@@ -71,7 +79,7 @@ def test_an_identity_affinity_changes_nothing(kind):
     torch.testing.assert_close(same, maps, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["none", "caa", "iterated", "iseg", "clipes"])
+@pytest.mark.parametrize("kind", ["none", "caa", "iterated", "iseg", "clipes", "cda"])
 def test_every_kind_gives_maps_from_zero_to_one(kind):
     maps = min_max(torch.rand(2, 3, 5, 6))
     result = spread(maps, [random_attention()], None, ALL_VALID, AffinityConfig(kind=kind))
@@ -177,3 +185,60 @@ def test_balancing_gives_a_symmetric_matrix_with_rows_near_one():
     result = balanced(random_attention(sharpness=0.5).matrix())
     torch.testing.assert_close(result, result.transpose(1, 2))
     torch.testing.assert_close(result.sum(dim=-1), torch.ones(2, 30), atol=0.05, rtol=0)
+
+
+def _reference_cda(maps: np.ndarray, matrix: np.ndarray, temperature: float, times: int) -> np.ndarray:
+    """Class distribution-induced affinity, cell by cell and class by class, with natural logarithms turned to bits."""
+    channels = np.concatenate([1 - maps.max(axis=0, keepdims=True), maps])
+    shares = np.exp(channels) / np.exp(channels).sum(axis=0)
+
+    def apart(p: np.ndarray, q: np.ndarray) -> float:
+        return sum(float(a * np.log(a / b)) for a, b in zip(p, q, strict=True)) / np.log(2)
+
+    cells = maps.shape[1]
+    weighted = np.zeros((cells, cells))
+    for i in range(cells):
+        alike = np.zeros(cells)
+        for j in range(cells):
+            middle = (shares[:, i] + shares[:, j]) / 2
+            alike[j] = 1 - (apart(shares[:, i], middle) + apart(shares[:, j], middle)) / 2
+        softened = np.exp(alike / temperature)
+        weighted[i] = softened / softened.sum() * matrix[i]
+        weighted[i] /= weighted[i].sum()
+    for _ in range(times):
+        maps = np.array([[sum(weighted[i, j] * row[j] for j in range(cells)) for i in range(cells)] for row in maps])
+    return maps
+
+
+@pytest.mark.parametrize(("temperature", "times"), [(0.3, 1), (0.05, 3)])
+def test_cda_is_the_published_affinity(temperature, times, monkeypatch):
+    monkeypatch.setattr(affinity, "DIVERGENCE_ELEMENTS", 100)  # several slices
+    attention = random_attention(batch=1)
+    maps = torch.rand(1, 3, 30, generator=torch.Generator().manual_seed(1))
+    config = AffinityConfig(kind="cda", temperature=temperature, iterations=times)
+    found = spread_between_alike(attention.matrix(), maps.transpose(1, 2), config)[0].T
+    expected = _reference_cda(maps[0].double().numpy(), attention.matrix()[0].double().numpy(), temperature, times)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@given(st.integers(0, 1000), st.floats(0.02, 5))
+def test_cda_rows_sum_to_one_and_cells_of_one_class_are_the_most_alike(seed, temperature):
+    generator = torch.Generator().manual_seed(seed)
+    side = (torch.arange(12) % 2).float()
+    maps = torch.stack([side, 1 - side]) * (0.2 + 0.8 * torch.rand(1, generator=generator))
+    alike = alike_classes(maps, temperature)
+    torch.testing.assert_close(alike.sum(dim=1), torch.ones(12))
+    same = side[:, None] == side[None]
+    assert alike[same].min() > alike[~same].max()
+    everywhere = torch.full((1, 12, 12), 1 / 12)
+    kept = spread_between_alike(everywhere, maps.T[None], AffinityConfig(kind="cda", temperature=temperature))
+    assert kept.min() >= maps.min() - 1e-5
+    assert kept.max() <= maps.max() + 1e-5
+
+
+def test_maps_of_classes_of_other_sentences_take_no_part_in_cda():
+    """A batch is filled up with maps of zeros; the result of an image must not depend on its neighbours."""
+    maps = torch.rand(3, 30)
+    filled = torch.cat([maps, torch.zeros(2, 30)])
+    torch.testing.assert_close(alike_classes(maps, 0.3), alike_classes(filled, 0.3))
+    assert torch.isfinite(alike_classes(torch.zeros(2, 30), 0.3)).all()

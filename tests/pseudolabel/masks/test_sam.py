@@ -1,0 +1,300 @@
+"""SAM as the last refinement: its geometry against loops, and tiny real models of both kinds through every door."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from transformers import Sam2Config, Sam2HieraDetConfig, Sam2Model, Sam2VisionConfig, SamConfig, SamModel
+
+from data.errors import ModelError
+from data.store.softmaps import SoftMaps
+from data.store.store import MaskStore
+from pseudolabel.cli import main
+from pseudolabel.config import MaskConfig
+from pseudolabel.config import SamConfig as Settings
+from pseudolabel.masks import sam
+from pseudolabel.masks.labelmap import labelled
+from pseudolabel.masks.sam_prompts import components, depth, labels_by_overlap, overlap, prompt_of
+
+
+def tiny_sam() -> SamModel:
+    vision = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64, "patch_size": 8,
+        "window_size": 4, "global_attn_indexes": [1], "output_channels": 16, "mlp_dim": 64, "num_pos_feats": 8,
+    }  # fmt: skip
+    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4}
+    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+    return SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
+
+
+def tiny_sam2() -> Sam2Model:
+    backbone = Sam2HieraDetConfig(
+        hidden_size=16, num_attention_heads=1, image_size=[64, 64], blocks_per_stage=[1, 1, 2, 1],
+        embed_dim_per_stage=[16, 32, 64, 128], num_attention_heads_per_stage=[1, 2, 4, 8],
+        window_size_per_stage=[4, 2, 4, 2], global_attention_blocks=[3], mlp_ratio=2.0,
+        window_positional_embedding_background_size=[4, 4],
+    )  # fmt: skip
+    vision = Sam2VisionConfig(
+        backbone_config=backbone, backbone_channel_list=[128, 64, 32, 16], fpn_hidden_size=16,
+        backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
+    )  # fmt: skip
+    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 16, "mask_input_channels": 4}
+    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+    return Sam2Model(Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
+
+
+@pytest.fixture(scope="module", params=["sam", "sam2"])
+def folder(request, tmp_path_factory) -> Path:
+    """A tiny model on disk, as transformers saves it."""
+    torch.manual_seed(0)
+    target = tmp_path_factory.mktemp("sam") / request.param
+    (tiny_sam() if request.param == "sam" else tiny_sam2()).save_pretrained(target)
+    return target
+
+
+@pytest.fixture
+def sure_model(monkeypatch):
+    """A tiny model is sure of nothing: its guesses are raised until they count."""
+    ask = sam.Sam.ask
+
+    def raised(*args, **kwargs):
+        answers, scores = ask(*args, **kwargs)
+        return answers, scores + 5
+
+    monkeypatch.setattr(sam.Sam, "ask", raised)
+    monkeypatch.setattr(sam, "STABLE", 0.0)
+
+
+def scene() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An image, labels of two classes in three parts, and marginals that fit them."""
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (40, 52, 3), np.uint8)
+    argmax = np.zeros((40, 52), np.uint8)
+    argmax[5:20, 4:20], argmax[25:38, 30:50], argmax[4:12, 36:48] = 8, 12, 8
+    marginals = np.stack([(argmax == label) * 0.8 + 0.1 for label in (0, 8, 12)]) + rng.random((3, 40, 52)) * 0.05
+    return rgb, argmax, (marginals / marginals.sum(axis=0)).astype(np.float32)
+
+
+MASKS = hnp.arrays(np.uint8, (7, 9), elements=st.sampled_from([0, 8, 12]))
+BINARY = hnp.arrays(bool, (7, 9))
+
+
+def test_parts_are_connected_and_none_is_lost():
+    _, argmax, _ = scene()
+    found = components(argmax)
+    assert [each.label for each in found] == [8, 8, 12]
+    together = np.zeros_like(argmax)
+    for each in found:
+        together[each.mask] = each.label
+    np.testing.assert_array_equal(together, argmax)
+
+
+@settings(max_examples=60, deadline=None)
+@given(BINARY)
+def test_depth_is_the_distance_to_the_nearest_pixel_outside(mask):
+    outside = [(r, c) for r in range(-1, 8) for c in range(-1, 10) if not (0 <= r < 7 and 0 <= c < 9 and mask[r, c])]
+    expected = np.zeros((7, 9))
+    for r, c in zip(*np.nonzero(mask), strict=True):
+        expected[r, c] = min(np.hypot(r - a, c - b) for a, b in outside)
+    np.testing.assert_allclose(depth(mask), expected, atol=1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(BINARY, hnp.arrays(np.float32, (7, 9), elements=st.floats(0, 1, width=32)))
+def test_prompts_are_inside_outside_and_around(mask, support):
+    if not mask.any():
+        return
+    prompt = prompt_of(mask, support)
+    rows, columns = np.nonzero(mask)
+    np.testing.assert_array_equal(prompt.box, [columns.min(), rows.min(), columns.max(), rows.max()])
+    (x, y), (u, v) = prompt.points.astype(int)
+    inside = depth(mask)
+    assert inside[y, x] == inside.max()
+    assert prompt.logits[y, x] == 30
+    box = np.zeros_like(mask)
+    box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+    if (box & ~mask).any():
+        assert prompt.labels == (1, 0)
+        assert support[v, u] == support[box & ~mask].min()
+        assert (box & ~mask)[v, u]
+    else:
+        assert prompt.labels == (1, 1)
+    for row in range(7):
+        for column in range(9):
+            size = 30 * np.exp(-((inside[row, column] - inside.max()) ** 2) / (mask.sum() / 4))
+            signed = size if mask[row, column] else -size
+            assert prompt.logits[row, column] == pytest.approx(signed, rel=1e-4, abs=1e-6)
+
+
+def _reference_overlap(argmax: np.ndarray, masks: list[np.ndarray]) -> np.ndarray:
+    """Pixel by pixel and mask by mask."""
+    labels = sorted(set(argmax.ravel().tolist()) - {0})
+    cells = [(r, c) for r in range(argmax.shape[0]) for c in range(argmax.shape[1])]
+    owner = {}
+    for number, mask in enumerate(masks):
+        size = sum(bool(mask[cell]) for cell in cells)
+        shares = [sum(bool(mask[cell]) and argmax[cell] == label for cell in cells) for label in labels]
+        if labels and size:
+            best = max(range(len(labels)), key=lambda i: shares[i])
+            whole = sum(argmax[cell] == labels[best] for cell in cells)
+            if 2 * shares[best] > size or shares[best] / whole >= 0.85:
+                owner[number] = labels[best]
+    result = argmax.copy()
+    for cell in cells:
+        over = [number for number, mask in enumerate(masks) if mask[cell]]
+        mine = [number for number in over if number in owner]
+        if mine:
+            result[cell] = owner[min(mine, key=lambda number: (masks[number].sum(), -number))]
+        elif over and argmax[cell] in owner.values():
+            result[cell] = 0
+    return result
+
+
+@settings(max_examples=80, deadline=None)
+@given(MASKS, st.lists(BINARY, max_size=4))
+def test_the_overlap_rule_is_the_published_one(argmax, masks):
+    found = labels_by_overlap(argmax, masks)
+    np.testing.assert_array_equal(found, _reference_overlap(argmax, masks))
+    assert set(np.unique(found)) <= set(np.unique(argmax)) | {0}
+
+
+def test_masks_that_are_the_labels_change_nothing():
+    _, argmax, _ = scene()
+    np.testing.assert_array_equal(labels_by_overlap(argmax, [each.mask for each in components(argmax)]), argmax)
+    np.testing.assert_array_equal(labels_by_overlap(argmax, []), argmax)
+
+
+@pytest.mark.parametrize("rule", ["prompts", "overlap"])
+@pytest.mark.usefixtures("sure_model")
+def test_an_image_is_embedded_once_and_only_its_labels_appear(folder, rule, monkeypatch):
+    rgb, argmax, marginals = scene()
+    seen = []
+    embed = sam.Sam.embed
+    monkeypatch.setattr(sam.Sam, "embed", lambda self, image: seen.append(image.shape) or embed(self, image))
+    config = Settings(id=str(folder), rule=rule, rounds=2, points=3, least_iou=0.0)
+    found = sam.sharpened(rgb, argmax, marginals, (8, 12), config, "cpu")
+    assert seen == [rgb.shape]
+    assert found.objects == 3
+    assert found.changed > 0
+    assert set(np.unique(found.argmax)) <= {0, 8, 12}
+    np.testing.assert_array_equal(found.argmax[~found.touched], argmax[~found.touched])
+    assert (found.argmax != argmax).any()
+
+
+@pytest.mark.parametrize("rule", ["prompts", "overlap"])
+@pytest.mark.usefixtures("sure_model")
+def test_answers_far_from_the_mask_leave_it_as_it_was(folder, rule):
+    rgb, argmax, marginals = scene()
+    config = Settings(id=str(folder), rule=rule, rounds=1, points=3, least_iou=1.0)
+    found = sam.sharpened(rgb, argmax, marginals, (8, 12), config, "cpu")
+    np.testing.assert_array_equal(found.argmax, argmax)
+    assert (found.objects, found.changed, found.touched.sum()) == (3, 0, 0)
+
+
+def test_answers_that_sam_itself_doubts_are_not_taken(folder):
+    rgb, argmax, marginals = scene()
+    config = Settings(id=str(folder), rounds=1, least_iou=0.0, least_score=1.0)
+    assert sam.sharpened(rgb, argmax, marginals, (8, 12), config, "cpu").changed == 0
+
+
+def test_objects_are_answered_alike_alone_and_together(folder):
+    rgb, argmax, marginals = scene()
+    model = sam.load_sam(str(folder), "cpu")
+    embeddings = model.embed(rgb)
+    prompts = [prompt_of(each.mask, marginals[1 if each.label == 8 else 2]) for each in components(argmax)]
+    with torch.inference_mode():
+        together, scores = sam._best_answers(model, embeddings, argmax.shape, prompts)
+        for prompt, mask, score in zip(prompts, together, scores, strict=True):
+            [alone], [own] = sam._best_answers(model, embeddings, argmax.shape, [prompt])
+            assert (alone == mask).mean() > 0.99
+            assert own == pytest.approx(score, abs=1e-4)
+
+
+def test_a_mask_prompt_and_an_answer_lie_where_the_image_does(folder):
+    """A mask prompt taken for an answer comes back at the image's size, padding cut off."""
+    model = sam.load_sam(str(folder), "cpu")
+    for size_hw in ((40, 52), (52, 40), (64, 64), (7, 90)):
+        logits = torch.full((1, *size_hw), -5.0)
+        logits[:, : size_hw[0] // 2] = 5
+        small = model._mask_input(logits, model.scaled_hw(size_hw))
+        rows, columns = model.model.prompt_encoder.image_embedding_size
+        assert small.shape == (1, 1, 4 * rows, 4 * columns)
+        back = model.enlarged(small[:, 0], size_hw)[0] > 0
+        assert back.shape == size_hw
+        assert (back == (logits[0] > 0)).float().mean() > 0.85
+
+
+def test_pixels_are_prepared_as_transformers_prepares_them(folder):
+    from transformers import Sam2ImageProcessor, SamImageProcessor
+
+    rgb, _, _ = scene()
+    model = sam.load_sam(str(folder), "cpu")
+    kept = []
+    original = model.model.get_image_embeddings
+    model.model.get_image_embeddings = lambda pixels: kept.append(pixels) or original(pixels)
+    try:
+        model.embed(rgb)
+    finally:
+        model.model.get_image_embeddings = original
+    square = {"height": 64, "width": 64}
+    if model.stretches:
+        processor = Sam2ImageProcessor(size=square)
+    else:
+        processor = SamImageProcessor(size={"longest_edge": 64}, pad_size=square)
+    expected = processor(rgb, return_tensors="pt")["pixel_values"]
+    assert kept[0].shape == expected.shape
+    assert (kept[0] - expected).abs().mean() < 0.02  # bytes are rounded there after the resize
+
+
+def test_a_model_is_loaded_once(folder):
+    assert sam.load_sam(str(folder), "cpu") is sam.load_sam(str(folder), "cpu")
+
+
+def test_what_is_no_sam_is_one_line(tmp_path, sd_folder):
+    with pytest.raises(ModelError, match="is not a hub id"):
+        sam.load_sam(str(tmp_path / "none"), "cpu")
+    with pytest.raises(ModelError, match=r"--sam\.id"):
+        sam.load_sam(str(sd_folder / "text_encoder"), "cpu")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"--sam\.id"):
+        sam.load_sam(str(tmp_path / "empty"), "cpu")
+
+
+def test_labels_that_show_nothing_ask_nothing():
+    soft = SoftMaps(np.zeros((1, 4, 5), np.float16), (8,), False, (32, 40), (32, 40), (32, 40))
+    found = labelled(np.zeros((32, 40, 3), np.uint8), soft, MaskConfig(sam=Settings(id="not/there")))
+    assert found.objects == 0
+    assert (found.argmax == 0).all()
+
+
+@pytest.mark.usefixtures("sure_model")
+def test_refine_asks_it_and_says_what_it_changed(folder, made_store, tmp_path, capsys, store_bytes):
+    options = [f"--sam.id={folder}", "--sam.rounds=1", "--device=cpu", "--sam.least_iou=0"]
+    assert main(["refine", f"--store={made_store}", f"--output={tmp_path / 's'}", *options]) == 0
+    assert "connected part" in capsys.readouterr().out
+    store = MaskStore.open(tmp_path / "s")
+    assert store.header["config"]["sam"]["id"] == str(folder)
+    assert all(set(record["sam"]) == {"objects", "changed"} for record in store.records())
+    assert store_bytes(tmp_path / "s") != store_bytes(made_store)
+    back = ["refine", f"--store={tmp_path / 's'}", f"--output={tmp_path / 'off'}", "--sam.id=null", "--workers=0"]
+    assert main(back) == 0
+    assert store_bytes(tmp_path / "off") == store_bytes(made_store)
+    assert "sam" not in MaskStore.open(tmp_path / "off").header["config"]
+
+
+def test_settings_without_a_model_have_no_effect_and_ranges_are_checked(made_store, tmp_path, capsys):
+    assert Settings(rounds=3).idle() == ("rounds",)
+    assert Settings(id="x", points=9).idle() == ("points",)
+    assert main(["refine", f"--store={made_store}", f"--output={tmp_path / 's'}", "--sam.least_iou=2"]) == 2
+    assert "--sam.least_iou is 2" in capsys.readouterr().err
+
+
+def test_the_iou_of_masks():
+    one, other = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
+    assert overlap(one, other) == 0
+    one[:2], other[1:3] = True, True
+    assert overlap(one, other) == pytest.approx(1 / 3)
