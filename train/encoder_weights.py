@@ -108,7 +108,7 @@ def common_names(keys: Iterable[str]) -> dict[str, str]:
     keys = set(keys)
     spelt = {key: _spell(key, keys) for key in keys}
     stages = sorted({block for block in map(_block, spelt.values()) if block})
-    order = {block: position for position, block in enumerate(stages)}
+    order: dict[tuple[int, int] | None, int] = {block: position for position, block in enumerate(stages)}
     common = {key: _flat(name, order).replace(".", "_") for key, name in spelt.items()}
     return common if len(set(common.values())) == len(common) else {key: key for key in keys}
 
