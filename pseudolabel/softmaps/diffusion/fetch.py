@@ -125,11 +125,6 @@ def loading(place: Path) -> Iterator[None]:
     """Turn what the libraries run into while they load a part of a model into a ModelError that names the place."""
     try:
         yield
-    except ImportError as error:  # a tokenizer that is there as SentencePiece's file alone needs that library
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"{place} needs a library that is not installed ({reason}); install it, or --model.id"
-        ) from error
     except Exception as error:  # of four libraries, one of which (tokenizers) raises Exception itself
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         remedy = "safetensors files are needed (see --model.variant); download the model again, or change --model.id"

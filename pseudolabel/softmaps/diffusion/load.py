@@ -1,5 +1,6 @@
 """From a folder or hub id to the parts that are needed, out of safetensors alone; no code of the model runs."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,14 @@ def _load_text(
         ModelError: one is missing, or of another class than this kind of model has.
 
     """
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+    from transformers import (
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+        CLIPTokenizerFast,
+        T5EncoderModel,
+        T5TokenizerFast,
+    )
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # one bar over images is enough
@@ -196,9 +204,22 @@ def _load_text(
                 "--model.id"
             )
         encoders.append(_load_part(classes[name], folder, part, variant, dtype=dtype))
-        tokenizer = T5TokenizerFast if name == T5 else CLIPTokenizer
-        tokenizers.append(_load_part(tokenizer, folder, tokenizer_of(part), None))
+        if name == T5:
+            _need_sentencepiece(folder / tokenizer_of(part))
+        # A fast tokenizer says where in the sentence a token is, which a second window's words are found by.
+        clip = CLIPTokenizerFast if len(wanted) > 2 else CLIPTokenizer
+        tokenizers.append(_load_part(T5TokenizerFast if name == T5 else clip, folder, tokenizer_of(part), None))
     return tuple(tokenizers), tuple(encoders)
+
+
+def _need_sentencepiece(folder: Path) -> None:
+    """Refuse a tokenizer that is there as SentencePiece's own file alone where that library is not installed."""
+    alone = (folder / "spiece.model").is_file() and not (folder / "tokenizer.json").is_file()
+    if alone and find_spec("sentencepiece") is None:
+        raise ModelError(
+            f"{folder} holds a file of SentencePiece's, which is not installed: install the extra [large], or change "
+            "--model.id"
+        )
 
 
 def _load_part(part_class: Any, folder: Path, part: str, variant: str | None, **kwargs: Any) -> Any:

@@ -192,10 +192,15 @@ def family(request) -> str:
 
 @pytest.fixture(scope="session")
 def load_family(request):
-    """Return a function that loads a family's tiny model, whole and anew."""
+    """Return a function that gives a family's tiny model, whole; `anew` where the test changes it."""
+    kept = {}
 
-    def load(name: str):
+    def load(name: str, anew: bool = False):
+        if name in kept and not anew:
+            return kept[name]
         folder = request.getfixturevalue(f"{name.removesuffix('_t5')}_folder")
-        return load_parts(ModelConfig(id=str(folder), t5=name.endswith("_t5")), torch.device("cpu"), torch.float32)
+        config = ModelConfig(id=str(folder), t5=name.endswith("_t5"))
+        found = load_parts(config, torch.device("cpu"), torch.float32)
+        return found if anew else kept.setdefault(name, found)
 
     return load

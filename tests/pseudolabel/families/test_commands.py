@@ -43,11 +43,12 @@ def folder_of(request):
     return lambda name: request.getfixturevalue(f"{name.removesuffix('_t5')}_folder")
 
 
+@pytest.mark.parametrize("family", ["sd3", "sd3_t5", "sd35", "flux", "pixart"])
 def test_generate_makes_a_store(world, family, folder_of, tmp_path):
-    store = tmp_path / "masks"
-    assert main(["generate", "--root", str(world), "--store", str(store), *options(folder_of(family), family)]) == 0
+    store, given = tmp_path / "masks", options(folder_of(family), family)
+    assert main(["generate", "--root", str(world), "--store", str(store), "--limit=2", *given]) == 0
     made = MaskStore.open(store)
-    assert len(made.finished_labels()) == 6
+    assert len(made.finished_labels()) == 2
     assert made.header["config"]["model"].get("t5", False) is family.endswith("t5")
     again = load_parts(ModelConfig(id=str(folder_of(family)), t5=family.endswith("t5")), CPU, torch.float32)
     assert made.header["model"]["fingerprint"] == again.fingerprint
@@ -130,6 +131,13 @@ def test_a_folder_that_does_not_fit_says_what_is_missing(world, copied, change, 
     line = refused(capsys, world, tmp_path / "s", *options(copied, "flux"))
     assert re.search(expected, line), line
     assert "--model.id" in line
+
+
+def test_a_tokenizer_that_needs_sentencepiece_says_so(copied, monkeypatch):
+    (copied / "tokenizer_2" / "tokenizer.json").rename(copied / "tokenizer_2" / "spiece.model")
+    monkeypatch.setattr("pseudolabel.softmaps.diffusion.load.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"SentencePiece's, which is not installed: install the extra \[large\]"):
+        load_parts(ModelConfig(id=str(copied)), CPU, torch.float32)
 
 
 def test_sd3_without_its_third_encoder_is_whole_unless_it_is_asked_for(sd3_folder, tmp_path):

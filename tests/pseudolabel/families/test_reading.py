@@ -131,7 +131,7 @@ def test_maps_are_the_softmax_of_the_models_own_weights(load_family, family):
 
 
 def test_a_cut_model_records_the_same_bits_with_fewer_weights(load_family, family):
-    whole, cut = load_family(family), load_family(family)
+    whole, cut = load_family(family), load_family(family, anew=True)
     passes = passes_of(whole, draws=1)
     columns = class_weights([passes[0].prompt], passes[0].text.tokens.shape[1])
     layers = resolve_layers(list_layers(whole), ["block:1"], "flag")
