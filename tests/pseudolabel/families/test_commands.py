@@ -54,20 +54,11 @@ def test_generate_makes_a_store(world, family, folder_of, tmp_path):
     assert made.header["model"]["fingerprint"] == again.fingerprint
 
 
-def test_a_run_in_two_halves_makes_the_same_masks(world, flux_folder, tmp_path, store_bytes):
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    given = options(flux_folder, "flux")
-    assert main(["generate", "--root", str(world), "--store", str(whole), *given]) == 0
-    for _ in range(2):
-        assert main(["generate", "--root", str(world), "--store", str(halves), "--limit=3", *given]) == 0
-    assert store_bytes(halves) == store_bytes(whole)
-
-
-@pytest.mark.parametrize("name", ["sd3", "flux", "pixart"])
+@pytest.mark.parametrize("name", ["flux", "pixart"])
 def test_calibrate_chooses_among_blocks_and_times(world, name, folder_of, tmp_path):
     output = tmp_path / "chosen.yaml"
     data = ["--root", str(world), "--data.split=val", "--output", str(output)]
-    few = ["--images=2", "--timesteps=[100,400]", "--draws=1"]
+    few = ["--images=1", "--timesteps=[100,400]", "--draws=1", "--crf.kind=none", "--ignore_below=0"]
     assert main(["calibrate", *data, *few, *options(folder_of(name), name)]) == 0
     chosen = yaml.safe_load(output.read_text())
     parts = load_parts(ModelConfig(id=str(folder_of(name))), CPU, torch.float32)
@@ -79,7 +70,9 @@ def test_calibrate_chooses_among_blocks_and_times(world, name, folder_of, tmp_pa
 
 def test_check_and_ground_work_on_transformers(world, folder_of, tmp_path, capsys):
     assert main(["check", "--root", str(world), *options(folder_of("flux"), "flux")]) == 0
-    assert "Ready" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("Ready")
+    assert "Weights   about 0 GB at once on the device" in lines  # a tenth of a million parameters
     Image.new("RGB", (64, 48), (90, 120, 60)).save(tmp_path / "photo.png")
     asked = ["--image", str(tmp_path / "photo.png"), "--phrase", "a dog", "--phrase", "tree"]
     given = [each for each in options(folder_of("sd3"), "sd3_t5") if not each.startswith("--workers")]
