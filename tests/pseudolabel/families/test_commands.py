@@ -158,6 +158,25 @@ def test_a_setting_that_does_not_fit_is_one_line(world, flux_folder, more, expec
     assert re.search(expected, line), line
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["personalize", "--images={}", "--init_word=dog", "--token=<x>", "--output={}/t.safetensors"],
+        ["ground", "--prompt=a dog", "--phrase=dog", "--output={}/g"],
+        ["synthesize", "--classes={}/classes.yaml", "--count=1", "--output={}/s"],
+    ],
+)
+def test_what_only_unets_can_do_is_refused_for_transformers(command, flux_folder, tmp_path, capsys):
+    for name in "ab":
+        Image.new("RGB", (64, 64), (9, 9, ord(name))).save(tmp_path / f"{name}.png")
+    shutil.copy(REPOSITORY / "data" / "demo" / "classes.yaml", tmp_path)
+    layers = ["--attention.cross_layers=[block:1]", "--attention.self_layers=[block:1]"]
+    more = [] if command[0] == "personalize" else layers
+    assert main([*(each.format(tmp_path) for each in command), f"--model.id={flux_folder}", *more]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "U-Nets" in line
+
+
 def test_an_image_that_is_too_large_for_sd3_is_one_line(world, sd3_folder, tmp_path, capsys):
     line = refused(capsys, world, tmp_path / "s", *options(sd3_folder, **{"resize.long_side_px": 512}))
     assert "512 px long, but this model has places for 256 px" in line

@@ -1,5 +1,7 @@
 """What makes transformers fit and quick: a tiny image encoder, encoders that leave, blocks that come one by one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -195,11 +197,10 @@ def test_a_unet_is_weighed_whole(sd_folder):
     assert found.image_encoder == 4 * sum(value.numel() for value in parts.vae.state_dict().values())
 
 
-def test_offload_and_compile_do_not_go_together(flux_folder):
-    config = config_of(flux_folder, offload=True)
+def test_offload_and_compile_do_not_go_together(sd_folder):
+    config = replace(config_of(sd_folder, "sd", offload=True), run=RunConfig(device="cpu", compile=True))
     with pytest.raises(ConfigError, match=r"--model.offload and --run.compile"):
-        Pipeline.load(GenerateConfig(config.data, config.model, attention=config.attention,
-                                     run=RunConfig(device="cpu", compile=True)), VOC)  # fmt: skip
+        Pipeline.load(config, VOC)
 
 
 @pytest.mark.gpu

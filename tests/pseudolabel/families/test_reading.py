@@ -10,8 +10,18 @@ import torch
 from diffusers import FluxPipeline
 
 from data.classes import VOC
+from data.config import DataConfig
 from data.errors import ConfigError, ModelError
-from pseudolabel.config import DiffusionConfig, PromptConfig, ResizeConfig, RunConfig
+from pseudolabel.config import (
+    AffinityConfig,
+    AttentionConfig,
+    DiffusionConfig,
+    GenerateConfig,
+    PromptConfig,
+    ResizeConfig,
+    RunConfig,
+)
+from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.attention import record_attention
 from pseudolabel.softmaps.diffusion.families import cut_denoiser, list_layers, run_denoiser
 from pseudolabel.softmaps.diffusion.flux import pack
@@ -178,6 +188,54 @@ def image_in(frame):
     from pseudolabel.softmaps.frame import resize_and_pad
 
     return resize_and_pad(image(), frame)
+
+
+def test_the_models_are_called_as_their_pipelines_call_them(load_family, family):
+    """Times as each wants them, places of Flux's tokens, sizes for PixArt-alpha, guidance where it is an input."""
+    parts = load_family(family)
+    [item] = passes_of(parts, (40, 64), timesteps=(300,), draws=1)
+    with inputs_of(parts.denoiser, [""]) as given:
+        run(parts, [item])
+    [found] = given.values()
+    assert float(found["timestep"]) == pytest.approx(0.3 if parts.family == "flux" else 300)
+    if parts.family == "flux":
+        height, width = item.noised.shape[-2:]
+        expected = FluxPipeline._prepare_latent_image_ids(1, height // 2, width // 2, "cpu", torch.float32)
+        assert torch.equal(found["img_ids"], expected)
+        assert not found["txt_ids"].any()
+        assert found["txt_ids"].shape == (found["encoder_hidden_states"].shape[1], 3)
+        assert (found["guidance"] is None) is (family == "flux")
+    if parts.family == "pixart":
+        assert torch.equal(found["encoder_attention_mask"], item.text.mask)
+        sizes = found["added_cond_kwargs"]
+        if family == "alpha":
+            assert sizes["resolution"].tolist() == [[40, 64]]
+            assert sizes["aspect_ratio"].tolist() == [[0.625]]
+        else:
+            assert sizes == {"resolution": None, "aspect_ratio": None}
+
+
+def test_explain_names_every_quantity_of_a_transformer(load_family):
+    config = GenerateConfig(
+        data=DataConfig(root="."), resize=ResizeConfig(long_side_px=64), diffusion=DiffusionConfig(draws=2),
+        attention=AttentionConfig(cross_layers=("block",), self_layers=("single:0",), token_rescaling=True),
+        affinity=AffinityConfig(boxes=False), run=RunConfig(device="cpu"),
+    )  # fmt: skip
+    pipeline = Pipeline(load_family("flux"), config, VOC, cut=False)
+    found = pipeline.explain(image(), (8, 12), image_id="x")
+    [soft] = pipeline.soft_maps([image()], [(8, 12)], ["x"])
+    assert np.array_equal(found.soft.maps, soft.maps)
+    assert list(found.cross) == ["transformer_blocks.0", "transformer_blocks.1"]
+    assert found.maps.shape == (2, 5, 8)
+    assert found.mask is not None
+    assert found.mask.shape == (40, 64)
+
+
+def test_a_transformer_is_not_compiled(load_family):
+    config = GenerateConfig(data=DataConfig(root="."), run=RunConfig(device="cpu", compile=True),
+                            attention=AttentionConfig(cross_layers=("block",), self_layers=("block",)))  # fmt: skip
+    with pytest.raises(ConfigError, match=r"--run.compile is for U-Nets alone"):
+        Pipeline(load_family("flux"), config, VOC, cut=False)
 
 
 def test_latents_are_packed_as_in_diffusers():
