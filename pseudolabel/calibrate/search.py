@@ -302,7 +302,7 @@ def run_search(
 
 def usual_timesteps(parts: Parts) -> tuple[int, ...]:
     """Return the timesteps that are tried: at those of a flow about as much of the image is left as at DDPM's."""
-    return FLOW_TIMESTEPS if parts.family in ("sd3", "flux") else TIMESTEPS
+    return FLOW_TIMESTEPS if parts.is_flow else TIMESTEPS
 
 
 def set_threshold(search: Search, threshold: float) -> None:

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 LAYERS = {
     "sd3": ("block:2", "block:1"), "sd3_t5": ("blocks:1-2", "block:3"), "sd35": ("block:0", "block:2"),
     "flux": ("single:0", "block:1"), "flux_dev": ("all", "single:1"), "pixart": ("blocks:0-1", "block:2"),
-    "alpha": ("block:2", "block:0"),
+    "alpha": ("block:2", "block:0"), "flux2": ("single:1", "block:0"),
 }  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def folder_of(request):
     return lambda name: request.getfixturevalue(f"{name.removesuffix('_t5')}_folder")
 
 
-@pytest.mark.parametrize("family", ["sd3", "sd3_t5", "sd35", "flux", "pixart"])
+@pytest.mark.parametrize("family", ["sd3", "sd3_t5", "sd35", "flux", "pixart", "flux2"])
 def test_generate_makes_a_store(world, family, folder_of, tmp_path):
     store, given = tmp_path / "masks", options(folder_of(family), family)
     assert main(["generate", "--root", str(world), "--store", str(store), "--limit=2", *given]) == 0
