@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from pseudolabel.softmaps.prompt import Prompt
 from pseudolabel.softmaps.tokens import (
+    BYTE_MARK,
     MARK,
     Span,
     TextWindow,
