@@ -48,8 +48,7 @@ from pseudolabel.calibrate.criteria import (
 from pseudolabel.calibrate.judge import present_and_absent
 from pseudolabel.calibrate.pictures import Picture, draw_decoys
 from pseudolabel.calibrate.recordings import Sentences, record, refined_maps, view
-from pseudolabel.calibrate.search import DECOYS
-from pseudolabel.commands.calibrate import TIMESTEPS
+from pseudolabel.calibrate.search import DECOYS, TIMESTEPS
 from pseudolabel.config import GenerateConfig
 from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.parts import pick_device, pick_dtype

@@ -55,6 +55,8 @@ from pseudolabel.softmaps.layers import Layer, per_head
 from pseudolabel.softmaps.passes import Reader
 
 THRESHOLD_STEPS = tuple(0.025 * step for step in range(-4, 3))  # tried around the best one before the CRF
+TIMESTEPS = (50, 100, 150, 200, 250, 300, 350, 400)
+FLOW_TIMESTEPS = (100, 200, 300, 400, 500, 600, 700)
 DECOYS = 3  # absent classes put into the sentence where there is no ground truth
 
 logger = logging.getLogger(__name__)
@@ -306,7 +308,7 @@ def run_search(
     pictures = [load_picture(sample, len(samples.classes), n_decoys, by_truth) for sample in chosen]
     start = replace(config, diffusion=replace(config.diffusion, draws=draws))
     search = Search(parts, samples.classes, pictures, layers, by_truth, start)
-    timesteps = tuple(sorted({*timesteps}))
+    timesteps = tuple(sorted({*(timesteps or usual_timesteps(parts))}))
     choose_layers(search, timesteps)
     if by_truth:
         choose_reading(search, long_sides)
@@ -326,6 +328,11 @@ def run_search(
     after = measured(found, chosen, pictures, [tau for tau in around if 0 < tau <= 1])
     set_threshold(search, after.threshold)
     return search, before, after
+
+
+def usual_timesteps(parts: Parts) -> tuple[int, ...]:
+    """Return the timesteps that are tried: at those of a flow about as much of the image is left as at DDPM's."""
+    return FLOW_TIMESTEPS if parts.is_flow else TIMESTEPS
 
 
 def set_threshold(search: Search, threshold: float) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from data.classes import ClassSet
 from data.errors import LabelError
 from pseudolabel.config import PromptConfig
-from pseudolabel.softmaps.tokens import Span, by_pieces, lead, ranges_of, token_ids, tokens_at, trail
+from pseudolabel.softmaps.tokens import Span, by_characters, lead, ranges_of, token_ids, tokens_at, trail
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def occurrences(text: str, phrase: str, tokenizer: Any) -> Span:
 
     """
     item, found = _split(phrase, tokenizer), set[int]()
-    if by_pieces(tokenizer):
+    if by_characters(tokenizer):
         words = [part.strip() for part in item.text.split(",") if part.strip()]
         return tokens_at(text, [place for word in words for place in ranges_of(word, text)], tokenizer)
     ids = token_ids(text, tokenizer)
@@ -224,7 +224,7 @@ def _fit(
     words = words[:window]  # each takes a token at least
     for kept in range(len(words), -1, -1):
         pieces = _pieces(items, words[:kept], template)
-        if by_pieces(tokenizer):
+        if by_characters(tokenizer):
             text = "".join(piece.text for piece in pieces)
             length = len(token_ids(text, tokenizer))
             if length + trail(tokenizer) <= window:

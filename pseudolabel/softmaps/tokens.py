@@ -1,19 +1,23 @@
-"""Where the tokens of a text are, by tokenizer: CLIP's, and SentencePiece's, which T5 reads with.
+"""Where the tokens of a text are, by tokenizer: CLIP's, SentencePiece's, which T5 reads with, and a chat model's.
 
 CLIP begins with a start token and lets a token end at the end of a word; T5 has no start token and marks where a word
 begins. Each of T5's words is cut into pieces by itself, so that its pieces can be laid along its characters. (The
-offsets that the tokenizer gives are wrong for a piece that is the mark alone.)
+offsets that the tokenizer gives are wrong for a piece that is the mark alone.) A chat model (Qwen3, of Flux.2) reads a
+sentence as what a user says: the tokens that open the user's turn come before it, and those of an empty answer behind.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Literal
 
 from data.errors import LabelError
 
 MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign of the beginning of a word
+_HOLE = "\N{OBJECT REPLACEMENT CHARACTER}"  # stands for the sentence where a template is looked at
+
+BYTE_MARK = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # byte-pair encodings' sign of the space before a word
 
 Span = tuple[int, ...]
 
@@ -39,20 +43,46 @@ def token_ids(text: str, tokenizer: Any) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
 
 
-def by_pieces(tokenizer: Any) -> bool:
-    """Whether a tokenizer is SentencePiece's."""
+def kind_of(tokenizer: Any) -> Literal["clip", "pieces", "chat"]:
+    """Return whose a tokenizer is: CLIP's, SentencePiece's, or a chat model's."""
     mark = tokenizer.convert_tokens_to_ids(MARK)
-    return mark is not None and mark != tokenizer.unk_token_id
+    if mark is not None and mark != tokenizer.unk_token_id:
+        return "pieces"
+    return "chat" if getattr(tokenizer, "chat_template", None) else "clip"
+
+
+def by_characters(tokenizer: Any) -> bool:
+    """Whether words are found by where their characters are; CLIP's are found by their token ids."""
+    return kind_of(tokenizer) != "clip"
+
+
+def chat_text(text: str, tokenizer: Any) -> str:
+    """Return a sentence as what a user says, and the opening of an answer without thoughts."""
+    said = [{"role": "user", "content": text}]
+    found: str = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    return found
+
+
+def _around(tokenizer: Any) -> tuple[int, int]:
+    """Return how many tokens a chat model has before and behind the sentence."""
+    before, after = chat_text(_HOLE, tokenizer).split(_HOLE)
+    return len(token_ids(before, tokenizer)), len(token_ids(after, tokenizer))
 
 
 def lead(tokenizer: Any) -> int:
-    """Return how many special tokens come before the first word: CLIP's start token, or none."""
-    return 0 if by_pieces(tokenizer) else 1
+    """Return how many tokens come before the first word: CLIP's start token, none, or the opening of a user's turn."""
+    match kind_of(tokenizer):
+        case "clip":
+            return 1
+        case "pieces":
+            return 0
+        case "chat":
+            return _around(tokenizer)[0]
 
 
 def trail(tokenizer: Any) -> int:
-    """Return how many special tokens a sentence needs, start and end together."""
-    return lead(tokenizer) + 1
+    """Return how many tokens a sentence needs beside its own, before and behind it together."""
+    return sum(_around(tokenizer)) if kind_of(tokenizer) == "chat" else lead(tokenizer) + 1
 
 
 def tokens_at(text: str, ranges: Sequence[tuple[int, int]], tokenizer: Any) -> Span:
@@ -61,7 +91,7 @@ def tokens_at(text: str, ranges: Sequence[tuple[int, int]], tokenizer: Any) -> S
     Args:
         text: the sentence.
         ranges: first characters and those after the last.
-        tokenizer: SentencePiece's, or a fast one of CLIP's; others do not say where a token is, and nothing is found.
+        tokenizer: SentencePiece's, or a fast one; others do not say where a token is, and nothing is found.
 
     Returns:
         Positions in the encoder's window, ascending, special tokens counted.
@@ -70,7 +100,8 @@ def tokens_at(text: str, ranges: Sequence[tuple[int, int]], tokenizer: Any) -> S
         LabelError: the pieces of the words are not those of the text.
 
     """
-    stretches = _piece_stretches(text, tokenizer) if by_pieces(tokenizer) else token_stretches(text, tokenizer)
+    pieces = kind_of(tokenizer) == "pieces"
+    stretches = _piece_stretches(text, tokenizer) if pieces else token_stretches(text, tokenizer)
     return tuple(
         position
         for position, (first, last) in enumerate(stretches, start=lead(tokenizer))
@@ -79,7 +110,7 @@ def tokens_at(text: str, ranges: Sequence[tuple[int, int]], tokenizer: Any) -> S
 
 
 def token_stretches(text: str, tokenizer: Any) -> list[tuple[int, int]]:
-    """Return which characters each token of a text has, by a fast tokenizer of CLIP's; nothing by a slow one."""
+    """Return which characters each token of a text has, by a fast tokenizer; nothing by a slow one."""
     if not getattr(tokenizer, "is_fast", False):
         return []
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)

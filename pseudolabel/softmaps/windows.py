@@ -4,7 +4,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pseudolabel.softmaps.prompt import Prompt
-from pseudolabel.softmaps.tokens import MARK, Span, TextWindow, lead, token_ids, token_stretches, tokens_at, trail
+from pseudolabel.softmaps.tokens import (
+    BYTE_MARK,
+    MARK,
+    Span,
+    TextWindow,
+    lead,
+    token_ids,
+    token_stretches,
+    tokens_at,
+    trail,
+)
 
 
 def in_every_window(prompts: Sequence[Prompt], windows: Sequence[TextWindow]) -> tuple[Prompt, ...]:
@@ -42,4 +52,4 @@ def spelt_tokens(prompt: Prompt, span: Span, windows: Sequence[TextWindow]) -> t
         ids = token_ids(prompt.text, window.tokenizer)
         inside = [position - window.offset for position in span if 0 <= position - window.offset < window.size]
         found += window.tokenizer.convert_ids_to_tokens([ids[position - lead(window.tokenizer)] for position in inside])
-    return tuple(word.removesuffix("</w>").removeprefix(MARK) for word in found)
+    return tuple(word.removesuffix("</w>").removeprefix(MARK).removeprefix(BYTE_MARK) for word in found)

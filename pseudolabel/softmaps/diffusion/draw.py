@@ -23,9 +23,11 @@ def painter_of(parts: Parts, model: ModelConfig) -> Any:
         model: where they came from: its scheduler's configuration is read; the sampler is DDIM.
 
     Raises:
-        ModelError: parts are missing, or the folder has no scheduler.
+        ModelError: parts are missing, the folder has no scheduler, or it is a transformer.
 
     """
+    if parts.family != "unet":
+        raise ModelError(f"{parts.id} is a transformer: only U-Nets draw here (Stable Diffusion, SDXL); see --model.id")
     if parts.vae is None or not parts.text_encoders:
         raise ModelError("Drawing needs a whole model: U-Net, image decoder and text encoder; see --model.id")
     path = find_model(model) / "scheduler" / "scheduler_config.json"

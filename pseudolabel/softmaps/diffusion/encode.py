@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from data.errors import ConfigError, ModelError
+from pseudolabel.softmaps.diffusion import flux2
 from pseudolabel.softmaps.diffusion.parts import Parts
 
 
@@ -47,6 +48,8 @@ def encode_image(
             raise ConfigError("A tiny image encoder (--model.vae) has no posterior: use --diffusion.posterior=mode")
         noise = torch.randn(latent.shape, generator=generator).to(latent.device)
         latent = latent + distribution.std.float() * noise
+    if hasattr(parts.vae, "bn"):
+        return flux2.normalised(latent, parts.vae)[0]
     shift = getattr(parts.vae.config, "shift_factor", None) or 0.0
     return (latent[0] - shift) * float(parts.vae.config.scaling_factor)
 
@@ -76,8 +79,6 @@ def noised_latent(
     timestep: int,
 ) -> Float[Tensor, "channels height width"]:
     """Return a latent at a timestep (0 to 999) of the model's own kind of noise; of a flow it is 1000 sigma."""
-    match parts.family:
-        case "unet" | "pixart":
-            return add_noise(latent, noise, float(parts.alphas_cumprod[timestep]))
-        case "sd3" | "flux":
-            return add_flow_noise(latent, noise, timestep / 1000)
+    if parts.is_flow:
+        return add_flow_noise(latent, noise, timestep / 1000)
+    return add_noise(latent, noise, float(parts.alphas_cumprod[timestep]))

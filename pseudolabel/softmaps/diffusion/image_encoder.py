@@ -32,7 +32,9 @@ def load_vae(config: ModelConfig, folder: Path, family: Family, dtype: torch.dty
         raise ModelError(f"{folder} has no folder vae: download the whole model again, or change --model.id")
     settings = read_settings(own / "config.json")
     if config.vae is None:
-        vae = _from(own, "AutoencoderKL", config.variant, dtype)
+        vae = _from(own, "AutoencoderKLFlux2" if family == "flux2" else "AutoencoderKL", config.variant, dtype)
+    elif family == "flux2":
+        raise ModelError("--model.vae has no place in Flux.2, whose latents are normalised by its own encoder")
     else:
         place = find_vae(config)
         found = read_settings(place / "config.json")
@@ -81,6 +83,10 @@ def _from(place: Path, name: str, variant: str | None, dtype: torch.dtype) -> An
     from diffusers.utils import logging as diffusers_logging
 
     kind = AutoencoderTiny if name == "AutoencoderTiny" else AutoencoderKL
+    if name == "AutoencoderKLFlux2":
+        with loading(place):  # a newer diffusers than the rest needs
+            from diffusers import AutoencoderKLFlux2
+        kind = AutoencoderKLFlux2
     shown = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()  # it warns of a setting that it has saved itself
     try:

@@ -1,5 +1,6 @@
 """From a folder or hub id to the parts that are needed, out of safetensors alone; no code of the model runs."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ from torch import Tensor
 from data.errors import ModelError
 from data.files import file_sha256
 from pseudolabel.config import ADAPTERS, ModelConfig, RunConfig
-from pseudolabel.softmaps.diffusion import flux, pixart, sd3
+from pseudolabel.softmaps.diffusion import flux, flux2, pixart, sd3
 from pseudolabel.softmaps.diffusion.adapters import adapters_digest, apply_adapters
 from pseudolabel.softmaps.diffusion.fetch import (
     CLIP,
     PROJECTED,
+    QWEN,
     T5,
     class_of,
     encoder_classes,
@@ -28,6 +30,7 @@ from pseudolabel.softmaps.diffusion.fetch import (
 )
 from pseudolabel.softmaps.diffusion.image_encoder import load_vae, vae_digest
 from pseudolabel.softmaps.diffusion.parts import (
+    FLOWS,
     Family,
     Parts,
     pick_device,
@@ -82,7 +85,7 @@ def load_parts(config: ModelConfig, device: torch.device, dtype: torch.dtype, pl
         apply_adapters(config, denoiser, tokenizers, encoders)
     for part in (denoiser, vae, *encoders):
         part.eval().requires_grad_(False)
-    alphas = scaled_linear_schedule() if family in ("sd3", "flux") else _load_schedule(folder)
+    alphas = scaled_linear_schedule() if family in FLOWS else _load_schedule(folder)
     weights = tuple(part for part in weight_parts(family, config.t5) if part != "vae" or config.vae is None)
     fingerprint = vae_digest(config, adapters_digest(config, files_digest(folder, variant, weights)))
     windows = _windows(family, str(index.get("_class_name")), denoiser, tokenizers, encoders)
@@ -103,6 +106,8 @@ def _windows(
             return flux.text_windows(tokenizers, denoiser)
         case "pixart":
             return pixart.text_windows(tokenizers, pipeline)
+        case "flux2":
+            return flux2.text_windows(tokenizers)
 
 
 def _load_denoiser(folder: Path, family: Family, variant: str | None, dtype: torch.dtype, vae: Any) -> Any:
@@ -120,9 +125,9 @@ def _load_denoiser(folder: Path, family: Family, variant: str | None, dtype: tor
             denoiser = _load_part(UNet2DConditionModel, folder, "unet", variant, **kind)
             if getattr(vae.config, "force_upcast", False) and denoiser.config.addition_embed_type == "text_time":
                 vae.to(torch.float32)  # SDXL's image encoder overflows in half precision.
-        case "sd3" | "flux" | "pixart":
+        case "sd3" | "flux" | "pixart" | "flux2":
             denoiser = _load_transformer(folder, family, variant, dtype)
-    read = denoiser.config.in_channels // (flux.PACKED**2 if family == "flux" else 1)
+    read = denoiser.config.in_channels // (flux.PACKED**2 if family in ("flux", "flux2") else 1)
     if read != vae.config.latent_channels:
         raise ModelError(
             f"The {'U-Net' if family == 'unet' else 'transformer'} of {folder} reads {read} channels but a latent has "
@@ -140,6 +145,10 @@ def _load_transformer(folder: Path, family: Family, variant: str | None, dtype: 
     from diffusers.utils.import_utils import is_accelerate_available
 
     classes = {"sd3": SD3Transformer2DModel, "flux": FluxTransformer2DModel, "pixart": PixArtTransformer2DModel}
+    if family == "flux2":
+        with loading(folder / "transformer"):  # a newer diffusers than the rest needs
+            from diffusers import Flux2Transformer2DModel
+        classes["flux2"] = Flux2Transformer2DModel
     sparing = is_accelerate_available()
     return _load_part(classes[family], folder, "transformer", variant, torch_dtype=dtype, low_cpu_mem_usage=sparing)
 
@@ -179,11 +188,23 @@ def _load_text(
         ModelError: one is missing, or of another class than this kind of model has.
 
     """
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+    from transformers import (
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+        CLIPTokenizerFast,
+        Qwen2TokenizerFast,
+        T5EncoderModel,
+        T5TokenizerFast,
+    )
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # one bar over images is enough
     classes = {CLIP: CLIPTextModel, PROJECTED: CLIPTextModelWithProjection, T5: T5EncoderModel}
+    if any(QWEN in allowed for allowed in wanted.values()):
+        with loading(folder / "text_encoder"):  # a newer transformers than the rest needs
+            from transformers import Qwen3ForCausalLM
+        classes[QWEN] = Qwen3ForCausalLM
     tokenizers, encoders = [], []
     for part, allowed in wanted.items():
         name = class_of(index, part)
@@ -196,9 +217,23 @@ def _load_text(
                 "--model.id"
             )
         encoders.append(_load_part(classes[name], folder, part, variant, dtype=dtype))
-        tokenizer = T5TokenizerFast if name == T5 else CLIPTokenizer
+        if name == T5:
+            _need_sentencepiece(folder / tokenizer_of(part))
+        # A fast tokenizer says where in the sentence a token is, which a second window's words are found by.
+        clip = CLIPTokenizerFast if len(wanted) > 2 else CLIPTokenizer
+        tokenizer = {T5: T5TokenizerFast, QWEN: Qwen2TokenizerFast}.get(str(name), clip)
         tokenizers.append(_load_part(tokenizer, folder, tokenizer_of(part), None))
     return tuple(tokenizers), tuple(encoders)
+
+
+def _need_sentencepiece(folder: Path) -> None:
+    """Refuse a tokenizer that is there as SentencePiece's own file alone where that library is not installed."""
+    alone = (folder / "spiece.model").is_file() and not (folder / "tokenizer.json").is_file()
+    if alone and find_spec("sentencepiece") is None:
+        raise ModelError(
+            f"{folder} holds a file of SentencePiece's, which is not installed: install the extra [large], or change "
+            "--model.id"
+        )
 
 
 def _load_part(part_class: Any, folder: Path, part: str, variant: str | None, **kwargs: Any) -> Any:

@@ -13,7 +13,8 @@ from data.errors import ConfigError, ModelError
 from pseudolabel.config import Dtype
 from pseudolabel.softmaps.tokens import TextWindow
 
-Family = Literal["unet", "sd3", "flux", "pixart"]
+Family = Literal["unet", "sd3", "flux", "pixart", "flux2"]
+FLOWS = ("sd3", "flux", "flux2")
 
 
 def family_of(class_name: str) -> Family | None:
@@ -31,6 +32,8 @@ def family_of(class_name: str) -> Family | None:
             return "flux"
         case "PixArtTransformer2DModel":
             return "pixart"
+        case "Flux2Transformer2DModel":
+            return "flux2"
         case _:
             return None
 
@@ -105,6 +108,11 @@ class Parts:
         return found
 
     @property
+    def is_flow(self) -> bool:
+        """Whether noise is mixed in on a straight line (flow matching), not as in DDPM."""
+        return self.family in FLOWS
+
+    @property
     def dtype(self) -> torch.dtype:
         """Number format of the denoiser's weights."""
         return next(self.denoiser.parameters()).dtype
@@ -122,7 +130,7 @@ class Parts:
                 return int(self.vae_factor * 2 ** (len(self.denoiser.config.block_out_channels) - 1))
             case "sd3" | "pixart":
                 return int(self.vae_factor * self.denoiser.config.patch_size)
-            case "flux":
+            case "flux" | "flux2":
                 return self.vae_factor * 2  # latents are packed two by two before the transformer sees them
 
     @property

@@ -8,8 +8,10 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
@@ -18,6 +20,9 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Qwen2TokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -182,7 +187,56 @@ def alpha_folder(tmp_path_factory) -> Path:
     return save(tmp_path_factory.mktemp("families") / "alpha", parts, "PixArtAlphaPipeline")
 
 
-FAMILIES = ("sd3", "sd3_t5", "sd35", "flux", "flux_dev", "pixart", "alpha")
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}"
+)  # Qwen3's, as far as it matters here
+
+
+def qwen_tokenizer() -> Qwen2TokenizerFast:
+    """Qwen's kind: pairs of bytes, a space belonging to the word behind it."""
+    shown = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    moved = iter(range(256, 512))
+    letters = [chr(byte) if byte in shown else chr(next(moved)) for byte in range(256)]
+    merges = [("d", "o"), ("do", "g"), ("\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}", "dog"), ("c", "a"), ("ca", "t")]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {piece: index for index, piece in enumerate([*letters, *map("".join, merges), *special])}
+    return Qwen2TokenizerFast(
+        vocab=vocab, merges=merges, chat_template=CHAT, pad_token="<|endoftext|>", unk_token=None,
+        eos_token="<|im_end|>", extra_special_tokens=["<|im_start|>"],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def flux2_folder(tmp_path_factory) -> Path:
+    """Flux.2 klein's shape."""
+    torch.manual_seed(0)
+    tokenizer = qwen_tokenizer()
+    encoder = Qwen3ForCausalLM(
+        Qwen3Config(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=28, head_dim=8,
+                    num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=1024)
+    )  # fmt: skip
+    vae = AutoencoderKLFlux2(
+        latent_channels=4, norm_num_groups=4, block_out_channels=(8, 8, 8), layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+    )  # fmt: skip
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2)
+    transformer = Flux2Transformer2DModel(
+        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=48, timestep_guidance_channels=32, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+    )  # fmt: skip
+    parts = {
+        "tokenizer": tokenizer,
+        "text_encoder": encoder,
+        "vae": vae,
+        "transformer": sharpened(transformer),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+    }
+    return save(tmp_path_factory.mktemp("families") / "klein", parts, "Flux2KleinPipeline")
+
+
+FAMILIES = ("sd3", "sd3_t5", "sd35", "flux", "flux_dev", "pixart", "alpha", "flux2")
 
 
 @pytest.fixture(params=FAMILIES)
@@ -192,10 +246,15 @@ def family(request) -> str:
 
 @pytest.fixture(scope="session")
 def load_family(request):
-    """Return a function that loads a family's tiny model, whole and anew."""
+    """Return a function that gives a family's tiny model, whole; `anew` where the test changes it."""
+    kept = {}
 
-    def load(name: str):
+    def load(name: str, anew: bool = False):
+        if name in kept and not anew:
+            return kept[name]
         folder = request.getfixturevalue(f"{name.removesuffix('_t5')}_folder")
-        return load_parts(ModelConfig(id=str(folder), t5=name.endswith("_t5")), torch.device("cpu"), torch.float32)
+        config = ModelConfig(id=str(folder), t5=name.endswith("_t5"))
+        found = load_parts(config, torch.device("cpu"), torch.float32)
+        return found if anew else kept.setdefault(name, found)
 
     return load

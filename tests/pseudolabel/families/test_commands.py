@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 LAYERS = {
     "sd3": ("block:2", "block:1"), "sd3_t5": ("blocks:1-2", "block:3"), "sd35": ("block:0", "block:2"),
     "flux": ("single:0", "block:1"), "flux_dev": ("all", "single:1"), "pixart": ("blocks:0-1", "block:2"),
-    "alpha": ("block:2", "block:0"),
+    "alpha": ("block:2", "block:0"), "flux2": ("single:1", "block:0"),
 }  # fmt: skip
 
 
@@ -43,30 +43,22 @@ def folder_of(request):
     return lambda name: request.getfixturevalue(f"{name.removesuffix('_t5')}_folder")
 
 
+@pytest.mark.parametrize("family", ["sd3", "sd3_t5", "sd35", "flux", "pixart", "flux2"])
 def test_generate_makes_a_store(world, family, folder_of, tmp_path):
-    store = tmp_path / "masks"
-    assert main(["generate", "--root", str(world), "--store", str(store), *options(folder_of(family), family)]) == 0
+    store, given = tmp_path / "masks", options(folder_of(family), family)
+    assert main(["generate", "--root", str(world), "--store", str(store), "--limit=2", *given]) == 0
     made = MaskStore.open(store)
-    assert len(made.finished_labels()) == 6
+    assert len(made.finished_labels()) == 2
     assert made.header["config"]["model"].get("t5", False) is family.endswith("t5")
     again = load_parts(ModelConfig(id=str(folder_of(family)), t5=family.endswith("t5")), CPU, torch.float32)
     assert made.header["model"]["fingerprint"] == again.fingerprint
 
 
-def test_a_run_in_two_halves_makes_the_same_masks(world, flux_folder, tmp_path, store_bytes):
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    given = options(flux_folder, "flux")
-    assert main(["generate", "--root", str(world), "--store", str(whole), *given]) == 0
-    for _ in range(2):
-        assert main(["generate", "--root", str(world), "--store", str(halves), "--limit=3", *given]) == 0
-    assert store_bytes(halves) == store_bytes(whole)
-
-
-@pytest.mark.parametrize("name", ["sd3", "flux", "pixart"])
+@pytest.mark.parametrize("name", ["flux", "pixart"])
 def test_calibrate_chooses_among_blocks_and_times(world, name, folder_of, tmp_path):
     output = tmp_path / "chosen.yaml"
     data = ["--root", str(world), "--data.split=val", "--output", str(output)]
-    few = ["--images=2", "--timesteps=[100,400]", "--draws=1"]
+    few = ["--images=1", "--timesteps=[100,400]", "--draws=1", "--crf.kind=none", "--ignore_below=0"]
     assert main(["calibrate", *data, *few, *options(folder_of(name), name)]) == 0
     chosen = yaml.safe_load(output.read_text())
     parts = load_parts(ModelConfig(id=str(folder_of(name))), CPU, torch.float32)
@@ -78,7 +70,9 @@ def test_calibrate_chooses_among_blocks_and_times(world, name, folder_of, tmp_pa
 
 def test_check_and_ground_work_on_transformers(world, folder_of, tmp_path, capsys):
     assert main(["check", "--root", str(world), *options(folder_of("flux"), "flux")]) == 0
-    assert "Ready" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("Ready")
+    assert "Weights   about 0 GB at once on the device" in lines  # a tenth of a million parameters
     Image.new("RGB", (64, 48), (90, 120, 60)).save(tmp_path / "photo.png")
     asked = ["--image", str(tmp_path / "photo.png"), "--phrase", "a dog", "--phrase", "tree"]
     given = [each for each in options(folder_of("sd3"), "sd3_t5") if not each.startswith("--workers")]
@@ -132,6 +126,13 @@ def test_a_folder_that_does_not_fit_says_what_is_missing(world, copied, change, 
     assert "--model.id" in line
 
 
+def test_a_tokenizer_that_needs_sentencepiece_says_so(copied, monkeypatch):
+    (copied / "tokenizer_2" / "tokenizer.json").rename(copied / "tokenizer_2" / "spiece.model")
+    monkeypatch.setattr("pseudolabel.softmaps.diffusion.load.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"SentencePiece's, which is not installed: install the extra \[large\]"):
+        load_parts(ModelConfig(id=str(copied)), CPU, torch.float32)
+
+
 def test_sd3_without_its_third_encoder_is_whole_unless_it_is_asked_for(sd3_folder, tmp_path):
     folder = shutil.copytree(sd3_folder, tmp_path / "model")
     for part in ("text_encoder_3", "tokenizer_3"):
@@ -155,6 +156,25 @@ def test_sd3_without_its_third_encoder_is_whole_unless_it_is_asked_for(sd3_folde
 def test_a_setting_that_does_not_fit_is_one_line(world, flux_folder, more, expected, tmp_path, capsys):
     line = refused(capsys, world, tmp_path / "s", *options(flux_folder, "flux", **more))
     assert re.search(expected, line), line
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["personalize", "--images={}", "--init_word=dog", "--token=<x>", "--output={}/t.safetensors"],
+        ["ground", "--prompt=a dog", "--phrase=dog", "--output={}/g"],
+        ["synthesize", "--classes={}/classes.yaml", "--count=1", "--output={}/s"],
+    ],
+)
+def test_what_only_unets_can_do_is_refused_for_transformers(command, flux_folder, tmp_path, capsys):
+    for name in "ab":
+        Image.new("RGB", (64, 64), (9, 9, ord(name))).save(tmp_path / f"{name}.png")
+    shutil.copy(REPOSITORY / "data" / "demo" / "classes.yaml", tmp_path)
+    layers = ["--attention.cross_layers=[block:1]", "--attention.self_layers=[block:1]"]
+    more = [] if command[0] == "personalize" else layers
+    assert main([*(each.format(tmp_path) for each in command), f"--model.id={flux_folder}", *more]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "U-Nets" in line
 
 
 def test_an_image_that_is_too_large_for_sd3_is_one_line(world, sd3_folder, tmp_path, capsys):

@@ -1,6 +1,6 @@
 """What makes transformers fit and quick: a tiny image encoder, encoders that leave, blocks that come one by one."""
 
-import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -190,22 +190,17 @@ def test_where_the_encoders_do_not_fit_the_denoiser_leaves_for_them(flux_folder,
     assert moves == ["cpu", "cpu"]  # away, and back to the device, which is the CPU here
 
 
-def test_check_says_what_the_weights_need(world, flux_folder, sd_folder, capsys):
-    for folder, cross, cells in ((flux_folder, "block:1", "block:0"), (sd_folder, "mid", "mid")):
-        options = [f"--model.id={folder}", "--resize.long_side_px=64", "--diffusion.draws=1", "--device=cpu",
-                   f"--attention.cross_layers=[{cross}]", f"--attention.self_layers=[{cells}]"]  # fmt: skip
-        assert main(["check", "--root", str(world), "--json", *options]) == 0
-        report = json.loads(capsys.readouterr().out)
-        assert report["model"]["weights_gb"] == 0.0  # a tenth of a million parameters
-    assert main(["check", "--root", str(world), *options[:-2], "--attention.cross_layers=[mid]", options[-1]]) == 0
-    assert "Weights   about 0 GB at once on the device" in capsys.readouterr().out
+def test_a_unet_is_weighed_whole(sd_folder):
+    found = weight_bytes(config_of(sd_folder, "sd"), sd_folder, torch.float32)
+    parts = load_parts(ModelConfig(id=str(sd_folder)), CPU, torch.float32)
+    assert found.denoiser == found.block == 4 * sum(value.numel() for value in parts.denoiser.state_dict().values())
+    assert found.image_encoder == 4 * sum(value.numel() for value in parts.vae.state_dict().values())
 
 
-def test_offload_and_compile_do_not_go_together(flux_folder):
-    config = config_of(flux_folder, offload=True)
+def test_offload_and_compile_do_not_go_together(sd_folder):
+    config = replace(config_of(sd_folder, "sd", offload=True), run=RunConfig(device="cpu", compile=True))
     with pytest.raises(ConfigError, match=r"--model.offload and --run.compile"):
-        Pipeline.load(GenerateConfig(config.data, config.model, attention=config.attention,
-                                     run=RunConfig(device="cpu", compile=True)), VOC)  # fmt: skip
+        Pipeline.load(config, VOC)
 
 
 @pytest.mark.gpu

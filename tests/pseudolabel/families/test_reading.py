@@ -7,11 +7,21 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import Flux2KleinPipeline, FluxPipeline
 
 from data.classes import VOC
+from data.config import DataConfig
 from data.errors import ConfigError, ModelError
-from pseudolabel.config import DiffusionConfig, PromptConfig, ResizeConfig, RunConfig
+from pseudolabel.config import (
+    AffinityConfig,
+    AttentionConfig,
+    DiffusionConfig,
+    GenerateConfig,
+    PromptConfig,
+    ResizeConfig,
+    RunConfig,
+)
+from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.attention import record_attention
 from pseudolabel.softmaps.diffusion.families import cut_denoiser, list_layers, run_denoiser
 from pseudolabel.softmaps.diffusion.flux import pack
@@ -82,6 +92,9 @@ def reference(module, given: dict, text_first: bool) -> torch.Tensor:
         k = [heads(module.to_k(hidden), module.norm_k), heads(module.add_k_proj(text), module.norm_added_k)]
         order = slice(None, None, -1 if text_first else 1)
         queries, keys = torch.cat(q[order], dim=2), torch.cat(k[order], dim=2)
+    elif hasattr(module, "to_qkv_mlp_proj"):
+        q, k, _ = module.to_qkv_mlp_proj(hidden)[..., : 3 * module.inner_dim].chunk(3, dim=-1)
+        queries, keys = heads(q, module.norm_q), heads(k, module.norm_k)
     else:
         queries = heads(module.to_q(hidden), getattr(module, "norm_q", None))
         keys = heads(module.to_k(hidden if text is None else text), getattr(module, "norm_k", None))
@@ -131,7 +144,7 @@ def test_maps_are_the_softmax_of_the_models_own_weights(load_family, family):
 
 
 def test_a_cut_model_records_the_same_bits_with_fewer_weights(load_family, family):
-    whole, cut = load_family(family), load_family(family)
+    whole, cut = load_family(family), load_family(family, anew=True)
     passes = passes_of(whole, draws=1)
     columns = class_weights([passes[0].prompt], passes[0].text.tokens.shape[1])
     layers = resolve_layers(list_layers(whole), ["block:1"], "flag")
@@ -171,6 +184,12 @@ def test_noise_is_the_models_own(load_family, family):
     torch.testing.assert_close(item.noised, kept * latent + added * noise)
     pixels = torch.from_numpy(np.array(image_in(frame)) / 127.5 - 1).permute(2, 0, 1)[None].float()
     mode, vae = parts.vae.encode(pixels).latent_dist.mode()[0], parts.vae.config
+    if family == "flux2":
+        packed = Flux2KleinPipeline._patchify_latents(latent[None])  # as the pipeline gets it back
+        bn = parts.vae.bn
+        own = packed * torch.sqrt(bn.running_var + vae.batch_norm_eps)[:, None, None] + bn.running_mean[:, None, None]
+        torch.testing.assert_close(Flux2KleinPipeline._unpatchify_latents(own)[0], mode, atol=1e-5, rtol=1e-4)
+        return
     torch.testing.assert_close(latent, (mode - (vae.shift_factor or 0)) * vae.scaling_factor)
 
 
@@ -178,6 +197,60 @@ def image_in(frame):
     from pseudolabel.softmaps.frame import resize_and_pad
 
     return resize_and_pad(image(), frame)
+
+
+def test_the_models_are_called_as_their_pipelines_call_them(load_family, family):
+    """Times as each wants them, places of Flux's tokens, sizes for PixArt-alpha, guidance where it is an input."""
+    parts = load_family(family)
+    [item] = passes_of(parts, (40, 64), timesteps=(300,), draws=1)
+    with inputs_of(parts.denoiser, [""]) as given:
+        run(parts, [item])
+    [found] = given.values()
+    assert float(found["timestep"]) == pytest.approx(0.3 if parts.family in ("flux", "flux2") else 300)
+    if parts.family == "flux":
+        height, width = item.noised.shape[-2:]
+        expected = FluxPipeline._prepare_latent_image_ids(1, height // 2, width // 2, "cpu", torch.float32)
+        assert torch.equal(found["img_ids"], expected)
+        assert not found["txt_ids"].any()
+        assert found["txt_ids"].shape == (found["encoder_hidden_states"].shape[1], 3)
+        assert (found["guidance"] is None) is (family == "flux")
+    if family == "flux2":
+        height, width = item.noised.shape[-2:]
+        places = Flux2KleinPipeline._prepare_latent_ids(torch.zeros(1, 1, height // 2, width // 2))[0]
+        assert torch.equal(found["img_ids"], places.float())
+        assert torch.equal(found["txt_ids"], Flux2KleinPipeline._prepare_text_ids(item.text.tokens)[0].float())
+        assert found["guidance"] is None
+    if parts.family == "pixart":
+        assert torch.equal(found["encoder_attention_mask"], item.text.mask)
+        sizes = found["added_cond_kwargs"]
+        if family == "alpha":
+            assert sizes["resolution"].tolist() == [[40, 64]]
+            assert sizes["aspect_ratio"].tolist() == [[0.625]]
+        else:
+            assert sizes == {"resolution": None, "aspect_ratio": None}
+
+
+def test_explain_names_every_quantity_of_a_transformer(load_family):
+    config = GenerateConfig(
+        data=DataConfig(root="."), resize=ResizeConfig(long_side_px=64), diffusion=DiffusionConfig(draws=2),
+        attention=AttentionConfig(cross_layers=("block",), self_layers=("single:0",), token_rescaling=True),
+        affinity=AffinityConfig(boxes=False), run=RunConfig(device="cpu"),
+    )  # fmt: skip
+    pipeline = Pipeline(load_family("flux"), config, VOC, cut=False)
+    found = pipeline.explain(image(), (8, 12), image_id="x")
+    [soft] = pipeline.soft_maps([image()], [(8, 12)], ["x"])
+    assert np.array_equal(found.soft.maps, soft.maps)
+    assert list(found.cross) == ["transformer_blocks.0", "transformer_blocks.1"]
+    assert found.maps.shape == (2, 5, 8)
+    assert found.mask is not None
+    assert found.mask.shape == (40, 64)
+
+
+def test_a_transformer_is_not_compiled(load_family):
+    config = GenerateConfig(data=DataConfig(root="."), run=RunConfig(device="cpu", compile=True),
+                            attention=AttentionConfig(cross_layers=("block",), self_layers=("block",)))  # fmt: skip
+    with pytest.raises(ConfigError, match=r"--run.compile is for U-Nets alone"):
+        Pipeline(load_family("flux"), config, VOC, cut=False)
 
 
 def test_latents_are_packed_as_in_diffusers():
@@ -188,7 +261,7 @@ def test_latents_are_packed_as_in_diffusers():
 def test_sizes_follow_the_patches(load_family, family):
     parts = load_family(family)
     assert parts.cell_px == 8  # a latent pixel is 4 px here, a token two of them
-    assert parts.native_px == (512 if parts.family == "flux" else 64)
+    assert parts.native_px == (512 if parts.family in ("flux", "flux2") else 64)
     frame = reader_of(parts).frame((30, 50))
     assert frame.padded_hw == (40, 64)
 

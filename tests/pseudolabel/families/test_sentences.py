@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import FluxPipeline, PixArtSigmaPipeline, StableDiffusion3Pipeline
+from diffusers import Flux2KleinPipeline, FluxPipeline, PixArtSigmaPipeline, StableDiffusion3Pipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +12,7 @@ from pseudolabel.config import PromptConfig
 from pseudolabel.ground.sentences import given_sentences, similarity_shares
 from pseudolabel.softmaps.diffusion.families import encode_text
 from pseudolabel.softmaps.prompt import find_spans, plan_prompts
-from pseudolabel.softmaps.tokens import token_ids, tokens_at
+from pseudolabel.softmaps.tokens import chat_text, token_ids, tokens_at
 from pseudolabel.softmaps.windows import in_every_window, spelt_tokens
 
 SENTENCE = "a photo including dog, aeroplanes, and cat."
@@ -68,6 +68,30 @@ def test_pixart_text_is_embedded_as_the_pipeline_of_diffusers_does(load_family):
     assert found.pooled is None
 
 
+def test_flux2_text_is_embedded_as_the_pipeline_of_diffusers_does(load_family):
+    parts = load_family("flux2")
+    [encoder], [tokenizer] = parts.text_encoders, parts.tokenizers
+    pipeline = Flux2KleinPipeline(None, parts.vae, encoder, tokenizer, parts.denoiser)
+    expected, _ = pipeline.encode_prompt(SENTENCE, device=torch.device("cpu"))
+    torch.testing.assert_close(encode_text(parts, SENTENCE).tokens, expected)
+
+
+def test_words_stand_behind_the_opening_of_a_chat(load_family):
+    parts = load_family("flux2")
+    [prompt] = plan(parts, background_words=False)
+    whole = parts.tokenizer(chat_text(prompt.text, parts.tokenizer))["input_ids"]
+    spelt = [parts.tokenizer.decode([whole[at] for at in span]).strip() for span in prompt.spans]
+    assert spelt == words(prompt, parts) == ["aeroplane", "cat", "dog"]
+    assert parts.tokenizer.decode([whole[at] for at in prompt.content]) == prompt.text
+    assert whole[prompt.content[0] - 1] == parts.tokenizer("\n")["input_ids"][0]
+    many = ClassSet(("x",), ("qz" * 260,), ((),))
+    with pytest.raises(LabelError, match="does not fit into the text encoder's 512 tokens"):
+        plan(parts, (1,), many)
+    [given] = given_sentences("a tall tree and a dog", ["dog", "tall tree"], parts.tokenizer, 512)
+    found = parts.tokenizer(chat_text(given.text, parts.tokenizer))["input_ids"]
+    assert [parts.tokenizer.decode([found[at] for at in span]).strip() for span in given.spans] == ["dog", "tall tree"]
+
+
 def test_windows_are_the_trained_ones(load_family):
     sizes = {name: [(w.size, w.offset) for w in load_family(name).windows] for name in ("sd3", "sd3_t5", "flux",
              "flux_dev", "pixart", "alpha")}  # fmt: skip
@@ -101,7 +125,7 @@ def test_a_word_has_tokens_in_both_of_sd3s_encoders(load_family):
 
 def test_a_sentence_that_t5_cuts_off_keeps_its_words_in_clip(load_family, monkeypatch):
     monkeypatch.setattr("pseudolabel.softmaps.diffusion.sd3.T5_TOKENS", 9)
-    parts = load_family("sd3_t5")
+    parts = load_family("sd3_t5", anew=True)
     [prompt] = plan(parts, background_words=False)
     assert [len(span) for span in prompt.spans] == [4, 2, 1]  # T5's window ends, with its end token, before the dog
     assert max(prompt.content) == 77 + 7
