@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.classes import make_classes
+from data.classes import make_classes, save_classes
 from data.store.records import image_record
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
@@ -30,6 +30,9 @@ def draw_store(folder: Path, count: int = 6) -> MaskStore:
     """Images of a disc and a box, with masks made from soft maps that are the blurrier the higher the number."""
     images = folder / "images"
     images.mkdir(parents=True)
+    save_classes(CLASSES, images / "classes.yaml")
+    rows = "".join(f"scene_{number}.png,disc;box\n" for number in range(count))
+    (images / "labels.csv").write_text(f"image,labels\n{rows}")
     data = {"format": "folder", "root": str(images), "split": "all"}
     config = stored_mask_settings(SETTINGS)
     store = MaskStore.create(folder / "masks", classes=CLASSES, config=config, model={"id": "drawn"}, data=data)
