@@ -138,7 +138,11 @@ class Pipeline:
 
     @torch.inference_mode()
     def phrase_maps(
-        self, images: Sequence[np.ndarray], plans: Sequence[Sequence[Prompt]], ids: Sequence[str]
+        self,
+        images: Sequence[np.ndarray],
+        plans: Sequence[Sequence[Prompt]],
+        ids: Sequence[str],
+        watch: Callable[[int, int], None] | None = None,
     ) -> list[PhraseMaps]:
         """Return the maps of phrases, each image's in sentences of its own, and how much attention they draw.
 
@@ -148,6 +152,8 @@ class Pipeline:
             images: uint8 RGB images (height, width, 3) of any sizes.
             plans: sentences of each image; their `Prompt.rows` number the image's phrases, none left out.
             ids: id of each image; its noise depends on it.
+            watch: is called after every batch with the number of passes that are done and that there are; what it
+                raises ends the work.
 
         """
         subjects = enumerate(zip(images, plans, ids, strict=True))
@@ -155,7 +161,16 @@ class Pipeline:
         frames = [self.reader.frame((image.shape[0], image.shape[1])) for image in images]
         counts = [1 + max(row for prompt in plan for row in prompt.rows) for plan in plans]
         shares = AttentionShares(frames, [self._grid(frame) for frame in frames], counts)
-        maps = self._mean_maps(passes, counts, frames, shares.add, attention=True)
+        done = 0
+
+        def seen(batch: Sequence[Pass], reading: Reading) -> None:
+            nonlocal done
+            shares.add(batch, reading)
+            done += len(batch)
+            if watch is not None:
+                watch(done, len(passes))
+
+        maps = self._mean_maps(passes, counts, frames, seen, attention=True)
         return [
             PhraseMaps(to_soft_maps(each, tuple(range(1, count + 1)), frame), *shares.of(index))
             for index, (each, count, frame) in enumerate(zip(maps, counts, frames, strict=True))

@@ -419,8 +419,8 @@ async function start() {
   listen();
   setTool("look");
   showTuning(store.settings);
-  await ask();
   if (app.dataset.model) (await import("./ground.js")).start();
+  await ask();
 }
 
 tried(start);
