@@ -4,7 +4,7 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +86,9 @@ class Visitor:
 
 
 @contextmanager
-def serving(store: Path, host: str = "127.0.0.1", **options: Any) -> Iterator[Visitor]:
+def serving(
+    store: Path, host: str = "127.0.0.1", more: Sequence[Any] = (), model: str = "", **options: Any
+) -> Iterator[Visitor]:
     """Serve a store for a while."""
     pytest.importorskip("starlette", reason="the extra [review] is not installed")
     pytest.importorskip("uvicorn", reason="the extra [review] is not installed")
@@ -95,7 +97,7 @@ def serving(store: Path, host: str = "127.0.0.1", **options: Any) -> Iterator[Vi
     from pseudolabel.review.serving import bind, server_of
 
     address = bind(host, 0)
-    server = server_of(review_app(Desk(store, **options), "ada"), address)
+    server = server_of(review_app(Desk(store, **options), "ada", more, model), address)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [address.socket]}, daemon=True)
     thread.start()
     while not server.started:
