@@ -36,8 +36,9 @@ LIMITS_S = {"open": 2.0, "next image": 0.1, "retune without the CRF": 0.3}
 def reviewing(store: Path) -> Iterator[tuple[int, float]]:
     """Run the command on a store; gives the port and when the command was started."""
     started = time.perf_counter()
-    command = [sys.executable, "-m", "pseudolabel.cli", "review", "--store", str(store), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "pseudolabel.cli", "review", "--store", store.name, "--port", "0"]
+    here = {"cwd": store.parent, "env": os.environ | {"PYTHONPATH": str(HERE.parent)}}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **here) as process:
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")
         port = next(int(found[1]) for line in lines if (found := re.search(r"http://127\.0\.0\.1:(\d+)/", line)))

@@ -92,10 +92,10 @@ def ground_config(path: Path | None) -> GroundConfig:
         ConfigError: the file cannot be read, or holds settings that do not exist or cannot be.
 
     """
-    from jsonargparse import ArgumentParser
-
     if path is None:
         return GroundConfig()
+    from jsonargparse import ArgumentParser
+
     from data.texts import CONFIG_FILE, read_yaml
 
     given = read_yaml(path, CONFIG_FILE)
@@ -104,6 +104,8 @@ def ground_config(path: Path | None) -> GroundConfig:
     try:
         settings = parser.parse_object({"ground": {} if given is None else given})
         find_paths(settings.ground, path)
-        return parser.instantiate_classes(settings).ground
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name before 4.49
+        found: GroundConfig = instantiate(settings).ground
     except (ArgumentError, TypeError) as error:
         raise ConfigError(f"The config file {path} cannot be used for phrases ({error}).") from error
+    return found
