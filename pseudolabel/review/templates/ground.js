@@ -80,12 +80,13 @@ function results(found) {
   const figures = found.phrases.map((one) => {
     const chip = make("span", { class: "chip" });
     chip.style.backgroundColor = `rgb(${one.rgb.join(",")})`;
-    return make("figure", {}, picture(one.soft, `Soft map of ${one.phrase}`), picture(one.overlay, `Mask of ${one.phrase}`),
+    const pair = make("div", { class: "pair" }, picture(one.soft, `Soft map of ${one.phrase}`), picture(one.overlay, `Mask of ${one.phrase}`));
+    return make("figure", {}, pair,
       make("figcaption", {}, chip, make("b", {}, named(one.phrase)), `: presence ${one.presence.toFixed(2)}, ${(100 * one.share).toFixed(1)} % of the image`));
   });
   const wholes = found.pictures.map((one) => make("figure", {}, picture(one, one.caption), make("figcaption", {}, one.caption)));
   $("g-found").replaceChildren(...wholes, ...figures);
-  $("g-found").prepend(make("div", {}, ...sentences));
+  $("g-found").prepend(make("div", { class: "whole" }, ...sentences));
   $("g-command").textContent = found.command;
   $("g-command-box").hidden = false;
 }
