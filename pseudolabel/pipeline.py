@@ -172,7 +172,11 @@ class Pipeline:
 
     @torch.inference_mode()
     def phrase_maps(
-        self, images: Sequence[np.ndarray], plans: Sequence[Sequence[Prompt]], ids: Sequence[str]
+        self,
+        images: Sequence[np.ndarray],
+        plans: Sequence[Sequence[Prompt]],
+        ids: Sequence[str],
+        watch: Callable[[int, int], None] | None = None,
     ) -> list[PhraseMaps]:
         """Return the maps of phrases, each image's in sentences of its own, and how much attention they draw.
 
@@ -182,6 +186,8 @@ class Pipeline:
             images: uint8 RGB images (height, width, 3) of any sizes.
             plans: sentences of each image; their `Prompt.rows` number the image's phrases, none left out.
             ids: id of each image; its noise depends on it.
+            watch: is called after every batch with the number of passes that are done and that there are; what it
+                raises ends the work.
 
         """
         self.reader.embed(prompt.text for plan in plans for prompt in plan)
@@ -191,7 +197,16 @@ class Pipeline:
         counts = [1 + max(row for prompt in plan for row in prompt.rows) for plan in plans]
         shares = AttentionShares(frames, [self._grid(frame) for frame in frames], counts)
         words = [self._words(plan) for plan in plans]
-        maps = self._mean_maps(passes, counts, frames, shares.add, attention=True, words=words)
+        done = 0
+
+        def seen(batch: Sequence[Pass], reading: Reading) -> None:
+            nonlocal done
+            shares.add(batch, reading)
+            done += len(batch)
+            if watch is not None:
+                watch(done, len(passes))
+
+        maps = self._mean_maps(passes, counts, frames, seen, attention=True, words=words)
         return [
             PhraseMaps(to_soft_maps(each, tuple(range(1, count + 1)), frame, self.reads_words), *shares.of(index))
             for index, (each, count, frame) in enumerate(zip(maps, counts, frames, strict=True))

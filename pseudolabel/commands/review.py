@@ -1,6 +1,7 @@
 """The command `review`: a page to look at masks, throw out the bad ones and mend others."""
 
 from pathlib import Path
+from typing import Any
 
 
 def review(
@@ -11,6 +12,9 @@ def review(
     root: Path | None = None,
     predictions: Path | None = None,
     who: str = "",
+    model: str | None = None,
+    model_config: Path | None = None,
+    device: str = "auto",
 ) -> None:
     """Serve a page to review a store's masks: accept, reject, correct, retune.
 
@@ -26,6 +30,9 @@ def review(
         root: Folder of the images, if it is not where the store says.
         predictions: Store of `segtrain predict` for the same images; where the network disagrees, there is doubt.
         who: Name that decisions carry until the page is told another.
+        model: Diffusion model for a second tab, which finds phrases in an image that is dropped there (see `ground`).
+        model_config: Configuration file of `ground` or `generate` for that model; its model.id serves without --model.
+        device: Where that model runs: auto, cpu, cuda, cuda:1.
 
     """
     from data.store.store import MaskStore
@@ -39,11 +46,32 @@ def review(
     others = None if predictions is None else MaskStore.open(predictions)
     found = {} if others is None else disagreements(MaskStore.open(store), others)
     desk = Desk(Path(store), root, others, found)
+    more, shown = _phrases(model, model_config, device)
     address = bind(host, port)
     print(f"{store}: {desk.describe()}.")
     if address.token:
         print(f"WARNING: other machines can reach this page ({host}). Whoever has the address below can see the images")
         print("         and decide; nothing is encrypted on its way. Safer: --host 127.0.0.1 and ssh -L.")
-    serve(review_app(desk, who), address, open)
+    serve(review_app(desk, who, more, shown), address, open)
     print(f"\n{store}: {desk.describe()}; decisions are in {Path(store) / 'review.jsonl'}.")
     print(f"Next: segtrain fit --data.store {store}     leaves out what was rejected")
+
+
+def _phrases(model: str | None, config: Path | None, device: str) -> tuple[list[Any], str]:
+    """Return the addresses of the tab for phrases and its model's name; nothing without a model."""
+    if model is None and config is None:
+        return [], ""
+    from dataclasses import replace
+
+    from pseudolabel.ground.config import ground_config
+    from pseudolabel.ground.localizer import Localizer
+    from pseudolabel.ground.tab import PhraseDesk, ground_routes
+
+    settings = ground_config(config)
+    if model is not None:
+        settings = replace(settings, model=replace(settings.model, id=model))
+    flags = () if config is None else ("--config", str(config))
+    flags += () if model is None else ("--model.id", model)
+    flags += () if device == "auto" else ("--device", device)
+    desk = PhraseDesk(lambda: Localizer.from_pretrained(config=settings, device=device), flags)
+    return ground_routes(desk), str(settings.model.id)

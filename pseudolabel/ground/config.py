@@ -1,10 +1,12 @@
 """The settings of finding phrases; as in `pseudolabel.config`, a field's docstring is its help."""
 
+from argparse import ArgumentError
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from data.config import DataConfig, require
+from data.config import DataConfig, find_paths, require
+from data.errors import ConfigError
 from pseudolabel.config import (
     AffinityConfig,
     AttentionConfig,
@@ -81,3 +83,29 @@ class GroundConfig:
         """The same settings as the pipeline takes them."""
         shared = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("match", "data")}
         return GenerateConfig(data=DataConfig(root=Path()), **shared)
+
+
+def ground_config(path: Path | None) -> GroundConfig:
+    """Return settings as `pseudolabel ground --config` reads them; without a file, the defaults.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds settings that do not exist or cannot be.
+
+    """
+    if path is None:
+        return GroundConfig()
+    from jsonargparse import ArgumentParser
+
+    from data.texts import CONFIG_FILE, read_yaml
+
+    given = read_yaml(path, CONFIG_FILE)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(GroundConfig, "ground")
+    try:
+        settings = parser.parse_object({"ground": {} if given is None else given})
+        find_paths(settings.ground, path)
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name before 4.49
+        found: GroundConfig = instantiate(settings).ground
+    except (ArgumentError, TypeError) as error:
+        raise ConfigError(f"The config file {path} cannot be used for phrases ({error}).") from error
+    return found

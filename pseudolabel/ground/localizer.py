@@ -9,7 +9,7 @@
 Source: arXiv 2309.04109, section 3: what is read for a class there is read for any phrase here.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,7 @@ class Localizer:
         sentence: str | None = None,
         independent: bool = False,
         image_id: str = "",
+        watch: Callable[[int, int], None] | None = None,
     ) -> Localization:
         """Find phrases in an image.
 
@@ -148,6 +149,7 @@ class Localizer:
             independent: each phrase has its own threshold against the background, and masks may overlap; otherwise
                 every pixel goes to one phrase or to the background.
             image_id: the noise depends on it; an image's masks are the same whatever it is worked on with.
+            watch: is called as the work goes on; see `Pipeline.phrase_maps`.
 
         Raises:
             LabelError: an empty phrase, two alike, one that is not in the sentence, or too long a sentence.
@@ -156,7 +158,7 @@ class Localizer:
         """
         plan = self.plan(phrases, sentence)
         rgb_u8 = as_rgb(image)
-        [maps] = self.pipeline.phrase_maps([rgb_u8], [plan], [image_id])
+        [maps] = self.pipeline.phrase_maps([rgb_u8], [plan], [image_id], watch)
         return self._masked(rgb_u8, check_phrases(phrases), plan, maps, independent)
 
     def localize_many(

@@ -14,11 +14,13 @@ from data.console import count, plural
 from data.errors import ConfigError, StoreError, UserError
 from data.images import read_image
 from data.masks import overlay, read_truth
+from data.store.review import Review, read_corrected
 from data.store.softmaps import SoftMaps
 from data.store.source import truth_paths, truth_white
 from data.store.store import MaskStore
 from pseudolabel.review import blocks
 from pseudolabel.review.coverage import Coverage, measure_coverage
+from pseudolabel.review.decided import decisions, in_words
 from pseudolabel.review.doubtful import flagged_labels
 from pseudolabel.review.pages import render
 from pseudolabel.review.score import StoreScores, score_store
@@ -71,6 +73,7 @@ class ImageCard:
     warnings: tuple[str, ...]
     pictures: tuple[blocks.Picture, ...]
     problems: tuple[str, ...] = ()
+    decided: str = ""
 
 
 def report_page(store: MaskStore, limit: int = 48, root: Path | None = None, truth: str | None = None) -> str:
@@ -92,13 +95,15 @@ def report_page(store: MaskStore, limit: int = 48, root: Path | None = None, tru
             coverage.warnings.setdefault(text, []).append(sample_id)
     truths, scores, not_scored = _scores(store, root, truth)
     shown = choose_images(store, limit, {sample_id for ids in coverage.warnings.values() for sample_id in ids})
+    reviews, decided = decisions(store)
+    tiles = summary_tiles(coverage, scores) + [(f"{number:,}", f"{word} in review") for word, number in decided.items()]
     return render(
         "report.html.j2",
         name=store.path.resolve().name,
         model=str(store.header["model"].get("id", "a network")),
         made=count(coverage.images, "mask"),
         shown=count(len(shown), "image is", "images are"),
-        tiles=summary_tiles(coverage, scores),
+        tiles=tiles,
         classes=class_table(store.classes, coverage, scores),
         not_scored=not_scored,
         warnings=warning_rows(coverage),
@@ -108,6 +113,7 @@ def report_page(store: MaskStore, limit: int = 48, root: Path | None = None, tru
                 record | {"warnings": [*record.get("warnings", []), *_doubts(doubted.get(record["id"], []))]},
                 root,
                 truths.get(record["id"]),
+                reviews.get(record["id"]),
             )
             for record in shown
         ),
@@ -209,7 +215,9 @@ def class_choices(classes: ClassSet, records: list[dict[str, Any]]) -> list[tupl
     ]
 
 
-def image_card(store: MaskStore, record: dict[str, Any], root: Path | None, truth: Path | None) -> ImageCard:
+def image_card(
+    store: MaskStore, record: dict[str, Any], root: Path | None, truth: Path | None, review: Review | None = None
+) -> ImageCard:
     """Return what a page shows of one image; what cannot be read is named, the rest is there all the same."""
     sample_id, labels = record["id"], tuple(record.get("labels", []))
     problems: list[str] = []
@@ -231,7 +239,10 @@ def image_card(store: MaskStore, record: dict[str, Any], root: Path | None, trut
         if truth is not None:
             white = truth_white(store, root)
             true = read(lambda: read_truth(truth, (height, width), store.image_path(record, root), white))
-        pictures = image_strip(store.classes, rgb_u8, soft, mask, true)
+        corrected = None
+        if review is not None and review.correction:
+            corrected = read(lambda: read_corrected(store, sample_id, review.correction))
+        pictures = image_strip(store.classes, rgb_u8, soft, mask, true, corrected)
     return ImageCard(
         sample_id,
         labels,
@@ -239,6 +250,7 @@ def image_card(store: MaskStore, record: dict[str, Any], root: Path | None, trut
         tuple(record.get("warnings", [])),
         pictures,
         tuple(problems),
+        in_words(review),
     )
 
 
@@ -248,13 +260,17 @@ def image_strip(
     soft: SoftMaps | None,
     mask: UInt8[np.ndarray, "height width"] | None,
     truth: UInt8[np.ndarray, "height width"] | None,
+    corrected: UInt8[np.ndarray, "height width"] | None = None,
 ) -> tuple[blocks.Picture, ...]:
-    """Return an image's pictures: itself, attention of each class, mask and truth over it, as far as they exist."""
+    """Return an image's pictures: itself, attention of each class, and over it mask, corrected mask and truth.
+
+    What does not exist has no picture.
+    """
     labels = () if soft is None else soft.labels
     undecided = "" if mask is None else f", {100 * float(np.mean(mask == IGNORE)):.0f} % undecided"
     laid_over = [
         (layer, caption)
-        for layer, caption in ((mask, f"mask{undecided}"), (truth, "ground truth"))
+        for layer, caption in ((mask, f"mask{undecided}"), (corrected, "corrected mask"), (truth, "ground truth"))
         if layer is not None
     ]
     size = blocks.thumbnail_size((rgb_u8.shape[0], rgb_u8.shape[1]), 1 + len(labels) + len(laid_over))

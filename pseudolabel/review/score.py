@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from data.store.records import size_of_record
 from data.store.source import truth_paths, truth_white
 from data.store.store import MaskStore
 from pseudolabel.config import MaskConfig, mask_settings
+from pseudolabel.review.decided import decisions
 
 SHOWN = 10  # images without ground truth named in the table
 AHEAD = 64  # images read at a time, so that memory does not grow with the store
@@ -38,6 +39,7 @@ class StoreScores:
         images: how many images were scored.
         missing_truth: ids of the images in the store that have no ground truth and were not scored.
         ignore_share: share of the scored images' pixels that the written masks leave undecided.
+        decided: how many images people have accepted, rejected and so on; the figures are of the machine's masks.
 
     """
 
@@ -47,6 +49,7 @@ class StoreScores:
     images: int
     missing_truth: tuple[str, ...]
     ignore_share: float
+    decided: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as JSON values; IoU between 0 and 1, null for a class that occurs nowhere."""
@@ -58,12 +61,14 @@ class StoreScores:
             }
             return {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy, "iou": per_class}
 
+        review = {"review": self.decided} if self.decided else {}
         return {
             "images": self.images,
             "missing_truth": len(self.missing_truth),
             "ignore_share": self.ignore_share,
             "before_crf": None if self.before_crf is None else plain(self.before_crf),
             "after_crf": plain(self.after_crf),
+            **review,
         }
 
 
@@ -121,6 +126,7 @@ def score_store(
         images,
         tuple(sorted(missing)),
         ignored / images,
+        decisions(store)[1],
     )
 
 
@@ -178,6 +184,9 @@ def table(result: StoreScores) -> str:
         there = count(len(result.missing_truth), "IMAGE HAS", "IMAGES HAVE")
         shown = ", ".join(result.missing_truth[:SHOWN]) + (", ..." if len(result.missing_truth) > SHOWN else "")
         lines.append(f"{there} NO GROUND TRUTH, not scored: {printable(shown)}")
+    if result.decided:
+        said = ", ".join(f"{number} {word}" for word, number in result.decided.items())
+        lines.append(f"Reviewed: {said}; the figures are of the machine's masks, all of them.")
     return "\n".join(lines)
 
 

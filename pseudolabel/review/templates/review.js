@@ -15,6 +15,7 @@ let made = null; // settings of a retuned mask
 let opening = null, retuning = null;
 const past = []; // decisions that can be undone, the last one at the end
 const waiting = new Map(); // images that were asked for, by id
+const drafts = new Map(); // masks that were drawn on and left without saving, by id
 const stage = new Stage(showEdited, showUnder);
 const queue = new Queue(open, showCounts);
 
@@ -47,6 +48,10 @@ async function open(at) {
   clearTimeout(late);
   $("busy").hidden = true;
   if (opening !== id || !parts) return;
+  if (item && item.id !== id && stage.drawn) {
+    drafts.set(item.id, { base, made, ids: stage.ids });
+    tell(`${item.shown} was drawn on and is not saved; it is as you left it when you come back.`);
+  }
   const [found, bitmap, ids] = parts;
   item = found;
   history.replaceState(null, "", `#${encodeURIComponent(id)}`);
@@ -54,9 +59,17 @@ async function open(at) {
   made = null;
   stage.load(bitmap, ids && ids.slice(), item.width, item.height);
   stage.bitmap = bitmap;
+  const draft = drafts.get(id);
+  if (draft && stage.ids) {
+    [base, made] = [draft.base, draft.made];
+    stage.strokes = [stage.ids];
+    stage.ids = draft.ids;
+    stage.paint();
+    drafts.delete(id);
+  }
   showItem();
   for (let next = at + 1; next <= at + AHEAD && next < queue.ids.length; next++) load(queue.ids[next]).catch(() => {});
-  if ($("t-all").checked && item.retunable && !item.review.correction) await retune();
+  if ($("t-all").checked && item.retunable && !item.review.correction && !draft) await retune();
   else showTuning(null);
 }
 
@@ -419,8 +432,8 @@ async function start() {
   listen();
   setTool("look");
   showTuning(store.settings);
-  await ask();
   if (app.dataset.model) (await import("./ground.js")).start();
+  await ask();
 }
 
 tried(start);

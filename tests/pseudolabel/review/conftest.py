@@ -4,7 +4,7 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.classes import make_classes
+from data.classes import make_classes, save_classes
 from data.store.records import image_record
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
@@ -30,6 +30,9 @@ def draw_store(folder: Path, count: int = 6) -> MaskStore:
     """Images of a disc and a box, with masks made from soft maps that are the blurrier the higher the number."""
     images = folder / "images"
     images.mkdir(parents=True)
+    save_classes(CLASSES, images / "classes.yaml")
+    rows = "".join(f"scene_{number}.png,disc;box\n" for number in range(count))
+    (images / "labels.csv").write_text(f"image,labels\n{rows}")
     data = {"format": "folder", "root": str(images), "split": "all"}
     config = stored_mask_settings(SETTINGS)
     store = MaskStore.create(folder / "masks", classes=CLASSES, config=config, model={"id": "drawn"}, data=data)
@@ -83,7 +86,9 @@ class Visitor:
 
 
 @contextmanager
-def serving(store: Path, host: str = "127.0.0.1", **options: Any) -> Iterator[Visitor]:
+def serving(
+    store: Path, host: str = "127.0.0.1", more: Sequence[Any] = (), model: str = "", **options: Any
+) -> Iterator[Visitor]:
     """Serve a store for a while."""
     pytest.importorskip("starlette", reason="the extra [review] is not installed")
     pytest.importorskip("uvicorn", reason="the extra [review] is not installed")
@@ -92,7 +97,7 @@ def serving(store: Path, host: str = "127.0.0.1", **options: Any) -> Iterator[Vi
     from pseudolabel.review.serving import bind, server_of
 
     address = bind(host, 0)
-    server = server_of(review_app(Desk(store, **options), "ada"), address)
+    server = server_of(review_app(Desk(store, **options), "ada", more, model), address)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [address.socket]}, daemon=True)
     thread.start()
     while not server.started:

@@ -184,6 +184,21 @@ def test_erasing_polygon_and_undo(reviewer, drawn):
     assert not read_reviews(drawn)[name].says_something
 
 
+def test_strokes_that_were_not_saved_are_there_on_coming_back(reviewer, drawn):
+    reviewer.press("e")
+    reviewer.page.mouse.click(*reviewer.at(16, 20))
+    reviewer.until("#edited", "drawn on: not saved")
+    reviewer.press("ArrowRight")
+    reviewer.until("#place", "2 of 6")
+    reviewer.until("#edited", "The machine's mask.")
+    reviewer.press("ArrowLeft")
+    reviewer.until("#place", "1 of 6")
+    reviewer.until("#edited", "drawn on: not saved")
+    reviewer.press("z")
+    reviewer.until("#edited", "The machine's mask.")
+    assert reviewer.lines() == []
+
+
 def test_everything_by_keyboard(reviewer, drawn):
     name = reviewer.title
     reviewer.press("b")
