@@ -21,7 +21,7 @@ import timm
 import torch
 from jsonargparse import auto_cli
 from safetensors.torch import save
-from timm.data import ImageNetInfo
+from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
 
 from data.console import count

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -79,7 +79,7 @@ def import_masks(
         raise ConfigError(
             f"--white=class reads 255 as the one class, but there are {count(len(samples.classes), 'class')}; drop it."
         )
-    header = {
+    header: dict[str, Any] = {
         "config": {"import": {"white": white, "soft": soft}},
         "model": {"id": f"masks of {os.path.abspath(masks)}", "fingerprint": ""},
         "data": stored_data(data),
