@@ -107,8 +107,8 @@ def common_names(keys: Iterable[str]) -> dict[str, str]:
     """
     keys = set(keys)
     spelt = {key: _spell(key, keys) for key in keys}
-    stages = sorted({block for block in map(_block, spelt.values()) if block})
-    order: dict[tuple[int, int] | None, int] = {block: position for position, block in enumerate(stages)}
+    stages = sorted({block for name in spelt.values() if (block := _block(name)) is not None})
+    order = {block: position for position, block in enumerate(stages)}
     common = {key: _flat(name, order).replace(".", "_") for key, name in spelt.items()}
     return common if len(set(common.values())) == len(common) else {key: key for key in keys}
 
@@ -128,7 +128,7 @@ def _block(name: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def _flat(name: str, order: Mapping[tuple[int, int] | None, int]) -> str:
+def _flat(name: str, order: Mapping[tuple[int, int], int]) -> str:
     block = _block(name)
     return name if block is None else f"blocks.{order[block]}.{name.split('.', 3)[3]}"
 
