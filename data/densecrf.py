@@ -132,10 +132,12 @@ def _by_torch(
     rgb = torch.from_numpy(np.array(rgb_u8)).to(device).reshape(-1, 3).float()
     columns = torch.arange(width, device=device).float().repeat(height)
     rows = torch.arange(height, device=device).float().repeat_interleave(width)
-    near, alike, weight = bilateral
-    smoothness = gaussian_lattice(torch, [columns / gaussian[0], rows / gaussian[0]])
+    # Tensors of one number: a GPU turns a division by a plain one into a product, whose last bit may be another, and
+    # with it which lattice points there are.
+    step, near, alike = torch.tensor([gaussian[0], *bilateral[:2]], device=device).split(1)
+    smoothness = gaussian_lattice(torch, [columns / step, rows / step])
     appearance = gaussian_lattice(torch, [columns / near, rows / near, *(rgb / alike).T.contiguous()])
-    kernels = [smoothness.normalised(torch, gaussian[1]), appearance.normalised(torch, weight)]
+    kernels = [smoothness.normalised(torch, gaussian[1]), appearance.normalised(torch, bilateral[2])]
     del rgb, columns, rows, smoothness, appearance
     unary = -torch.from_numpy(energy).to(device).T.contiguous()
     return _mean_field(torch, unary, kernels, iterations).T.cpu().numpy()

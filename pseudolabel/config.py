@@ -307,13 +307,13 @@ class CrfConfig:
     compat_bilateral: float = 4.0
     """Weight of the appearance term."""
 
-    smoothness: float = 4.0
+    smoothness: float = 64.0
     """Kind tlp: weight of the smoothness between neighbours; 0 changes nothing but the grid."""
 
     grid: int = 160
     """Kind tlp: cells of the longer side of the grid it works on; published: 80."""
 
-    edge: float = 20.0
+    edge: float = 10.0
     """Kind tlp: difference of colours, in grey levels, from which on neighbours hardly hold together."""
 
     wrapped_image: bool = False

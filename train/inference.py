@@ -1,7 +1,7 @@
 """From a network and an image of any size to class probabilities: scales, flips, sliding windows, CRF."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -194,6 +194,15 @@ def padded_scores(network: Network, images: Images, fill: Tensor) -> Tensor:
         fill = fill.to(images)
         images = F.pad(images - fill, (0, missing_w, 0, missing_h)) + fill
     return network(images)[..., :height, :width].float()
+
+
+def with_engine(config: InferenceConfig, device: str) -> InferenceConfig:
+    """Return the settings with the CRF's engine that auto stands for beside a network on this device."""
+    if not config.crf.enabled:
+        return config
+    from data.densecrf import chosen_engine
+
+    return replace(config, crf=replace(config.crf, engine=chosen_engine(config.crf.engine, device)))
 
 
 def sharpen(

@@ -29,7 +29,7 @@ from data.store.source import stored_data, stored_path
 from data.store.store import MaskStore
 from train.checkpoint import file_digest, load_network
 from train.dataset import to_tensor
-from train.inference import InferenceConfig, probabilities, sharpen
+from train.inference import InferenceConfig, probabilities, sharpen, with_engine
 from train.network import Segmenter
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ def predict(
     samples, source = _list_images(images, data)
     network, classes, _ = load_network(ckpt_path)
     network = network.to(choose_device(device))
+    inference = with_engine(inference, str(choose_device(device)))
     config = {"inference": to_plain(inference), "ignore_below": ignore_below}
     model = {"id": str(ckpt_path), "fingerprint": file_digest(ckpt_path)}
     store = MaskStore.open_or_create(

@@ -19,7 +19,7 @@ from data.store.review import hand_on
 from data.store.source import moved, stored_path
 from data.store.store import MaskStore
 from train.checkpoint import file_digest, load_network
-from train.inference import InferenceConfig
+from train.inference import InferenceConfig, with_engine
 from train.predict import choose_device, predict_image, shrink
 
 
@@ -71,6 +71,7 @@ def relabel(
     if classes.names != source.classes.names:
         raise StoreError(f"The classes of {store} are not those of {ckpt_path}; they must be the same.")
     network = network.to(choose_device(device))
+    inference = with_engine(inference, str(choose_device(device)))
     rule = {"disagreement": disagreement, "sure": sure, "ignore_below": ignore_below}
     target = MaskStore.open_or_create(
         output,
@@ -114,7 +115,8 @@ def _relabel_one(
     image = stored_path(path, Path(target.header["data"]["root"]))
     line = image_record(record["id"], image, mask, argmax, labels, target.classes, time.perf_counter() - start)
     soft = shrink(allow(before, labels), labels)
-    target.write(record["id"], mask, argmax=argmax, soft=soft, record=record | line)
+    kept = {name: value for name, value in record.items() if name not in ("crf_engine", "sam")}  # of stage one's mask
+    target.write(record["id"], mask, argmax=argmax, soft=soft, record=kept | line)
 
 
 def allow(

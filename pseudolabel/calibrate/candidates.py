@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 THETAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 SHARPENINGS = (0.005, 0.015, 0.05, 0.1)
 ITERATIONS = (1, 2, 3, 4, 6, 8)
+TEMPERATURES = (0.05, 0.1, 0.2, 0.3, 0.5)
 # Kinds of affinity tried with each self-attention layer; small changes to the best one follow.
 AFFINITIES: tuple[dict[str, Any], ...] = (
     {"kind": "caa", "boxes": True, "theta": 0.2},
@@ -26,6 +27,7 @@ AFFINITIES: tuple[dict[str, Any], ...] = (
     {"kind": "iterated", "boxes": False, "iterations": 4},
     {"kind": "iseg"},
     {"kind": "clipes", "boxes": True, "theta": 0.4},
+    {"kind": "cda", "iterations": 1, "temperature": 0.3},
 )
 
 
@@ -74,9 +76,10 @@ def describe(config: GenerateConfig) -> str:
     parts += [] if config.prompt.background_words else ["no background words"]
     parts += [f"{config.resize.long_side_px} px"] if config.resize.long_side_px else []
     if affinity.kind != "none":
-        boxes = f"boxes {affinity.theta}" if affinity.boxes and affinity.kind != "iseg" else ""
-        count = f"x{affinity.iterations}" if affinity.kind == "iterated" else ""
-        parts += [" ".join(filter(None, [affinity.kind + count, boxes, "on", *attention.self_layers]))]
+        boxes = f"boxes {affinity.theta}" if affinity.uses_boxes else ""
+        count = f"x{affinity.iterations}" if affinity.kind in ("iterated", "cda") else ""
+        temperature = f"at {affinity.temperature}" if affinity.kind == "cda" else ""
+        parts += [" ".join(filter(None, [affinity.kind + count, temperature, boxes, "on", *attention.self_layers]))]
     return ", ".join(parts)
 
 
@@ -98,8 +101,10 @@ def _affinity_changes(affinity: AffinityConfig) -> list[dict[str, Any]]:
     if affinity.kind in ("caa", "iterated", "clipes"):
         changes.append({"boxes": not affinity.boxes})
         changes += [{"boxes": True, "theta": theta} for theta in THETAS]
-    if affinity.kind == "iterated":
+    if affinity.kind in ("iterated", "cda"):
         changes += [{"iterations": count} for count in ITERATIONS]
+    if affinity.kind == "cda":
+        changes += [{"temperature": value} for value in TEMPERATURES]
     if affinity.kind == "iseg":
         changes += [{"sharpening": value} for value in SHARPENINGS]
     return changes

@@ -49,7 +49,7 @@ class Sam:
     def __init__(self, model: Any, stretches: bool, device: str) -> None:
         """Keep the model; `stretches`: images are made square (SAM 2), else padded on the right and bottom (SAM 1)."""
         self.model, self.stretches, self.device = model.to(device).eval(), stretches, device
-        self.side = int(model.prompt_encoder.input_image_size if not stretches else model.prompt_encoder.image_size)
+        self.side = int(model.config.prompt_encoder_config.image_size)
 
     def scaled_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
         """Return height and width of the image inside the model's square."""

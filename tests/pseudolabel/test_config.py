@@ -113,7 +113,8 @@ def test_the_store_keeps_what_changes_masks_and_nothing_else():
     stored = stored_settings(defaults())
     assert json.loads(json.dumps(stored)) == stored
     assert not {"data", "run"} & stored.keys()
-    assert stored.keys() | {"data", "run"} == {field.name for field in dataclasses.fields(GenerateConfig)}
+    assert stored.keys() | {"data", "run", "sam"} == {field.name for field in dataclasses.fields(GenerateConfig)}
+    assert "sam" not in stored  # as in stores that were made before there was one
     assert mask_settings(stored) == MaskConfig()
     changed = dataclasses.replace(defaults(), fuse=FuseConfig(threshold=0.3), ignore_below=0.5)
     assert mask_settings(stored_settings(changed)) == MaskConfig(fuse=FuseConfig(threshold=0.3), ignore_below=0.5)

@@ -127,6 +127,7 @@ def reader_of(config) -> Reader:
         ({"token_rescaling": True}, {"kind": "iterated", "iterations": 3, "boxes": False}),
         ({"cross_layers": ("down_blocks.1.attentions.0",)}, {"kind": "none"}),
         ({"cross_layers": ("mid_block.attentions.0@0",)}, {"kind": "iseg"}),
+        ({}, {"kind": "cda", "temperature": 0.1}),
     ],
 )
 def test_offline_maps_equal_the_pipelines(tiny_config, with_settings, rgb, attention, affinity):
