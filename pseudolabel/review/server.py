@@ -184,7 +184,7 @@ class Handlers:
         line, which = self._line(request), request.query_params.get("which", "counts")
         if which not in ("machine", "correction", "counts", "predictions"):
             raise ConfigError(f"There is no mask {which[:20]!r}.")
-        found = self._desk.mask(line, which)
+        found = self._desk.mask(line, which)  # type: ignore[arg-type]
         if found is None:
             raise HTTPException(404)
         return _ids(views.packed(found))

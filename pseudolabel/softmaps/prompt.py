@@ -228,7 +228,7 @@ def _fit(
             text = "".join(piece.text for piece in pieces)
             length = len(token_ids(text, tokenizer))
             if length + trail(tokenizer) <= window:
-                return text, _laid(pieces, len(items), text, tokenizer), length, kept
+                return text, _laid(pieces, len(items) + kept, text, tokenizer), length, kept
             continue
         text, whole, ids = _write(pieces, tokenizer)
         if len(whole) + trail(tokenizer) <= window:

@@ -33,16 +33,19 @@ def in_every_window(prompts: Sequence[Prompt], windows: Sequence[TextWindow]) ->
 def _in_windows(prompt: Prompt, windows: Sequence[TextWindow]) -> Prompt:
     first, *others = windows
     characters = token_stretches(prompt.text, first.tokenizer)
-    spans, content = [list(span) for span in prompt.spans], list(prompt.content)
+    every = (*prompt.spans, *(span for _, span in prompt.words))
+    spans, content = [list(span) for span in every], list(prompt.content)
     for window in others:
         last = window.size - trail(window.tokenizer) + lead(window.tokenizer)
         whole = tokens_at(prompt.text, [(0, len(prompt.text))], window.tokenizer)
         content += [window.offset + position for position in whole if position < last]
-        for own, span in zip(spans, prompt.spans, strict=True):
+        for own, span in zip(spans, every, strict=True):
             ranges = [characters[position - lead(first.tokenizer)] for position in span]
             there = tokens_at(prompt.text, ranges, window.tokenizer)
             own += [window.offset + position for position in there if position < last]
-    return replace(prompt, spans=tuple(map(tuple, spans)), content=tuple(content))
+    found = tuple(map(tuple, spans))
+    words = tuple((word, span) for (word, _), span in zip(prompt.words, found[len(prompt.spans) :], strict=True))
+    return replace(prompt, spans=found[: len(prompt.spans)], content=tuple(content), words=words)
 
 
 def spelt_tokens(prompt: Prompt, span: Span, windows: Sequence[TextWindow]) -> tuple[str, ...]:
