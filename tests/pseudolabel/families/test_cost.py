@@ -106,6 +106,11 @@ def test_an_image_encoder_that_does_not_fit_is_an_error(sd3_folder, tiny_encoder
         load(sd3_folder / "transformer")
 
 
+def test_flux2_keeps_its_own_image_encoder(flux2_folder, tiny_encoders):
+    with pytest.raises(ModelError, match=r"--model.vae has no place in Flux.2"):
+        load_parts(ModelConfig(id=str(flux2_folder), vae=str(tiny_encoders[4])), CPU, torch.float32)
+
+
 def test_generate_says_in_the_store_which_image_encoder_it_read_with(world, sd3_folder, tiny_encoders, tmp_path):
     options = ["--resize.long_side_px=64", "--diffusion.draws=1", "--device=cpu", "--workers=0", "--limit=1",
                "--attention.cross_layers=[block:1]", "--attention.self_layers=[block:1]", f"--model.id={sd3_folder}",
@@ -155,7 +160,7 @@ def test_without_accelerate_offloading_is_an_error_that_names_the_extra(flux_fol
         Pipeline.load(config_of(flux_folder, offload=True), VOC)
 
 
-@pytest.mark.parametrize("name", ["sd3_t5", "sd35", "flux", "pixart"])
+@pytest.mark.parametrize("name", ["sd3_t5", "sd35", "flux", "pixart", "flux2"])
 def test_the_weights_are_weighed_from_the_files_headers(name, request):
     """Against the model in memory, cut and without what is freed."""
     folder = request.getfixturevalue(f"{name.removesuffix('_t5')}_folder")
