@@ -23,15 +23,15 @@ from data.store.records import size_of_record
 from data.store.review import Change, Review, ReviewLog, mask_hash, read_corrected, write_corrected, write_decision
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
-from pseudolabel.config import CrfConfig, MaskConfig, mask_settings, stored_mask_settings
+from pseudolabel.config import MaskConfig, mask_settings, stored_mask_settings
 from pseudolabel.masks.labelmap import label_map
-from pseudolabel.masks.working import enlarged_to, shrunk_to, working_size
+from pseudolabel.masks.working import working_size
 from pseudolabel.review.doubt import Doubt, doubt_of, warning_kinds
+from pseudolabel.review.retuning import Mask, Retuned, display_size, drawn_over, retuned_settings, shrunk
 
 KEPT_OPEN = 6  # images whose pixels and soft maps are kept at hand
 Shown = Literal["machine", "correction", "counts", "predictions"]
 Order = Literal["doubt", "id", "recent"]
-Mask = UInt8[np.ndarray, "height width"]
 T = TypeVar("T")
 
 
@@ -61,16 +61,6 @@ class Query:
     decision: str = ""
     text: str = ""
     order: Order = "doubt"
-
-
-@dataclass(frozen=True)
-class Retuned:
-    """Mask settings that a reviewer may change; None: as the store was made."""
-
-    threshold: float | None = None
-    crf: bool | None = None
-    scale: float | None = None
-    ignore_below: float | None = None
 
 
 class UnknownImage(StoreError):
@@ -268,25 +258,6 @@ class Desk:
         """Return the mask settings that the store was made with."""
         return mask_settings(self.store.header["config"])
 
-    def retuned_settings(self, change: Retuned) -> MaskConfig:
-        """Return the store's mask settings with a reviewer's changes.
-
-        Raises:
-            ConfigError: a value out of its range.
-
-        """
-        config = self.settings()
-        fuse, crf = config.fuse, config.crf
-        if change.threshold is not None:
-            fuse = replace(fuse, threshold=change.threshold)
-        if change.crf is not None:
-            own = crf.kind if crf.kind != "none" else CrfConfig.kind
-            crf = replace(crf, kind=own if change.crf else "none")
-        if change.scale is not None:
-            crf = replace(crf, scale=change.scale)
-        below = config.ignore_below if change.ignore_below is None else change.ignore_below
-        return replace(config, fuse=fuse, crf=crf, ignore_below=below)
-
     def retune(self, line: Line, change: Retuned) -> Mask:
         """Return an image's mask made again from its soft maps, as `pseudolabel refine` makes it.
 
@@ -298,7 +269,7 @@ class Desk:
         soft = self.soft(line)
         if soft is None:
             raise StoreError(f"The store keeps no soft maps of {line.record['id']}; it cannot be retuned.")
-        config = self.retuned_settings(change)
+        config = retuned_settings(self.settings(), change)
         return self._kept(
             f"mask {config}", line, lambda: label_map(self._pixels_for(line, soft, config), soft, config)[0]
         )
@@ -362,7 +333,9 @@ class Desk:
             under = self.mask(line, "machine" if base == "machine" else "counts")
         assert under is not None
         found = write_corrected(self.store, sample_id, drawn_over(under, drawn))
-        settings = None if base != "retuned" else stored_mask_settings(self.retuned_settings(retuned or Retuned()))
+        settings = (
+            None if base != "retuned" else stored_mask_settings(retuned_settings(self.settings(), retuned or Retuned()))
+        )
         change = replace(change, correction=found, settings=settings)
         write_decision(self.store, sample_id, change, mask=found, machine=machine, who=who)
         return self.review(sample_id)
@@ -394,26 +367,3 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     except FileNotFoundError:
         return (0, 0, 0)
     return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def display_size(image_hw: tuple[int, int]) -> tuple[int, int]:
-    """Return the height and width that an image is shown and drawn on at: its own, or 2.1 million pixels."""
-    return working_size(image_hw, CrfConfig())
-
-
-def shrunk(rgb_u8: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "rows columns 3"]:
-    """Return an image at the size that it is shown at."""
-    return shrunk_to(rgb_u8, display_size((rgb_u8.shape[0], rgb_u8.shape[1])))
-
-
-def displayed(mask: Mask) -> UInt8[np.ndarray, "rows columns"]:
-    """Return a mask at the size that its image is shown at; ids are kept."""
-    return enlarged_to(mask, display_size((mask.shape[0], mask.shape[1])))
-
-
-def drawn_over(under: Mask, drawn: UInt8[np.ndarray, "rows columns"]) -> Mask:
-    """Return a mask of full size with what was drawn on it at the size it is shown at; all else stays to the pixel."""
-    changed = drawn != displayed(under)
-    size_hw = (under.shape[0], under.shape[1])
-    where = enlarged_to(changed.astype(np.uint8), size_hw).astype(bool)
-    return np.where(where, enlarged_to(drawn, size_hw), under)

@@ -18,8 +18,9 @@ from data.store.review import Change
 from data.store.store import MaskStore
 from pseudolabel.config import mask_settings
 from pseudolabel.review import views
-from pseudolabel.review.desk import Desk, Line, Query, Retuned, UnknownImage
+from pseudolabel.review.desk import Desk, Line, Query, UnknownImage
 from pseudolabel.review.pages import render
+from pseudolabel.review.retuning import Retuned
 
 MAX_BODY_BYTES = 64_000_000  # a mask of 2.1 million pixels, each another run, takes 20 million
 STATIC = {

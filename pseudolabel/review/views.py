@@ -19,7 +19,8 @@ from data.store.records import size_of_record
 from data.store.review import Review, mask_hash
 from data.store.reviewed import known_labels
 from pseudolabel.review import blocks
-from pseudolabel.review.desk import Desk, Line, displayed
+from pseudolabel.review.desk import Desk, Line
+from pseudolabel.review.retuning import displayed
 
 THUMBNAIL_PX = 88  # height of a thumbnail in the queue; it is shown at half of that
 HEAT_PX = 320  # height of a soft map
