@@ -222,7 +222,7 @@ def build_model(root: Path) -> None:
 def read_model(root: Path) -> Any:
     import torch
 
-    from pseudolabel.config import ModelConfig
+    from pseudolabel.softmaps.config import ModelConfig
     from pseudolabel.softmaps.diffusion.load import load_parts
 
     parts = load_parts(ModelConfig(id=str(root / "model")), torch.device("cpu"), torch.float32)

@@ -26,10 +26,10 @@ from data.demo.personal import CONCEPTS, SUBSETS, Concept, write_personal
 from data.demo.scene import VISIBLE_PX
 from data.images import read_image
 from data.masks import read_mask
-from pseudolabel.config import ModelConfig
 from pseudolabel.personalize.config import LookConfig, PersonalizeConfig
 from pseudolabel.personalize.training import learn
 from pseudolabel.softmaps.affinity import SelfAttention
+from pseudolabel.softmaps.config import ModelConfig
 from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.unet import list_layers
 from pseudolabel.softmaps.grids import resize_maps

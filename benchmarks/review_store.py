@@ -20,7 +20,8 @@ from data.store.folder import INDEX
 from data.store.records import image_record
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
-from pseudolabel.config import CrfConfig, FuseConfig, MaskConfig, stored_mask_settings
+from pseudolabel.config import stored_mask_settings
+from pseudolabel.masks.config import CrfConfig, FuseConfig, MaskConfig
 from pseudolabel.masks.labelmap import label_map
 
 SETTINGS = MaskConfig(FuseConfig(0.4), CrfConfig(kind="none"), 0.6)

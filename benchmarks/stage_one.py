@@ -46,9 +46,10 @@ from benchmarks.common import (
     write_text,
 )
 from data.config import DataConfig
-from pseudolabel.config import GenerateConfig, ModelConfig
+from pseudolabel.config import GenerateConfig
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.affinity import SelfAttention
+from pseudolabel.softmaps.config import ModelConfig
 from pseudolabel.softmaps.diffusion import pixart, sd3
 from pseudolabel.softmaps.diffusion.families import run_denoiser
 from pseudolabel.softmaps.diffusion.flux import PACKED, T5_TOKENS_SCHNELL

@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from data.store.softmaps import Frame, SoftMaps
-from pseudolabel.config import FuseConfig
+from pseudolabel.masks.config import FuseConfig
 from pseudolabel.masks.fuse import background_score, before_crf
 from pseudolabel.softmaps.affinity import SelfAttention
 from pseudolabel.softmaps.boxes import Box

@@ -31,6 +31,7 @@ FLOORS = {
         ("data.exporters", "data.demo"),
     ),
     "pseudolabel": (
+        ("pseudolabel.softmaps.config", "pseudolabel.masks.config"),
         ("pseudolabel.config",),
         ("pseudolabel.softmaps", "pseudolabel.masks"),
         ("pseudolabel.review", "pseudolabel.explain"),

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from data.errors import ModelError
-from pseudolabel.config import AffinityConfig, GenerateConfig
+from pseudolabel.config import GenerateConfig
+from pseudolabel.softmaps.config import AffinityConfig
 
 if TYPE_CHECKING:
     from pseudolabel.softmaps.layers import Layer

@@ -16,8 +16,9 @@ from torch import Tensor
 from data.errors import ConfigError
 from data.store.softmaps import Frame
 from pseudolabel.calibrate.pictures import Picture
-from pseudolabel.config import AttentionConfig, GenerateConfig
+from pseudolabel.config import GenerateConfig
 from pseudolabel.softmaps.affinity import DENSE_CELLS, SelfAttention
+from pseudolabel.softmaps.config import AttentionConfig
 from pseudolabel.softmaps.grids import common_grid, regrid, resize_maps
 from pseudolabel.softmaps.layers import Layer, layer_key
 from pseudolabel.softmaps.passes import Pass, Reader

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.console import count, warn_of_idle
-from pseudolabel.config import MaskConfig, mask_settings
+from pseudolabel.config import mask_settings
+from pseudolabel.masks.config import MaskConfig
 
 
 def refine(

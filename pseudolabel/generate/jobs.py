@@ -18,11 +18,13 @@ from data.store.folder import check_can_be_emptied, check_free, is_headless
 from data.store.records import is_up_to_date
 from data.store.source import stored_data, stored_path
 from data.store.store import MaskStore
-from pseudolabel.config import CrfConfig, DiffusionConfig, GenerateConfig, RunConfig, stored_settings
+from pseudolabel.config import GenerateConfig, RunConfig, stored_settings
 from pseudolabel.generate.batches import grouped, in_shard, loaded_ahead
 from pseudolabel.generate.workers import MaskJob, Outcome
 from pseudolabel.ground.presence import presence
+from pseudolabel.masks.config import CrfConfig
 from pseudolabel.masks.working import shrunk_to, working_size
+from pseudolabel.softmaps.config import DiffusionConfig
 
 if TYPE_CHECKING:
     from pseudolabel.pipeline import Pipeline

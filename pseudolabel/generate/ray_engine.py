@@ -17,9 +17,10 @@ from data.classes import ClassSet
 from data.console import available_cpus
 from data.errors import ConfigError, UserError
 from data.samples import Sample, SampleSet
-from pseudolabel.config import GenerateConfig, MaskConfig, mask_config
+from pseudolabel.config import GenerateConfig, mask_config
 from pseudolabel.generate.jobs import Finished, images_together, mask_jobs, pending_samples, prepare_store
 from pseudolabel.generate.workers import MaskJob, Outcome, finish_image
+from pseudolabel.masks.config import MaskConfig
 
 GROUPS_A_BATCH = 4  # groups of images handed to an actor at once, so that it can sort them by size
 

@@ -11,9 +11,10 @@ from data.store.records import is_up_to_date
 from data.store.review import hand_on
 from data.store.source import moved, stored_path
 from data.store.store import MaskStore
-from pseudolabel.config import MaskConfig, stored_mask_settings
+from pseudolabel.config import stored_mask_settings
 from pseudolabel.generate.tally import Tally, count_outcome, progress_bar
 from pseudolabel.generate.workers import MaskJob, default_workers, run_jobs
+from pseudolabel.masks.config import MaskConfig
 from pseudolabel.masks.crf import with_engine
 
 

@@ -28,7 +28,7 @@ from data.images import read_image
 from data.store.records import image_record, size_of_record
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
-from pseudolabel.config import CrfConfig, MaskConfig
+from pseudolabel.masks.config import CrfConfig, MaskConfig
 from pseudolabel.masks.working import working_size
 
 WAITING_JOBS_EACH = 3  # jobs queued for each worker: enough to keep it busy, few enough to keep memory flat

@@ -7,17 +7,15 @@ from typing import Any, Literal
 
 from data.config import DataConfig, find_paths, require
 from data.errors import ConfigError
-from pseudolabel.config import (
+from pseudolabel.config import GenerateConfig, RunConfig
+from pseudolabel.masks.config import CrfConfig, FuseConfig
+from pseudolabel.softmaps.config import (
     AffinityConfig,
     AttentionConfig,
-    CrfConfig,
     DiffusionConfig,
-    FuseConfig,
-    GenerateConfig,
     ModelConfig,
     PromptConfig,
     ResizeConfig,
-    RunConfig,
 )
 
 

@@ -22,10 +22,11 @@ from data.console import count
 from data.errors import ConfigError, ImageError
 from data.images import to_rgb
 from data.store.softmaps import SoftMaps, upsample
-from pseudolabel.config import MaskConfig, mask_config
+from pseudolabel.config import mask_config
 from pseudolabel.ground.config import GroundConfig
 from pseudolabel.ground.presence import presence
 from pseudolabel.ground.sentences import check_phrases, given_sentences, made_sentences, similarity_shares
+from pseudolabel.masks.config import MaskConfig
 from pseudolabel.masks.labelmap import label_map
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.diffusion.parts import Parts

@@ -17,7 +17,7 @@ from torch import Tensor
 from data.classes import MAX_CLASSES, ClassSet
 from data.console import count
 from data.errors import LabelError
-from pseudolabel.config import PromptConfig
+from pseudolabel.softmaps.config import PromptConfig
 from pseudolabel.softmaps.prompt import Prompt, expand_placeholders, occurrences, plan_prompts
 from pseudolabel.softmaps.tokens import Span, lead, token_ids, trail
 

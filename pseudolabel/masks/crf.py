@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from data.densecrf import chosen_engine, dense_crf
 from data.store.softmaps import resize_scores
-from pseudolabel.config import CrfConfig
+from pseudolabel.masks.config import CrfConfig
 from pseudolabel.masks.pamr import pamr
 from pseudolabel.masks.tlp import text_guided_smoothing
 

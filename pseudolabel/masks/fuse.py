@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 
 from data.errors import StoreError
 from data.store.softmaps import SoftMaps, upsample
-from pseudolabel.config import CrfConfig, FuseConfig
+from pseudolabel.masks.config import CrfConfig, FuseConfig
 from pseudolabel.masks.working import enlarged_to, working_size
 
 _DEFAULT_CRF = CrfConfig()

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32, UInt8
 from data.classes import IGNORE
 from data.errors import ImageError, StoreError
 from data.store.softmaps import SoftMaps, upsample
-from pseudolabel.config import MaskConfig
+from pseudolabel.masks.config import MaskConfig
 from pseudolabel.masks.crf import refine_scores, runs_on_gpu
 from pseudolabel.masks.fuse import scores_with_background
 from pseudolabel.masks.working import enlarged_to, shrunk_to, working_size

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from data.errors import ModelError
-from pseudolabel.config import SamConfig
+from pseudolabel.masks.config import SamConfig
 from pseudolabel.masks.sam_prompts import Component, Prompt, components, labels_by_overlap, overlap, prompt_of
 
 MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, which both kinds were trained with

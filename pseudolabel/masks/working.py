@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from pseudolabel.config import CrfConfig
+from pseudolabel.masks.config import CrfConfig
 
 
 def working_size(image_hw: tuple[int, int], config: CrfConfig) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.config import require
-from pseudolabel.config import PAPER_CROSS_LAYERS, ModelConfig
+from pseudolabel.softmaps.config import PAPER_CROSS_LAYERS, ModelConfig
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from data.store.records import size_of_record
 from data.store.review import Change, Review, ReviewLog, mask_hash, read_corrected, write_corrected, write_decision
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
-from pseudolabel.config import MaskConfig, mask_settings, stored_mask_settings
+from pseudolabel.config import mask_settings, stored_mask_settings
+from pseudolabel.masks.config import MaskConfig
 from pseudolabel.masks.labelmap import label_map
 from pseudolabel.masks.working import working_size
 from pseudolabel.review.doubt import Doubt, doubt_of, warning_kinds

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import UInt8
 
-from pseudolabel.config import CrfConfig, MaskConfig
+from pseudolabel.masks.config import CrfConfig, MaskConfig
 from pseudolabel.masks.working import enlarged_to, shrunk_to, working_size
 
 Mask = UInt8[np.ndarray, "height width"]

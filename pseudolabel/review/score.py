@@ -19,7 +19,8 @@ from data.scoring import score as score_matrix
 from data.store.records import size_of_record
 from data.store.source import truth_paths, truth_white
 from data.store.store import MaskStore
-from pseudolabel.config import MaskConfig, mask_settings
+from pseudolabel.config import mask_settings
+from pseudolabel.masks.config import MaskConfig
 from pseudolabel.review.decided import decisions
 
 SHOWN = 10  # images without ground truth named in the table

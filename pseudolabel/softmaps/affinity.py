@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from pseudolabel.config import AffinityConfig
+from pseudolabel.softmaps.config import AffinityConfig
 from pseudolabel.softmaps.grids import min_max, resize_maps
 
 # Up to this many cells S is built once and multiplied; above, attention is applied twice. On two cores of an AMD EPYC,

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from pseudolabel.config import AffinityConfig
+from pseudolabel.softmaps.config import AffinityConfig
 
 Box = tuple[int, int, int, int]
 

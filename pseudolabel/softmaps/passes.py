@@ -19,7 +19,8 @@ from data.classes import ClassSet
 from data.console import count
 from data.errors import ConfigError
 from data.store.softmaps import Frame
-from pseudolabel.config import DiffusionConfig, PromptConfig, ResizeConfig, RunConfig
+from pseudolabel.config import RunConfig
+from pseudolabel.softmaps.config import DiffusionConfig, PromptConfig, ResizeConfig
 from pseudolabel.softmaps.diffusion.encode import draw_noise, encode_image, noised_latent, seeded_generator
 from pseudolabel.softmaps.diffusion.families import encode_text
 from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding

@@ -13,7 +13,7 @@ from typing import Any
 
 from data.classes import ClassSet
 from data.errors import LabelError
-from pseudolabel.config import PromptConfig
+from pseudolabel.softmaps.config import PromptConfig
 from pseudolabel.softmaps.tokens import Span, by_characters, lead, ranges_of, token_ids, tokens_at, trail
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from data.errors import ModelError
 from data.store.softmaps import Frame
-from pseudolabel.config import AffinityConfig, AttentionConfig
 from pseudolabel.softmaps.affinity import SelfAttention, spread
 from pseudolabel.softmaps.attention import HeadWeights, Recording, record_attention
 from pseudolabel.softmaps.boxes import Box, batch_boxes, box_mask
+from pseudolabel.softmaps.config import AffinityConfig, AttentionConfig
 from pseudolabel.softmaps.diffusion.families import run_denoiser
 from pseudolabel.softmaps.diffusion.parts import Parts
 from pseudolabel.softmaps.grids import common_grid, min_max, resize_maps, valid_mask, valid_sizes

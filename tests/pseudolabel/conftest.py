@@ -14,15 +14,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from data.classes import COCO, VOC
 from data.config import DataConfig
-from pseudolabel.config import (
-    AffinityConfig,
-    AttentionConfig,
-    DiffusionConfig,
-    GenerateConfig,
-    ModelConfig,
-    ResizeConfig,
-    RunConfig,
-)
+from pseudolabel.config import GenerateConfig, RunConfig
+from pseudolabel.softmaps.config import AffinityConfig, AttentionConfig, DiffusionConfig, ModelConfig, ResizeConfig
 
 SCHEDULE = {  # Stable Diffusion's
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1, "clip_sample": False,

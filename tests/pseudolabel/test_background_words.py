@@ -13,10 +13,12 @@ from data.errors import ConfigError, StoreError
 from data.store.softmaps import SoftMaps, decode_soft, encode_soft
 from data.store.store import MaskStore
 from pseudolabel.cli import main
-from pseudolabel.config import FuseConfig, PromptConfig, mask_config, stored_settings
+from pseudolabel.config import mask_config, stored_settings
+from pseudolabel.masks.config import FuseConfig
 from pseudolabel.masks.fuse import background_score
 from pseudolabel.masks.labelmap import label_map
 from pseudolabel.pipeline import Pipeline
+from pseudolabel.softmaps.config import PromptConfig
 from pseudolabel.softmaps.prompt import background_words, plan_prompts
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)

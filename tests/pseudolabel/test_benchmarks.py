@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from data.config import DataConfig
-from pseudolabel.config import AffinityConfig, AttentionConfig, GenerateConfig, ModelConfig
+from pseudolabel.config import GenerateConfig
+from pseudolabel.softmaps.config import AffinityConfig, AttentionConfig, ModelConfig
 from pseudolabel.softmaps.diffusion.load import load_parts
 
 ROOT = Path(__file__).parents[2]

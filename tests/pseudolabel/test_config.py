@@ -10,19 +10,9 @@ import yaml
 from data.config import DataConfig
 from data.errors import ConfigError, StoreError
 from pseudolabel import config as module
-from pseudolabel.config import (
-    AffinityConfig,
-    CrfConfig,
-    DiffusionConfig,
-    FuseConfig,
-    GenerateConfig,
-    MaskConfig,
-    PromptConfig,
-    RunConfig,
-    differences,
-    mask_settings,
-    stored_settings,
-)
+from pseudolabel.config import GenerateConfig, RunConfig, differences, mask_settings, stored_settings
+from pseudolabel.masks.config import CrfConfig, FuseConfig, MaskConfig
+from pseudolabel.softmaps.config import AffinityConfig, DiffusionConfig, PromptConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pseudolabel"
 # The quirks of the published code, and their values in the preset `paper`.

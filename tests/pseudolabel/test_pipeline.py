@@ -13,10 +13,10 @@ from diffusers import UNet2DConditionModel
 from data.classes import VOC, ClassSet
 from data.errors import ConfigError, ModelError, StoreError
 from pseudolabel.cli import main
-from pseudolabel.config import DiffusionConfig
 from pseudolabel.masks.fuse import before_crf
 from pseudolabel.masks.labelmap import label_map
 from pseudolabel.pipeline import Pipeline
+from pseudolabel.softmaps.config import DiffusionConfig
 from pseudolabel.softmaps.passes import Reader
 
 SIZES = ((48, 64), (64, 48), (48, 64), (64, 64), (40, 64))

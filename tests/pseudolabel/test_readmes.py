@@ -185,8 +185,8 @@ def test_code_of_pseudolabel(place, sd_folder, monkeypatch):
 def tiny_localizer():
     from dataclasses import replace
 
-    from pseudolabel.config import AttentionConfig
     from pseudolabel.ground.config import GroundConfig
+    from pseudolabel.softmaps.config import AttentionConfig
 
     config = GroundConfig()
     attention = AttentionConfig(cross_layers=("1/2", "mid"), self_layers=("up_blocks.1.attentions.1",))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from pseudolabel.config import DiffusionConfig
 from pseudolabel.pipeline import Pipeline
+from pseudolabel.softmaps.config import DiffusionConfig
 
 LABELS = (3, 7, 20)
 SPANS = ((4, 5), (7,), (9, 10, 11))

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data.demo.world import GROUNDS, draw_scene, split_scenes
-from pseudolabel.config import ModelConfig
 from pseudolabel.demo.training.captions import class_word
 from pseudolabel.demo.training.measure_model import mean_map, read_config
 from pseudolabel.demo.training.train_model import CONFIG, MODEL_DIR
+from pseudolabel.softmaps.config import ModelConfig
 from pseudolabel.softmaps.diffusion.draw import draw, painter_of
 from pseudolabel.softmaps.diffusion.load import load_parts
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from data.errors import ConfigError, ModelError
-from pseudolabel.config import ModelConfig
+from pseudolabel.softmaps.config import ModelConfig
 from pseudolabel.softmaps.diffusion.lora import merge_lora
 
 CUSTOM = "custom_diffusion"

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import UInt8
 
 from data.errors import ConfigError, ModelError
-from pseudolabel.config import ModelConfig
+from pseudolabel.softmaps.config import ModelConfig
 from pseudolabel.softmaps.diffusion.fetch import find_model, read_settings
 from pseudolabel.softmaps.diffusion.parts import Parts
 from pseudolabel.softmaps.prompt import expand_placeholders

@@ -8,7 +8,7 @@ from typing import Any
 
 from data.errors import ModelError
 from data.texts import FileKind, read_json
-from pseudolabel.config import ModelConfig
+from pseudolabel.softmaps.config import ModelConfig
 from pseudolabel.softmaps.diffusion.parts import Family, family_of
 
 # Ids that have left the hub, and mirrors of the same weights (huggingface/diffusers#12874 and the threads it links).

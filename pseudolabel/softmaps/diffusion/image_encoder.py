@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from data.errors import ModelError
-from pseudolabel.config import ModelConfig
+from pseudolabel.softmaps.config import ModelConfig
 from pseudolabel.softmaps.diffusion.fetch import add_samples, fetch, loading, read_settings
 from pseudolabel.softmaps.diffusion.parts import Family
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from data.errors import ModelError
 from data.files import file_sha256
-from pseudolabel.config import ADAPTERS, ModelConfig, RunConfig
+from pseudolabel.config import ADAPTERS, RunConfig
+from pseudolabel.softmaps.config import ModelConfig
 from pseudolabel.softmaps.diffusion import flux, flux2, pixart, sd3
 from pseudolabel.softmaps.diffusion.adapters import adapters_digest, apply_adapters
 from pseudolabel.softmaps.diffusion.fetch import (

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from data.errors import ModelError
-from pseudolabel.config import ModelConfig
+from pseudolabel.softmaps.config import ModelConfig
 from pseudolabel.softmaps.diffusion.parts import Parts
 
 ROOM_BYTES = 1 << 30  # that embedding a sentence may need beside the encoders' weights

@@ -219,7 +219,8 @@ def test_a_header_says_what_is_wrong_with_it(good, tmp_path, change, rule):
 
 
 def test_stored_settings_are_checked_like_given_ones(good):
-    from pseudolabel.config import CrfConfig, FuseConfig, mask_settings
+    from pseudolabel.config import mask_settings
+    from pseudolabel.masks.config import CrfConfig, FuseConfig
 
     config = json.loads(good["store.json"])["config"]
     assert mask_settings(config).fuse == FuseConfig(threshold=0.4)

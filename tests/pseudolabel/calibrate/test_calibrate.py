@@ -37,9 +37,11 @@ from pseudolabel.calibrate.pictures import Picture, load_picture
 from pseudolabel.calibrate.recordings import record, refined_maps
 from pseudolabel.calibrate.search import head_count, merge_heads, usable
 from pseudolabel.cli import main
-from pseudolabel.config import DiffusionConfig, FuseConfig, GenerateConfig, differences
+from pseudolabel.config import GenerateConfig, differences
+from pseudolabel.masks.config import FuseConfig
 from pseudolabel.masks.fuse import background_score
 from pseudolabel.pipeline import Pipeline
+from pseudolabel.softmaps.config import DiffusionConfig
 from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.unet import list_layers
 from pseudolabel.softmaps.layers import per_head

@@ -28,7 +28,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from pseudolabel.config import ModelConfig
+from pseudolabel.softmaps.config import ModelConfig
 from pseudolabel.softmaps.diffusion.load import load_parts
 
 WHOLE = ("a", "photo", "including", "and", "dog", "cat", "person", "tree", "river", "bird")

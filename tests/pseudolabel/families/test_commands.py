@@ -14,7 +14,8 @@ from data.console import REPOSITORY
 from data.errors import ModelError
 from data.store.store import MaskStore
 from pseudolabel.cli import main
-from pseudolabel.config import ModelConfig, RunConfig
+from pseudolabel.config import RunConfig
+from pseudolabel.softmaps.config import ModelConfig
 from pseudolabel.softmaps.diffusion.fetch import find_model, read_family
 from pseudolabel.softmaps.diffusion.load import load_model, load_parts
 from pseudolabel.softmaps.diffusion.parts import pick_dtype

@@ -12,16 +12,9 @@ from data.config import DataConfig
 from data.errors import ConfigError, ModelError
 from data.store.store import MaskStore
 from pseudolabel.cli import main
-from pseudolabel.config import (
-    AttentionConfig,
-    DiffusionConfig,
-    GenerateConfig,
-    ModelConfig,
-    ResizeConfig,
-    RunConfig,
-    stored_settings,
-)
+from pseudolabel.config import GenerateConfig, RunConfig, stored_settings
 from pseudolabel.pipeline import Pipeline
+from pseudolabel.softmaps.config import AttentionConfig, DiffusionConfig, ModelConfig, ResizeConfig
 from pseudolabel.softmaps.diffusion.encode import encode_image
 from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.sizes import weight_bytes

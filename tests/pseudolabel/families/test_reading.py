@@ -12,17 +12,10 @@ from diffusers import Flux2KleinPipeline, FluxPipeline
 from data.classes import VOC
 from data.config import DataConfig
 from data.errors import ConfigError, ModelError
-from pseudolabel.config import (
-    AffinityConfig,
-    AttentionConfig,
-    DiffusionConfig,
-    GenerateConfig,
-    PromptConfig,
-    ResizeConfig,
-    RunConfig,
-)
+from pseudolabel.config import GenerateConfig, RunConfig
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.attention import record_attention
+from pseudolabel.softmaps.config import AffinityConfig, AttentionConfig, DiffusionConfig, PromptConfig, ResizeConfig
 from pseudolabel.softmaps.diffusion.families import cut_denoiser, list_layers, run_denoiser
 from pseudolabel.softmaps.diffusion.flux import pack
 from pseudolabel.softmaps.layers import resolve_layers

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from data.classes import VOC, ClassSet
 from data.errors import LabelError
-from pseudolabel.config import PromptConfig
 from pseudolabel.ground.sentences import given_sentences, similarity_shares
+from pseudolabel.softmaps.config import PromptConfig
 from pseudolabel.softmaps.diffusion.families import encode_text
 from pseudolabel.softmaps.prompt import find_spans, plan_prompts
 from pseudolabel.softmaps.tokens import chat_text, token_ids, tokens_at

@@ -11,8 +11,8 @@ from data.densecrf import has_pydensecrf
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
 from pseudolabel.cli import main
-from pseudolabel.config import CrfConfig, MaskConfig
 from pseudolabel.generate import workers
+from pseudolabel.masks.config import CrfConfig, MaskConfig
 
 
 def refine(store, output, *options) -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pseudolabel.config import MaskConfig
 from pseudolabel.generate.workers import REFINING_BYTES, MaskJob, Outcome, _bounded
+from pseudolabel.masks.config import MaskConfig
 
 
 def job(number: int, height: int, width: int, in_memory: bool) -> MaskJob:

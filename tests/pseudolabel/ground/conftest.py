@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pseudolabel.config import AttentionConfig, CrfConfig, DiffusionConfig, ModelConfig, ResizeConfig
 from pseudolabel.ground.config import GroundConfig
 from pseudolabel.ground.localizer import Localizer
+from pseudolabel.masks.config import CrfConfig
+from pseudolabel.softmaps.config import AttentionConfig, DiffusionConfig, ModelConfig, ResizeConfig
 
 
 @pytest.fixture(scope="session")

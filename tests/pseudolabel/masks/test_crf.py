@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pseudolabel.config import CrfConfig
+from pseudolabel.masks.config import CrfConfig
 from pseudolabel.masks.crf import MEAN_BGR, refine_scores, wrapped_bgr
 from pseudolabel.masks.pamr import PAMR_DILATIONS, pamr
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from data.store.softmaps import SoftMaps, resize_scores
-from pseudolabel.config import FuseConfig
+from pseudolabel.masks.config import FuseConfig
 from pseudolabel.masks.fuse import background_score, before_crf, image_scores, scores_with_background
 
 MAPS = hnp.arrays(np.float32, (2, 4, 5), elements=st.floats(0, 1, width=32))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data.errors import ImageError
 from data.store.softmaps import SoftMaps
-from pseudolabel.config import CrfConfig, FuseConfig, MaskConfig
+from pseudolabel.masks.config import CrfConfig, FuseConfig, MaskConfig
 from pseudolabel.masks.labelmap import label_map, mask_from_marginals
 
 SOFT = SoftMaps(

@@ -14,9 +14,9 @@ from data.errors import ModelError
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
 from pseudolabel.cli import main
-from pseudolabel.config import MaskConfig
-from pseudolabel.config import SamConfig as Settings
 from pseudolabel.masks import sam
+from pseudolabel.masks.config import MaskConfig
+from pseudolabel.masks.config import SamConfig as Settings
 from pseudolabel.masks.labelmap import labelled
 from pseudolabel.masks.sam_prompts import components, depth, labels_by_overlap, overlap, prompt_of
 

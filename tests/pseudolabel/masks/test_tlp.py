@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pseudolabel.config import CrfConfig
 from pseudolabel.masks import tlp
+from pseudolabel.masks.config import CrfConfig
 from pseudolabel.masks.crf import refine_scores
 from pseudolabel.masks.tlp import neighbour_links, smoothed, text_guided_smoothing
 

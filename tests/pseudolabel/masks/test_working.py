@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from data.classes import VOC
 from data.images import MAX_PIXELS
 from data.store.softmaps import SoftMaps
-from pseudolabel.config import CrfConfig, GenerateConfig, MaskConfig, mask_config, mask_settings, stored_settings
+from pseudolabel.config import GenerateConfig, mask_config, mask_settings, stored_settings
+from pseudolabel.masks.config import CrfConfig, MaskConfig
 from pseudolabel.masks.fuse import before_crf
 from pseudolabel.masks.labelmap import label_map
 from pseudolabel.masks.working import enlarged_to, shrunk_to, working_size

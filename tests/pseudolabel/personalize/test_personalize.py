@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 
 from data.errors import StoreError
 from pseudolabel.cli import main
-from pseudolabel.config import ModelConfig
 from pseudolabel.personalize import training
 from pseudolabel.personalize.config import LookConfig, PersonalizeConfig
 from pseudolabel.personalize.custom_diffusion import start_custom, write_custom
@@ -30,6 +29,7 @@ from pseudolabel.personalize.training import (
     token_path,
     train,
 )
+from pseudolabel.softmaps.config import ModelConfig
 from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.parts import Parts
 

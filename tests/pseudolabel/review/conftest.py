@@ -18,7 +18,8 @@ from data.classes import make_classes, save_classes
 from data.store.records import image_record
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
-from pseudolabel.config import CrfConfig, FuseConfig, MaskConfig, stored_mask_settings
+from pseudolabel.config import stored_mask_settings
+from pseudolabel.masks.config import CrfConfig, FuseConfig, MaskConfig
 from pseudolabel.masks.labelmap import label_map
 
 CLASSES = make_classes(["disc", "box"], {}, {})

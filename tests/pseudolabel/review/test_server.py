@@ -23,7 +23,7 @@ from data.store.review import mask_hash, read_corrected, read_reviews
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
 from pseudolabel.cli import main
-from pseudolabel.config import CrfConfig, FuseConfig, MaskConfig
+from pseudolabel.masks.config import CrfConfig, FuseConfig, MaskConfig
 from pseudolabel.masks.labelmap import label_map
 
 pytest.importorskip("starlette", reason="the extra [review] is not installed")

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pseudolabel.config import AffinityConfig
 from pseudolabel.softmaps import affinity
 from pseudolabel.softmaps.affinity import (
     SelfAttention,
@@ -17,6 +16,7 @@ from pseudolabel.softmaps.affinity import (
     spread_between_alike,
 )
 from pseudolabel.softmaps.boxes import box_mask, find_boxes
+from pseudolabel.softmaps.config import AffinityConfig
 from pseudolabel.softmaps.grids import min_max
 
 

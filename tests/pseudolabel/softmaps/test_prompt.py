@@ -9,7 +9,7 @@ from transformers import CLIPTokenizer
 
 from data.classes import COCO, VOC, ClassSet
 from data.errors import LabelError
-from pseudolabel.config import PromptConfig
+from pseudolabel.softmaps.config import PromptConfig
 from pseudolabel.softmaps.diffusion.parts import window_size
 from pseudolabel.softmaps.prompt import (
     background_words,

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from data.classes import ClassSet
 from data.errors import ConfigError, ModelError
 from pseudolabel.cli import gather_repeated, main
-from pseudolabel.config import ModelConfig, PromptConfig
+from pseudolabel.softmaps.config import ModelConfig, PromptConfig
 from pseudolabel.softmaps.diffusion.adapters import load_custom_diffusion, split_scale, split_token
 from pseudolabel.softmaps.diffusion.families import encode_text
 from pseudolabel.softmaps.diffusion.fetch import files_digest

@@ -7,7 +7,7 @@ import torch
 
 from data.console import REPOSITORY
 from data.errors import ConfigError, ModelError
-from pseudolabel.config import ModelConfig
+from pseudolabel.softmaps.config import ModelConfig
 from pseudolabel.softmaps.diffusion.encode import add_noise, draw_noise, encode_image, seeded_generator
 from pseudolabel.softmaps.diffusion.families import encode_text
 from pseudolabel.softmaps.diffusion.fetch import MIRRORS, files_digest, find_model
