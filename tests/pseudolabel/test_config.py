@@ -9,11 +9,14 @@ import yaml
 
 from data.config import DataConfig
 from data.errors import ConfigError, StoreError
-from pseudolabel import config as module
+from pseudolabel import config
 from pseudolabel.config import GenerateConfig, RunConfig, differences, mask_settings, stored_settings
+from pseudolabel.masks import config as masks_config
 from pseudolabel.masks.config import CrfConfig, FuseConfig, MaskConfig
+from pseudolabel.softmaps import config as softmaps_config
 from pseudolabel.softmaps.config import AffinityConfig, DiffusionConfig, PromptConfig
 
+MODULES = (config, softmaps_config, masks_config)
 CONFIGS = Path(__file__).parents[2] / "configs" / "pseudolabel"
 # The quirks of the published code, and their values in the preset `paper`.
 QUIRKS = {
@@ -59,16 +62,17 @@ def test_configs_state_differences_alone(name):
 
 
 def test_every_switch_marked_as_the_papers_is_in_the_presets():
-    lines = inspect.getsource(module).splitlines()
+    lines = [line for each in MODULES for line in inspect.getsource(each).splitlines()]
     marked = set()
     for number, line in enumerate(lines):
-        if "(Paper)" in line:
+        if "(Paper)" in line and line.startswith("    "):
             marked.add(lines[number - 1].split(":")[0].strip())
     assert marked == {key for values in QUIRKS.values() for key in values}
 
 
-def test_every_field_has_a_help_text():
-    tree = ast.parse(inspect.getsource(module))
+@pytest.mark.parametrize("each", MODULES, ids=lambda each: each.__name__)
+def test_every_field_has_a_help_text(each):
+    tree = ast.parse(inspect.getsource(each))
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             for item, after in zip(node.body, [*node.body[1:], None], strict=True):
