@@ -70,8 +70,8 @@ def _phrases(model: str | None, config: Path | None, device: str) -> tuple[list[
     settings = ground_config(config)
     if model is not None:
         settings = replace(settings, model=replace(settings.model, id=model))
-    flags: tuple[str, ...] = () if config is None else ("--config", str(config))
-    flags += () if model is None else ("--model.id", model)
-    flags += () if device == "auto" else ("--device", device)
-    desk = PhraseDesk(lambda: Localizer.from_pretrained(config=settings, device=device), flags)
+    flags = [] if config is None else ["--config", str(config)]
+    flags += [] if model is None else ["--model.id", model]
+    flags += [] if device == "auto" else ["--device", device]
+    desk = PhraseDesk(lambda: Localizer.from_pretrained(config=settings, device=device), tuple(flags))
     return ground_routes(desk), str(settings.model.id)

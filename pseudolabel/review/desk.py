@@ -86,6 +86,7 @@ class Desk:
         disagreement: dict[str, float] | None = None,
     ) -> None:
         self._path, self.root, self.predictions = path, root, predictions
+        self._predicted = set() if predictions is None else predictions.finished()
         self._disagreement = disagreement or {}
         self._lock = threading.RLock()
         self._open: OrderedDict[tuple[str, str], Any] = OrderedDict()
@@ -246,7 +247,7 @@ class Desk:
         correction = self.review(line.record["id"]).correction
         match which:
             case "predictions":
-                there = self.predictions is not None and line.record["id"] in self.predictions.finished()
+                there = self.predictions is not None and line.record["id"] in self._predicted
                 return self.predictions.read_argmax(line.record["id"]) if there and self.predictions else None
             case "correction" | "counts" if correction:
                 return read_corrected(self.store, line.record["id"], correction)
@@ -334,10 +335,10 @@ class Desk:
             under = self.mask(line, "machine" if base == "machine" else "counts")
         assert under is not None
         found = write_corrected(self.store, sample_id, drawn_over(under, drawn))
-        settings = (
-            None if base != "retuned" else stored_mask_settings(retuned_settings(self.settings(), retuned or Retuned()))
-        )
-        change = replace(change, correction=found, settings=settings)
+        if base == "retuned":
+            used = retuned_settings(self.settings(), retuned or Retuned())
+            change = replace(change, settings=stored_mask_settings(used))
+        change = replace(change, correction=found)
         write_decision(self.store, sample_id, change, mask=found, machine=machine, who=who)
         return self.review(sample_id)
 
