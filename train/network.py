@@ -54,6 +54,8 @@ class NetworkConfig:
     """Dilations of the pyramid; 12, 24, 36 for V3 and V3+, 6, 12, 18, 24 for V2 when not given."""
     dropout: float = 0.5
     """Share of channels dropped behind the pyramid while training; V2 has none."""
+    enlarge: int = 1
+    """Show the encoder each image at so many times its size; for small images: encoders learnt on larger ones."""
     encoder_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments for timm.create_model, for tu- encoders only, such as {channels: [32, 64, 128, 256]}."""
     mean: Rgb | None = None
@@ -66,6 +68,7 @@ class NetworkConfig:
         rates = self.atrous_rates is None or (bool(self.atrous_rates) and min(self.atrous_rates) >= 1)
         require("model.network.atrous_rates", self.atrous_rates, rates, "whole numbers of at least 1")
         require("model.network.dropout", self.dropout, 0 <= self.dropout < 1, "at least 0 and below 1")
+        require("model.network.enlarge", self.enlarge, self.enlarge >= 1, "a whole number of at least 1")
         both = (self.mean is None) == (self.std is None)
         require("model.network.mean", self.mean, both, "given together with --model.network.std")
         std = self.std is None or min(self.std) > 0
@@ -98,9 +101,9 @@ class PyramidHead(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Normalisation, encoder, decoder: RGB values in 0 to 255 in, class scores out.
+    """Enlarging, normalisation, encoder, decoder: RGB values in 0 to 255 in, class scores out.
 
-    The normalisation is part of the network, so nobody who deploys it can get it wrong.
+    The first two are part of the network, so nobody who deploys it can get them wrong.
 
     Shape:
         - Input: (N, 3, H, W), float, RGB in 0..255; H and W multiples of `SIZE_MULTIPLE`.
@@ -113,9 +116,10 @@ class Segmenter(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, head: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, head: nn.Module, enlarge: int = 1) -> None:
         super().__init__()
         self.encoder, self.decoder, self.head = encoder, decoder, head
+        self.enlarge = enlarge
         self.origin = "all tensors are random"  # where the weights come from, for people
         self.register_buffer("mean", torch.empty(1, 3, 1, 1))
         self.register_buffer("std", torch.empty(1, 3, 1, 1))
@@ -133,7 +137,10 @@ class Segmenter(nn.Module):
 
     def forward(self, rgb: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n classes height width"]:
         """Return the class scores of each pixel."""
-        scores = self.head(self.decoder(self.encoder((rgb - self.mean) / self.std)))
+        seen = rgb
+        if self.enlarge > 1:
+            seen = F.interpolate(rgb, scale_factor=float(self.enlarge), mode="bilinear", align_corners=False)
+        scores = self.head(self.decoder(self.encoder((seen - self.mean) / self.std)))
         if scores.shape[-2:] != rgb.shape[-2:]:
             scores = F.interpolate(scores, size=rgb.shape[-2:], mode="bilinear", align_corners=False)
         return scores
@@ -227,8 +234,8 @@ def _assemble(config: NetworkConfig, n_classes: int, hub_weights: str | None) ->
                 **config.encoder_args,
             )
             head = PyramidHead(encoder.out_channels[-1], n_classes, config.atrous_rates or (6, 12, 18, 24))
-            return Segmenter(encoder, head, nn.Identity())
-    return Segmenter(model.encoder, model.decoder, model.segmentation_head)
+            return Segmenter(encoder, head, nn.Identity(), config.enlarge)
+    return Segmenter(model.encoder, model.decoder, model.segmentation_head, config.enlarge)
 
 
 @contextmanager

@@ -90,6 +90,24 @@ def test_normalisation_is_inside_the_network():
     assert seen[0][0, :, 0, 0].tolist() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["deeplabv3plus", "deeplabv2"])
+def test_an_enlarged_image_is_what_the_encoder_sees_and_scores_have_the_images_size(architecture):
+    torch.manual_seed(0)
+    plain = build_network(NetworkConfig(architecture=architecture, **SMALL), 3).eval()
+    enlarged = build_network(NetworkConfig(architecture=architecture, **SMALL, enlarge=2), 3).eval()
+    enlarged.load_state_dict(plain.state_dict())
+    images = 255 * torch.rand(1, 3, 64, 96)
+    twice = torch.nn.functional.interpolate(images, scale_factor=2.0, mode="bilinear")
+    with torch.no_grad():
+        scores, expected = enlarged(images), plain(twice)
+    assert scores.shape == (1, 3, 64, 96)
+    expected = torch.nn.functional.interpolate(expected, size=(64, 96), mode="bilinear")
+    assert torch.allclose(scores, expected, atol=0.2 * float(expected.std()))  # V2 has no size in between
+    assert np.corrcoef(scores.ravel(), expected.ravel())[0, 1] > 0.99
+    with pytest.raises(ConfigError, match=r"--model\.network\.enlarge is 0"):
+        NetworkConfig(enlarge=0)
+
+
 def test_local_weights_are_loaded_and_foreign_ones_refused(tmp_path):
     first = build_network(NetworkConfig(**SMALL), 2)
     path = tmp_path / "encoder.pth"
