@@ -27,7 +27,7 @@ from pseudolabel.config import mask_settings, stored_mask_settings
 from pseudolabel.masks.config import MaskConfig
 from pseudolabel.masks.labelmap import label_map
 from pseudolabel.masks.working import working_size
-from pseudolabel.review.doubt import Doubt, doubt_of, warning_kinds
+from pseudolabel.review.doubt import Doubt, doubt_of, usual_presence, warning_kinds
 from pseudolabel.review.retuning import Mask, Retuned, display_size, drawn_over, retuned_settings, shrunk
 
 KEPT_OPEN = 6  # images whose pixels and soft maps are kept at hand
@@ -105,10 +105,11 @@ class Desk:
             if stamp == self._stamp:
                 return
             self.store = MaskStore.open(self._path)
-            found = self._disagreement.get
+            found, records = self._disagreement.get, list(self.store.records())
+            usual = usual_presence(records)
             self._lines = {
-                record["id"]: Line(record, doubt_of(record, self.store.classes, found(record["id"])))
-                for record in self.store.records()
+                record["id"]: Line(record, doubt_of(record, self.store.classes, found(record["id"]), usual))
+                for record in records
             }
             self._stamp = stamp
             self._open.clear()

@@ -1,11 +1,12 @@
 """How much there is to doubt about a mask: what the queue of the review page is sorted by.
 
 From the index alone, so that a store of 80,000 images is sorted in a second; only the disagreement of a network, where
-its predictions are named, takes reading both masks. Presence, which says whether a phrase's thing is there at all, is
-measured by `ground` and not kept in a store; a class whose mask is small or missing stands in for it.
+its predictions are named, takes reading both masks. Presence, which says whether a label's thing is there at all, has
+the scale of the model that made the masks, so it is compared with what is usual in the store; masks of networks and of
+other programs have none, and there a class whose mask is small or missing stands in for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,11 @@ from data.classes import IGNORE, ClassSet
 from data.console import available_cpus, count
 from data.errors import StoreError, UserError
 from data.store.store import MaskStore
+from pseudolabel.review.doubtful import FLAGGED
 
 FAINT = 0.02  # a class with a smaller share of the image is the fainter the smaller it is
 FAINT_WEIGHT = 0.5
+ABSENT_WEIGHT = 0.8  # of a label without any presence at all
 AHEAD = 256  # masks read at a time, so that memory does not grow with the store
 
 
@@ -37,16 +40,26 @@ class Doubt:
     reasons: tuple[str, ...]
 
 
-def doubt_of(record: dict[str, Any], classes: ClassSet, disagreement: float | None = None) -> Doubt:
+def usual_presence(records: Iterable[dict[str, Any]]) -> float | None:
+    """Return the median presence of a store's labels; None where it has none."""
+    found = [value for record in records for value in (record.get("presence") or {}).values()]
+    return float(np.median(found)) if found else None
+
+
+def doubt_of(
+    record: dict[str, Any], classes: ClassSet, disagreement: float | None = None, usual: float | None = None
+) -> Doubt:
     """Return the doubt about an image's mask: each part raises it, and none alone takes it to 1 but a full one.
 
-    Ours: 1 - (1 - w)(1 - u)(1 - f)(1 - d) with w = 1 - 2^-warnings, u the undecided share of the pixels, f for the
-    faintest class (up to a half, at no pixels) and d the share of pixels on which a network disagrees.
+    Ours: 1 - (1 - w)(1 - u)(1 - f)(1 - p)(1 - d) with w = 1 - 2^-warnings, u the undecided share of the pixels, f for
+    the faintest class (up to a half, at no pixels), p for the least present label (up to 0.8, at no presence; 0 from
+    `FLAGGED` of the usual one on, below which reports flag a label) and d the share of pixels on which a network disagrees.
 
     Args:
         record: the image's line in the index.
         classes: names of the classes.
         disagreement: share of pixels on which a network disagrees; None where there is no prediction.
+        usual: `usual_presence` of the store; None where it has none.
 
     """
     warned, undecided = len(record.get("warnings", ())), float(record.get("ignore_share", 0.0))
@@ -59,9 +72,15 @@ def doubt_of(record: dict[str, Any], classes: ClassSet, disagreement: float | No
     faint = FAINT_WEIGHT * max(0.0, 1 - share / FAINT)
     if faint:
         reasons.append(f"{name}: {_percent(share)} of the image")
+    absent = 0.0
+    if usual and record.get("presence"):
+        least, which = min((value, name) for name, value in record["presence"].items())
+        absent = ABSENT_WEIGHT * max(0.0, 1 - least / (FLAGGED * usual))
+        if absent:
+            reasons.append(f"{which}: presence {least:.2f}, usual is {usual:.2f}")
     if disagreement:
         reasons.append(f"the network disagrees on {_percent(disagreement)}")
-    parts = (1 - 0.5**warned, min(undecided, 1.0), faint, disagreement or 0.0)
+    parts = (1 - 0.5**warned, min(undecided, 1.0), faint, absent, disagreement or 0.0)
     return Doubt(float(1 - np.prod([1 - part for part in parts])), tuple(reasons))
 
 

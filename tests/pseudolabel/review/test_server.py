@@ -285,6 +285,24 @@ def test_the_disagreement_of_a_network_is_doubt(drawn, tmp_path, capsys):
     assert (desk.mask(desk.line("scene_0"), "predictions") == 2).all()
 
 
+def test_a_label_that_is_hardly_there_is_doubt():
+    """Compared with what is usual in the store; a mask without presence is judged by the rest alone."""
+    from pseudolabel.review.doubt import doubt_of, usual_presence
+
+    classes = make_classes(["disc", "box"], {}, {})
+    records = [
+        {"id": str(n), "labels": [1], "presence": {"disc": value}} for n, value in enumerate((0.8, 0.8, 0.4, 0.0))
+    ]
+    usual = usual_presence(records)
+    assert usual == pytest.approx(0.6)
+    doubts = [doubt_of(record, classes, usual=usual) for record in records]
+    assert [doubt.value for doubt in doubts[:3]] == [0, 0, 0]
+    assert doubts[3].value == pytest.approx(0.8)
+    assert doubts[3].reasons == ("disc: presence 0.00, usual is 0.60",)
+    assert usual_presence([{"id": "a"}]) is None
+    assert doubt_of({"id": "a", "labels": []}, classes).value == 0
+
+
 # Who is refused
 
 
