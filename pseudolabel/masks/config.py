@@ -152,11 +152,11 @@ class MaskConfig:
     crf: CrfConfig = field(default_factory=CrfConfig)
     """Refinement along the image's edges."""
 
-    sam: SamConfig = field(default_factory=SamConfig)
-    """Labels sharpened by a Segment Anything model."""
-
     ignore_below: float = 0.95
     """Pixels whose best marginal is below this are written as 255 (ignore); 0 writes none."""
+
+    sam: SamConfig = field(default_factory=SamConfig)
+    """Labels sharpened by a Segment Anything model."""
 
     def __post_init__(self) -> None:
         require("ignore_below", self.ignore_below, 0 <= self.ignore_below <= 1, "from 0 to 1")

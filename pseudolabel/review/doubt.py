@@ -53,7 +53,8 @@ def doubt_of(
 
     Ours: 1 - (1 - w)(1 - u)(1 - f)(1 - p)(1 - d) with w = 1 - 2^-warnings, u the undecided share of the pixels, f for
     the faintest class (up to a half, at no pixels), p for the least present label (up to 0.8, at no presence; 0 from
-    `FLAGGED` of the usual one on, below which reports flag a label) and d the share of pixels on which a network disagrees.
+    `FLAGGED` of the usual one on, below which reports flag a label) and d the share of pixels on which a network
+    disagrees.
 
     Args:
         record: the image's line in the index.

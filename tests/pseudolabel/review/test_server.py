@@ -287,6 +287,7 @@ def test_the_disagreement_of_a_network_is_doubt(drawn, tmp_path, capsys):
 
 def test_a_label_that_is_hardly_there_is_doubt():
     """Compared with what is usual in the store; a mask without presence is judged by the rest alone."""
+    from data.classes import make_classes
     from pseudolabel.review.doubt import doubt_of, usual_presence
 
     classes = make_classes(["disc", "box"], {}, {})
