@@ -48,7 +48,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = draw_store(Path(folder) / "drawn", 40, 40).path
-        with reviewing(store) as (port, _):
+        with reviewing(store) as (port, _, _):
             content = screenshot(port, options.scheme)
     small = Image.open(io.BytesIO(content)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
     buffer = io.BytesIO()

@@ -330,10 +330,9 @@ class Desk:
         sample_id, image_hw = line.record["id"], size_of_record(line.record)
         if drawn.shape != display_size(image_hw):
             raise ConfigError(f"A mask of {drawn.shape} pixels for an image that is shown at {display_size(image_hw)}.")
+        under = self.mask(line, "machine" if base == "machine" else "counts")
         if base == "retuned":
-            under: np.ndarray | None = self.retune(line, retuned or Retuned())
-        else:
-            under = self.mask(line, "machine" if base == "machine" else "counts")
+            under = self.retune(line, retuned or Retuned())
         assert under is not None
         found = write_corrected(self.store, sample_id, drawn_over(under, drawn))
         if base == "retuned":

@@ -5,6 +5,7 @@ import ipaddress
 import secrets
 import socket
 import threading
+import warnings
 import webbrowser
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -106,4 +107,6 @@ def serve(app: Any, address: Address, open_browser: bool = False) -> None:
         print(f"Review at {address.url}    Ctrl-C ends it", flush=True)
         if open_browser:
             threading.Timer(0.3, webbrowser.open, (address.url,)).start()
-        server.run(sockets=[address.socket])
+        with warnings.catch_warnings():  # of Ctrl-C before the server has begun
+            warnings.filterwarnings("ignore", "coroutine 'Server.serve' was never awaited", RuntimeWarning)
+            server.run(sockets=[address.socket])
