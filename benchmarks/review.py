@@ -70,7 +70,7 @@ def processor_seconds(process: int) -> float:
     status = Path(f"/proc/{process}/stat")
     if not status.exists():
         return float("nan")
-    user, system = status.read_text().rpartition(")")[2].split()[11:13]
+    user, system = status.read_text(encoding="utf-8").rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
