@@ -5,6 +5,7 @@ its predictions are named, takes reading both masks. Presence, which says whethe
 measured by `ground` and not kept in a store; a class whose mask is small or missing stands in for it.
 """
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def doubt_of(record: dict[str, Any], classes: ClassSet, disagreement: float | No
     if disagreement:
         reasons.append(f"the network disagrees on {_percent(disagreement)}")
     parts = (1 - 0.5**warned, min(undecided, 1.0), faint, disagreement or 0.0)
-    return Doubt(float(1 - np.prod([1 - part for part in parts])), tuple(reasons))
+    return Doubt(1 - math.prod(1 - part for part in parts), tuple(reasons))
 
 
 def _percent(share: float) -> str:
