@@ -6,6 +6,7 @@ the scale of the model that made the masks, so it is compared with what is usual
 other programs have none, and there a class whose mask is small or missing stands in for it.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def doubt_of(
     if disagreement:
         reasons.append(f"the network disagrees on {_percent(disagreement)}")
     parts = (1 - 0.5**warned, min(undecided, 1.0), faint, absent, disagreement or 0.0)
-    return Doubt(float(1 - np.prod([1 - part for part in parts])), tuple(reasons))
+    return Doubt(1 - math.prod(1 - part for part in parts), tuple(reasons))
 
 
 def _percent(share: float) -> str:
