@@ -5,8 +5,12 @@ quick (a tiny model, a few steps) is added behind.
 """
 
 import json
+import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -111,14 +115,32 @@ def run_command(tiny_options):
     def run(words: list[str]) -> None:
         program, command, *rest = words
         lacking = TINY.get(command, ("--",))
+        if command == "calibrate" and any(
+            word.startswith("configs/") for word in rest
+        ):  # of another model than the tiny
+            lacking = ("--workers",)
         quick = [*QUICK.get(command, []), *(option for option in tiny_options if not option.startswith(lacking))]
         if command == "fit" and "--ckpt_path" in rest:  # a run's own config has all of it
             quick = ["--trainer.max_steps", "4"]
         if command == "test" and "--config" in rest:  # the config names another network than the quick run's
             quick = [*quick, *NETWORK]
+        if command == "review":
+            serve_and_leave(words)
+            return
         assert MAIN[program]([command, *rest, *quick]) == 0, shlex.join(words)
 
     return run
+
+
+def serve_and_leave(words: list[str]) -> None:
+    """Run a command that serves a page until Ctrl-C, which comes as soon as it has said where."""
+    command = [sys.executable, "-m", *words, "--port", "0"]
+    where = os.environ | {"BROWSER": "true", "PYTHONPATH": str(ROOT)}  # a browser that shows nothing
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=where) as process:
+        assert any("http://127.0.0.1:" in line for line in process.stdout), process.stderr.read()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
 
 
 def test_there_is_something_to_run():
