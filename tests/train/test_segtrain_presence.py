@@ -30,7 +30,7 @@ def store(world, tmp_path) -> MaskStore:
 
 def test_pixels_of_doubted_labels_are_ignored_and_images_without_any_label_left_out(store, caplog):
     with caplog.at_level(logging.WARNING):
-        kept = {sample.id: sample for sample in list_training(store, "store", None, None, 0.5)}
+        kept = {sample.id: sample for sample in list_training(store, "store", None, None, min_presence=0.5)}
     dropped = 0
     for record in store.records():
         doubted = {"disc"} if record["presence"].get("disc") == 0.1 else set()
@@ -49,14 +49,14 @@ def test_pixels_of_doubted_labels_are_ignored_and_images_without_any_label_left_
 def test_without_the_setting_everything_is_learnt(store):
     samples = list_training(store, "store", None, None)
     assert len(samples) == len(list(store.records()))
-    assert all(not sample.doubted for sample in samples)
+    assert all(not sample.wrong for sample in samples)
 
 
 def test_a_store_without_presence_and_a_limit_that_leaves_nothing_are_refused(world, store):
     with pytest.raises(StoreError, match="pseudolabel generate --overwrite"):
-        list_training(MaskStore.open(world.store), "store", None, None, 0.5)
+        list_training(MaskStore.open(world.store), "store", None, None, min_presence=0.5)
     with pytest.raises(StoreError, match="leaves no image"):
-        list_training(store, "store", None, None, 0.95)
+        list_training(store, "store", None, None, min_presence=0.95)
 
 
 def test_the_flag_reaches_the_training_set_and_has_its_range(world, store, tmp_path, capsys):

@@ -74,7 +74,7 @@ def test_both_stages_write_the_same_line_about_an_image(finished_demo):
     assert masks.header["written_by"].startswith("pseudolabel ")
     assert predictions.header["written_by"].startswith("segtrain ")
     first, second = next(masks.records()), next(predictions.records())
-    assert list(first) == list(second)
+    assert [key for key in first if key != "presence"] == list(second)  # which no network says
     for store in (masks, predictions):
         coverage = measure_coverage(store)
         shares = [np.bincount(store.read_mask(i).ravel(), minlength=256) / store.read_mask(i).size for i in store.ids()]
