@@ -285,11 +285,23 @@ def record_attention(
     if features is not None:
         last = features.blocks[-1]
         sinks.setdefault(f"{last}.{features.cross}", []).append(keep_features(last, features))
+    with _watching(model, sinks, stop):
+        yield recording
+
+
+@contextmanager
+def _watching(model: nn.Module, sinks: dict[str, list[Callable[[Call], None]]], stop: bool) -> Iterator[None]:
+    """Hand the calls of attention modules to what wants them, by module name; the end of a pass that is cut is none.
+
+    Raises:
+        ModelError: a module was not seen.
+
+    """
     watch = _Watch(sinks, stop)
     hooks = [hook for name in sinks for hook in _announce(model.get_submodule(name), name, watch)]
     try:
         with watch:
-            yield recording
+            yield
     except AllRead:
         return
     finally:
