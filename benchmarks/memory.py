@@ -33,7 +33,7 @@ CASES: tuple[Case, ...] = (
     ("12,000 x 7,456", "RGB", (7456, 12_000), 2),
     ("12,000 x 7,456, on its side", "turned", (7456, 12_000), 2),
     ("12,000 x 7,456, transparent", "RGBA", (7456, 12_000), 2),
-    ("89,478,485 x 1", "RGB", (1, 89_478_485), 2),
+    ("1,000,000 x 89", "RGB", (89, 1_000_000), 2),  # a row of more than a few million pixels Pillow does not take
 )
 AFTERWARDS = ("refine", "score", "report", "export coco", "export labelstudio")
 
@@ -127,8 +127,8 @@ def report(base: dict[str, tuple[int, float]], results: dict[str, dict[str, tupl
             "for `generate`, model and libraries), all processes together; images of noise, eight labels each, default "
             "settings but for the demo model's own and two CRF iterations (more take time, not memory). An image of "
             "more than `crf.max_megapixels` (2.1 million pixels) is worked on at that size, its labels are enlarged. "
-            "Each further worker process may add as much as its CRF takes: 2.7 GiB for noise, half of it for "
-            "photographs.",
+            "With more worker processes as many such images are refined at once as half of the free memory holds at "
+            "2.7 GiB each, which noise takes; photographs take half of it.",
             table(["image", "generate", "its seconds", *AFTERWARDS], rows),
             f"Allowed: {ALLOWED_GIB:g} GiB for `generate`; the most measured: {worst:.2f} GiB.",
             machine_line(machine()),
