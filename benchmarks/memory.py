@@ -109,7 +109,7 @@ def measure(case: Case, names: tuple[str, ...]) -> dict[str, tuple[int, float]]:
         return {each: peak_bytes(found[each]) for each in ("generate", *names)}
 
 
-def report(base: dict[str, tuple[int, float]], results: dict[str, dict[str, tuple[int, float]]]) -> str:
+def report(base: dict[str, tuple[int, float]], results: dict[str, dict[str, tuple[int, float]]], only: str = "") -> str:
     """Return the page."""
 
     def beyond(each: dict[str, tuple[int, float]], name: str) -> str:
@@ -132,7 +132,7 @@ def report(base: dict[str, tuple[int, float]], results: dict[str, dict[str, tupl
             table(["image", "generate", "its seconds", *AFTERWARDS], rows),
             f"Allowed: {ALLOWED_GIB:g} GiB for `generate`; the most measured: {worst:.2f} GiB.",
             machine_line(machine()),
-            "Made by `python -m benchmarks.memory`.",
+            "Made by `python -m benchmarks.memory" + (f" --only {only!r}`." if only else "`."),
         ]
     )
 
@@ -150,7 +150,7 @@ def main() -> None:
             results[case[0]] = measure(case, AFTERWARDS if case[0] in {"12,000 x 7,456", "500 x 375"} else ())
             taken = {name: f"{peak / GIB:.2f} GiB" for name, (peak, _) in results[case[0]].items()}
             print(case[0], taken, flush=True)
-    write_text(options.output, report(base, results))
+    write_text(options.output, report(base, results, options.only))
     if any(each["generate"][0] - base["generate"][0] > ALLOWED_GIB * GIB for each in results.values()):
         raise SystemExit(1)
 
