@@ -9,5 +9,8 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
-settings.register_profile("untimed", deadline=None)  # how long one takes is the machine's affair, not the code's
-settings.load_profile("untimed")
+# How long an example takes is the machine's affair, not the code's. The same examples at every run, so that what fails
+# here fails there; `--hypothesis-profile=explore` draws others.
+settings.register_profile("explore", deadline=None)
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
