@@ -18,7 +18,7 @@ from torch import nn
 from benchmarks.common import HERE, load_config, machine, table, write_text
 from data.config import DataConfig
 from pseudolabel.config import GenerateConfig
-from pseudolabel.softmaps.diffusion.families import cut_denoiser, list_layers
+from pseudolabel.softmaps.diffusion.families import cut_denoiser, family_in_memory, list_layers
 from pseudolabel.softmaps.diffusion.parts import Parts
 from pseudolabel.softmaps.layers import resolve_layers
 
@@ -156,7 +156,8 @@ def cut(backbone: Backbone) -> tuple[int, int]:
     """Return a denoiser's parameters, whole and as far as its configuration reads."""
     config = settings_of(backbone)
     with torch.device("meta"):
-        parts = Parts(denoiser=build_denoiser(backbone))
+        denoiser = build_denoiser(backbone)
+        parts = Parts(denoiser=denoiser, family=family_in_memory(denoiser))
     whole = parameters(parts.denoiser)
     names = (config.attention.cross_layers, config.attention.self_layers)
     if backbone.shape is _SDXL:

@@ -51,7 +51,7 @@ from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.affinity import SelfAttention
 from pseudolabel.softmaps.config import ModelConfig
 from pseudolabel.softmaps.diffusion import pixart, sd3
-from pseudolabel.softmaps.diffusion.families import run_denoiser
+from pseudolabel.softmaps.diffusion.families import family_in_memory, run_denoiser
 from pseudolabel.softmaps.diffusion.flux import PACKED, T5_TOKENS_SCHNELL
 from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
@@ -106,7 +106,7 @@ def build_models(name: str, method: str, device: torch.device, dtype: torch.dtyp
     if name in TRANSFORMERS:
         backbone, changes, _ = TRANSFORMERS[name]
         denoiser = _random(lambda: build_denoiser(BACKBONES[backbone], **changes), device, dtype)
-        return Parts(denoiser=denoiser, device=device)
+        return Parts(denoiser=denoiser, device=device, family=family_in_memory(denoiser))
     return Parts(denoiser=_random(lambda: _build_unet(name), device, dtype), device=device)
 
 

@@ -21,7 +21,7 @@ from pseudolabel.config import GenerateConfig, mask_config
 from pseudolabel.explain import Explanation, Readings, assemble, given_prompts, given_text
 from pseudolabel.masks.labelmap import decided, image_marginals
 from pseudolabel.masks.working import shrunk_to, working_size
-from pseudolabel.softmaps.diffusion.families import cut_denoiser, list_layers
+from pseudolabel.softmaps.diffusion.families import cut_denoiser, family_in_memory, list_layers
 from pseudolabel.softmaps.diffusion.load import load_model
 from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
 from pseudolabel.softmaps.diffusion.placing import place
@@ -108,7 +108,8 @@ class Pipeline:
 
         """
         device = next(unet.parameters()).device
-        return cls(Parts(denoiser=unet, device=device, **parts), config, classes, cut=False)
+        loaded = Parts(denoiser=unet, device=device, family=family_in_memory(unet), **parts)
+        return cls(loaded, config, classes, cut=False)
 
     @torch.inference_mode()
     def soft_maps(

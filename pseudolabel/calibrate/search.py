@@ -48,7 +48,7 @@ from pseudolabel.calibrate.pictures import Picture, load_picture
 from pseudolabel.calibrate.recordings import Sentences, record
 from pseudolabel.config import GenerateConfig
 from pseudolabel.pipeline import Pipeline
-from pseudolabel.softmaps.diffusion.families import list_layers
+from pseudolabel.softmaps.diffusion.families import is_flow, list_layers
 from pseudolabel.softmaps.diffusion.load import load_model
 from pseudolabel.softmaps.diffusion.parts import Parts
 from pseudolabel.softmaps.layers import Layer, per_head
@@ -332,7 +332,7 @@ def run_search(
 
 def usual_timesteps(parts: Parts) -> tuple[int, ...]:
     """Return the timesteps that are tried: at those of a flow about as much of the image is left as at DDPM's."""
-    return FLOW_TIMESTEPS if parts.is_flow else TIMESTEPS
+    return FLOW_TIMESTEPS if is_flow(parts) else TIMESTEPS
 
 
 def set_threshold(search: Search, threshold: float) -> None:

@@ -22,7 +22,7 @@ from pseudolabel.personalize.config import LookConfig
 from pseudolabel.softmaps.attention import Recording, record_attention
 from pseudolabel.softmaps.diffusion.encode import add_noise
 from pseudolabel.softmaps.diffusion.parts import Parts
-from pseudolabel.softmaps.diffusion.unet import encode_text, run_unet
+from pseudolabel.softmaps.diffusion.unet import encode_text, run
 from pseudolabel.softmaps.grids import min_max, resize_maps
 from pseudolabel.softmaps.layers import Layer
 from pseudolabel.softmaps.passes import stack_texts
@@ -70,7 +70,7 @@ def read_maps(
     noised = add_noise(latents, noise, float(parts.alphas_cumprod[timestep]))
     image_hw = (latents.shape[-2] * parts.vae_factor, latents.shape[-1] * parts.vae_factor)
     with record_attention(parts.denoiser, layers, (), weights, through_keys=True) as recording:
-        run_unet(parts, noised, [timestep] * len(latents), stack_texts([text] * len(latents)), image_hw)
+        run(parts, noised, [timestep] * len(latents), stack_texts([text] * len(latents)), image_hw)
     return layer_mean(recording, layers, (latents.shape[-2], latents.shape[-1]))
 
 

@@ -30,10 +30,11 @@ from pseudolabel.personalize.lora import start_lora, write_lora
 from pseudolabel.personalize.photographs import LEAST, cut_views, encode_views, read_photographs
 from pseudolabel.personalize.steps import optimise, restore, save_state, schedule
 from pseudolabel.softmaps.diffusion.draw import draw, painter_of
+from pseudolabel.softmaps.diffusion.families import native_px
 from pseudolabel.softmaps.diffusion.fetch import find_model, read_family
 from pseudolabel.softmaps.diffusion.load import load_parts, prediction_type
 from pseudolabel.softmaps.diffusion.parts import Parts, pick_device
-from pseudolabel.softmaps.diffusion.unet import encode_text, list_layers, run_unet
+from pseudolabel.softmaps.diffusion.unet import encode_text, list_layers, run
 from pseudolabel.softmaps.layers import resolve_layers
 from pseudolabel.softmaps.passes import stack_texts
 from pseudolabel.softmaps.prompt import expand_placeholders
@@ -159,7 +160,7 @@ def learn(config: PersonalizeConfig) -> Learned:
     parts = load_parts(config.model, pick_device(config.device, "device"), torch.float32)
     progress = Progress(settings_digest(config, [*images, *others], parts.fingerprint), checkpoint_path(config.output))
     config.output.parent.mkdir(parents=True, exist_ok=True)
-    views = encode_views(parts, cut_views(images, VIEWS, parts.native_px, config.seed, LEAST_SIDE))
+    views = encode_views(parts, cut_views(images, VIEWS, native_px(parts), config.seed, LEAST_SIDE))
     looking = prepare_looking(config, parts, views, others) if config.look.weight else None
     trainee = start(config, parts)
     check_window(config, parts)
@@ -239,7 +240,7 @@ def prepare_looking(
     word, count, look = config.init_word, config.look.drawn, config.look
     layers = resolve_layers(list_layers(parts.denoiser), look.cross_layers, "look.cross_layers")
     if others:
-        pictures = cut_views(others, max(count, len(others)), parts.native_px, config.seed + 1, LEAST_SIDE)
+        pictures = cut_views(others, max(count, len(others)), native_px(parts), config.seed + 1, LEAST_SIDE)
     else:
         painter = painter_of(parts, config.model)
         seeds = range(config.seed * count, (config.seed + 1) * count)
@@ -320,7 +321,7 @@ def step_loss(
     noised = kept.sqrt() * latents + (1 - kept).sqrt() * noise
     image_hw = (latents.shape[-2] * parts.vae_factor, latents.shape[-1] * parts.vae_factor)
     text = stack_texts([encode_text(parts, sentence) for sentence in sentences])
-    predicted = run_unet(parts, noised, timesteps.tolist(), text, image_hw)
+    predicted = run(parts, noised, timesteps.tolist(), text, image_hw)
     target = kept.sqrt() * noise - (1 - kept).sqrt() * latents if velocity else noise
     loss = (predicted.float() - target).square().mean()
     if looking is not None:

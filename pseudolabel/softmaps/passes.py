@@ -22,7 +22,7 @@ from data.store.softmaps import Frame
 from pseudolabel.config import RunConfig
 from pseudolabel.softmaps.config import DiffusionConfig, PromptConfig, ResizeConfig
 from pseudolabel.softmaps.diffusion.encode import draw_noise, encode_image, noised_latent, seeded_generator
-from pseudolabel.softmaps.diffusion.families import encode_text
+from pseudolabel.softmaps.diffusion.families import cell_px, encode_text, largest_px, native_px
 from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
 from pseudolabel.softmaps.diffusion.placing import encoders_at_hand
 from pseudolabel.softmaps.frame import frame_image, long_side, resize_and_pad
@@ -112,14 +112,14 @@ class Reader:
             ConfigError: larger than the model can read.
 
         """
-        cell_px = self.parts.cell_px
-        side_px = self.resize.long_side_px or long_side(image_hw, self.parts.native_px, cell_px)
+        cell = cell_px(self.parts)
+        side_px = self.resize.long_side_px or long_side(image_hw, native_px(self.parts), cell)
         if scale != 1.0:
-            side_px = max(1, round(side_px * scale / cell_px)) * cell_px
-        frame, largest_px = frame_image(image_hw, cell_px, side_px), self.parts.largest_px
-        if largest_px is not None and max(frame.padded_hw) > largest_px:
+            side_px = max(1, round(side_px * scale / cell)) * cell
+        frame, largest = frame_image(image_hw, cell, side_px), largest_px(self.parts)
+        if largest is not None and max(frame.padded_hw) > largest:
             raise ConfigError(
-                f"An image would be {max(frame.padded_hw)} px long, but this model has places for {largest_px} px at "
+                f"An image would be {max(frame.padded_hw)} px long, but this model has places for {largest} px at "
                 "most; use a smaller --resize.long_side_px or smaller --diffusion.scales"
             )
         return frame

@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 
 from data.errors import ConfigError, ModelError
 from pseudolabel.softmaps.config import ModelConfig
+from pseudolabel.softmaps.diffusion.families import cell_px, native_px
 from pseudolabel.softmaps.diffusion.fetch import find_model, read_settings
 from pseudolabel.softmaps.diffusion.parts import Parts
 from pseudolabel.softmaps.prompt import expand_placeholders
@@ -77,8 +78,8 @@ def check_drawing(
         raise ConfigError(f"--steps is {steps}: it must be from 1 to {len(parts.alphas_cumprod)}; change --steps")
     if not 0 <= guidance <= 100:
         raise ConfigError(f"--guidance is {guidance}: it must be from 0 to 100, 1 being none; change --guidance")
-    height, width = (size, size) if isinstance(size, int) else size or (parts.native_px, parts.native_px)
-    cell = parts.cell_px
+    height, width = (size, size) if isinstance(size, int) else size or (native_px(parts), native_px(parts))
+    cell = cell_px(parts)
     if min(height, width) < cell or height % cell or width % cell:
         raise ConfigError(
             f"--size is {height} x {width}: both must be multiples of {cell} px with this model, such as "

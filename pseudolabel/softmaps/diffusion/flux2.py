@@ -13,25 +13,51 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from data.errors import ModelError
-from pseudolabel.softmaps.diffusion.blocks import token_batch
-from pseudolabel.softmaps.diffusion.flux import GUIDANCE, PACKED, image_places, pack
-from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
+from pseudolabel.softmaps.diffusion.blocks import cut_blocks, list_blocks, token_batch
+from pseudolabel.softmaps.diffusion.flux import GUIDANCE, image_places, pack
+from pseudolabel.softmaps.diffusion.flux import PACKED as PACKED
+from pseudolabel.softmaps.diffusion.parts import QWEN, Parts, TextEmbedding
+from pseudolabel.softmaps.layers import Layer
 from pseudolabel.softmaps.tokens import TextWindow, chat_text
+
+DENOISER = "Flux2Transformer2DModel"
+FLOW = True
 
 TOKENS = 512
 HIDDEN_LAYERS = (9, 18, 27)  # of Qwen3, as diffusers' pipeline reads
 
 
-def text_windows(tokenizers: Sequence[Any]) -> tuple[TextWindow, ...]:
+def denoiser_class() -> Any:
+    """Return the class of diffusers."""
+    from diffusers import Flux2Transformer2DModel
+
+    return Flux2Transformer2DModel
+
+
+def encoder_classes(t5: bool) -> dict[str, tuple[str, ...]]:
+    """Return the text encoders' folders, and the classes each may be of."""
+    return {"text_encoder": (QWEN,)}
+
+
+def cell(denoiser: Any) -> int:
+    """Return how many latent pixels a side must be a multiple of."""
+    return PACKED
+
+
+def list_layers(denoiser: Any) -> tuple[Layer, ...]:
+    """Return every block, then every single block, in the order in which they run."""
+    return list_blocks(denoiser, PACKED, "attn", "attn", "first")
+
+
+def text_windows(
+    tokenizers: Sequence[Any], encoders: Sequence[Any], denoiser: Any, pipeline: str
+) -> tuple[TextWindow, ...]:
     """Return where a word's tokens are: among Qwen3's, behind the opening of a user's turn."""
     return (TextWindow(tokenizers[0], TOKENS),)
 
 
 def encode_text(parts: Parts, text: str) -> TextEmbedding:
     """Return the embedding of one sentence's tokens; filler is masked within Qwen3 and not in the transformer."""
-    if not parts.text_encoders:
-        raise ModelError("This model has no text encoder; give prompt_embeds= and spans=")
     [tokenizer], [encoder] = parts.tokenizers, parts.text_encoders
     ids, mask = token_batch(tokenizer, chat_text(text, tokenizer), parts.window, parts.device)
     output = encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
@@ -53,6 +79,7 @@ def run(
     noised: Float[Tensor, "batch channels height width"],
     timesteps: Sequence[int],
     text: TextEmbedding,
+    image_px_hw: tuple[int, int],
 ) -> Tensor:
     """Run one conditional pass at flow times of timesteps / 1000 and return the model's output, a row a token."""
     device, dtype = parts.device, parts.dtype
@@ -68,3 +95,8 @@ def run(
         return_dict=False,
     )[0]
     return output
+
+
+def cut(denoiser: Any, layers: Sequence[Layer]) -> None:
+    """Free, in place, the blocks after the last of these layers."""
+    cut_blocks(denoiser, layers)

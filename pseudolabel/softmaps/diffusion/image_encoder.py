@@ -13,12 +13,11 @@ import torch
 from data.errors import ModelError
 from pseudolabel.softmaps.config import ModelConfig
 from pseudolabel.softmaps.diffusion.fetch import add_samples, fetch, loading, read_settings
-from pseudolabel.softmaps.diffusion.parts import Family
 
 KINDS = ("AutoencoderTiny", "AutoencoderKL")
 
 
-def load_vae(config: ModelConfig, folder: Path, family: Family, dtype: torch.dtype) -> Any:
+def load_vae(config: ModelConfig, folder: Path, family: str, dtype: torch.dtype) -> Any:
     """Load the image encoder, from the model's folder or from where `--model.vae` says.
 
     The decoder, with which U-Nets alone draw here, is freed.

@@ -11,15 +11,11 @@ from data.errors import ModelError
 from data.files import file_sha256
 from pseudolabel.config import ADAPTERS, RunConfig
 from pseudolabel.softmaps.config import ModelConfig
-from pseudolabel.softmaps.diffusion import flux, flux2, pixart, sd3
+from pseudolabel.softmaps.diffusion import unet
 from pseudolabel.softmaps.diffusion.adapters import adapters_digest, apply_adapters
+from pseudolabel.softmaps.diffusion.families import FILES, FamilyFile
 from pseudolabel.softmaps.diffusion.fetch import (
-    CLIP,
-    PROJECTED,
-    QWEN,
-    T5,
     class_of,
-    encoder_classes,
     files_digest,
     find_model,
     loading,
@@ -31,15 +27,16 @@ from pseudolabel.softmaps.diffusion.fetch import (
 )
 from pseudolabel.softmaps.diffusion.image_encoder import load_vae, vae_digest
 from pseudolabel.softmaps.diffusion.parts import (
-    FLOWS,
-    Family,
+    CLIP,
+    PROJECTED,
+    QWEN,
+    T5,
     Parts,
     pick_device,
     pick_dtype,
     scaled_linear_schedule,
 )
 from pseudolabel.softmaps.diffusion.placing import place
-from pseudolabel.softmaps.tokens import TextWindow
 
 CARD = "training.json"  # what our own trainings write beside a model
 
@@ -71,6 +68,7 @@ def load_parts(config: ModelConfig, device: torch.device, dtype: torch.dtype, pl
     """
     folder = find_model(config)
     index, family = read_index(folder)
+    file = FILES[family]
     changed = [name for name in ADAPTERS if getattr(config, name)]
     if family != "unet" and changed:
         raise ModelError(
@@ -80,78 +78,45 @@ def load_parts(config: ModelConfig, device: torch.device, dtype: torch.dtype, pl
     verify_weights(folder)
     variant = config.variant
     vae = load_vae(config, folder, family, dtype)
-    denoiser = _load_denoiser(folder, family, variant, dtype, vae)
-    tokenizers, encoders = _load_text(folder, index, encoder_classes(family, config.t5), variant, dtype)
+    denoiser = _load_denoiser(folder, file, variant, dtype, vae)
+    tokenizers, encoders = _load_text(folder, index, file.encoder_classes(config.t5), variant, dtype)
     if family == "unet":
         apply_adapters(config, denoiser, tokenizers, encoders)
     for part in (denoiser, vae, *encoders):
         part.eval().requires_grad_(False)
-    alphas = scaled_linear_schedule() if family in FLOWS else _load_schedule(folder)
+    alphas = scaled_linear_schedule() if file.FLOW else _load_schedule(folder)
     weights = tuple(part for part in weight_parts(family, config.t5) if part != "vae" or config.vae is None)
     fingerprint = vae_digest(config, adapters_digest(config, files_digest(folder, variant, weights)))
-    windows = _windows(family, str(index.get("_class_name")), denoiser, tokenizers, encoders)
-    parts = Parts(denoiser, vae, tokenizers, encoders, alphas, config.id, fingerprint, device, windows)
+    windows = file.text_windows(tokenizers, encoders, denoiser, str(index.get("_class_name")))
+    parts = Parts(denoiser, vae, tokenizers, encoders, alphas, config.id, fingerprint, device, windows, family)
     return place(parts, config) if placed else parts
 
 
-def _windows(
-    family: Family, pipeline: str, denoiser: Any, tokenizers: tuple[Any, ...], encoders: tuple[Any, ...]
-) -> tuple[TextWindow, ...]:
-    """Return which of a sentence's tokens the denoiser sees."""
-    match family:
-        case "unet":
-            return ()
-        case "sd3":
-            return sd3.text_windows(tokenizers, encoders)
-        case "flux":
-            return flux.text_windows(tokenizers, denoiser)
-        case "pixart":
-            return pixart.text_windows(tokenizers, pipeline)
-        case "flux2":
-            return flux2.text_windows(tokenizers)
-
-
-def _load_denoiser(folder: Path, family: Family, variant: str | None, dtype: torch.dtype, vae: Any) -> Any:
-    """Load the denoiser.
+def _load_denoiser(folder: Path, file: FamilyFile, variant: str | None, dtype: torch.dtype, vae: Any) -> Any:
+    """Load the denoiser; with accelerate a transformer's weights go straight into place, not over a random copy.
 
     Raises:
         ModelError: missing or unreadable, or it reads more than a latent.
 
     """
-    match family:
-        case "unet":
-            from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.utils.import_utils import is_accelerate_available
 
-            kind = {"torch_dtype": dtype, "low_cpu_mem_usage": False}
-            denoiser = _load_part(UNet2DConditionModel, folder, "unet", variant, **kind)
-            if getattr(vae.config, "force_upcast", False) and denoiser.config.addition_embed_type == "text_time":
-                vae.to(torch.float32)  # SDXL's image encoder overflows in half precision.
-        case "sd3" | "flux" | "pixart" | "flux2":
-            denoiser = _load_transformer(folder, family, variant, dtype)
-    read = denoiser.config.in_channels // (flux.PACKED**2 if family in ("flux", "flux2") else 1)
+    part = "unet" if file is unet else "transformer"
+    with loading(folder / part):  # some classes need a newer diffusers than the rest
+        kind = file.denoiser_class()
+    sparing = file is not unet and is_accelerate_available()
+    denoiser = _load_part(kind, folder, part, variant, torch_dtype=dtype, low_cpu_mem_usage=sparing)
+    is_sdxl = getattr(denoiser.config, "addition_embed_type", None) == "text_time"
+    if is_sdxl and getattr(vae.config, "force_upcast", False):
+        vae.to(torch.float32)  # SDXL's image encoder overflows in half precision.
+    read = denoiser.config.in_channels // file.PACKED**2
     if read != vae.config.latent_channels:
         raise ModelError(
-            f"The {'U-Net' if family == 'unet' else 'transformer'} of {folder} reads {read} channels but a latent has "
+            f"The {'U-Net' if file is unet else part} of {folder} reads {read} channels but a latent has "
             f"{vae.config.latent_channels} (inpainting and upscaling models do that); "
             "name a text-to-image model in --model.id"
         )
     return denoiser
-
-
-def _load_transformer(folder: Path, family: Family, variant: str | None, dtype: torch.dtype) -> Any:
-    """Load a transformer; with accelerate at hand its weights go straight into place, not over a random copy."""
-    from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
-    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
-    from diffusers.utils.import_utils import is_accelerate_available
-
-    classes = {"sd3": SD3Transformer2DModel, "flux": FluxTransformer2DModel, "pixart": PixArtTransformer2DModel}
-    if family == "flux2":
-        with loading(folder / "transformer"):  # a newer diffusers than the rest needs
-            from diffusers import Flux2Transformer2DModel
-        classes["flux2"] = Flux2Transformer2DModel
-    sparing = is_accelerate_available()
-    return _load_part(classes[family], folder, "transformer", variant, torch_dtype=dtype, low_cpu_mem_usage=sparing)
 
 
 def verify_weights(folder: Path) -> None:

@@ -2,40 +2,19 @@
 
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.console import count
-from data.errors import ConfigError, ModelError
+from data.errors import ConfigError
 from pseudolabel.config import Dtype
 from pseudolabel.softmaps.tokens import TextWindow
 
-Family = Literal["unet", "sd3", "flux", "pixart", "flux2"]
-FLOWS = ("sd3", "flux", "flux2")
-
-
-def family_of(class_name: str) -> Family | None:
-    """Return which kind of denoiser a class of diffusers is; None where its attention cannot be read here.
-
-    >>> family_of("SD3Transformer2DModel")
-    'sd3'
-    """
-    match class_name:
-        case "UNet2DConditionModel":
-            return "unet"
-        case "SD3Transformer2DModel":
-            return "sd3"
-        case "FluxTransformer2DModel":
-            return "flux"
-        case "PixArtTransformer2DModel":
-            return "pixart"
-        case "Flux2Transformer2DModel":
-            return "flux2"
-        case _:
-            return None
+# Classes of text encoders in transformers.
+CLIP, PROJECTED, T5, QWEN = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "Qwen3ForCausalLM"
 
 
 @dataclass
@@ -69,6 +48,7 @@ class Parts:
         device: where the parts are.
         windows: of the sentence's tokens that the denoiser sees, by encoder; without any those of U-Nets, whose
             encoders stand side by side.
+        family: the file of this folder that reads the denoiser (`families.FILES`).
         encoders_leave: the text encoders are on the device only while sentences are embedded (`placing`).
         offloaded: one block of the denoiser at a time is on the device.
 
@@ -83,6 +63,7 @@ class Parts:
     fingerprint: str = ""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     windows: tuple[TextWindow, ...] = ()
+    family: str = "unet"
     encoders_leave: bool = False
     offloaded: bool = False
 
@@ -94,25 +75,6 @@ class Parts:
             self.windows = (TextWindow(self.tokenizers[0], size),)
 
     @property
-    def family(self) -> Family:
-        """Which kind of denoiser this is.
-
-        Raises:
-            ModelError: one that cannot be read.
-
-        """
-        families = (family_of(each.__name__) for each in type(self.denoiser).__mro__)
-        found = next((family for family in families if family is not None), None)
-        if found is None:
-            raise ModelError(f"The attention of a {type(self.denoiser).__name__} cannot be read; change --model.id")
-        return found
-
-    @property
-    def is_flow(self) -> bool:
-        """Whether noise is mixed in on a straight line (flow matching), not as in DDPM."""
-        return self.family in FLOWS
-
-    @property
     def dtype(self) -> torch.dtype:
         """Number format of the denoiser's weights."""
         return next(self.denoiser.parameters()).dtype
@@ -121,31 +83,6 @@ class Parts:
     def vae_factor(self) -> int:
         """Side of the image divided by the side of the latent; 8 where there is no image encoder."""
         return 8 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    @property
-    def cell_px(self) -> int:
-        """Pixels an image's sides must be multiples of: a token, or what leaves every level of a U-Net whole cells."""
-        match self.family:
-            case "unet":
-                return int(self.vae_factor * 2 ** (len(self.denoiser.config.block_out_channels) - 1))
-            case "sd3" | "pixart":
-                return int(self.vae_factor * self.denoiser.config.patch_size)
-            case "flux" | "flux2":
-                return self.vae_factor * 2  # latents are packed two by two before the transformer sees them
-
-    @property
-    def native_px(self) -> int:
-        """Side of the images the model was trained on."""
-        sample_size = getattr(self.denoiser.config, "sample_size", None)  # Flux has none and knows latents of 128
-        side = max(sample_size) if isinstance(sample_size, (tuple, list)) else sample_size
-        return int((side or (64 if self.family == "unet" else 128)) * self.vae_factor)
-
-    @property
-    def largest_px(self) -> int | None:
-        """Longest side that the model has positions for (SD3); None where there is no end."""
-        if self.family != "sd3":
-            return None
-        return int(self.denoiser.config.pos_embed_max_size * self.cell_px)
 
     @property
     def window(self) -> int:
@@ -204,7 +141,7 @@ def pick_device(name: str, flag: str = "run.device") -> torch.device:
     return device
 
 
-def pick_dtype(name: Dtype, device: torch.device, family: Family = "unet") -> torch.dtype:
+def pick_dtype(name: Dtype, device: torch.device, family: str = "unet") -> torch.dtype:
     """Return the networks' number format.
 
     auto is float32 on a CPU; on a GPU float16 for U-Nets and bfloat16 for transformers, which were trained in it: T5

@@ -10,36 +10,50 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.errors import ModelError
-from pseudolabel.softmaps.diffusion.blocks import list_blocks, token_batch
-from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
+from pseudolabel.softmaps.diffusion.blocks import cut_blocks, list_blocks, token_batch
+from pseudolabel.softmaps.diffusion.parts import T5, Parts, TextEmbedding
 from pseudolabel.softmaps.layers import Layer
 from pseudolabel.softmaps.tokens import TextWindow
+
+DENOISER = "PixArtTransformer2DModel"
+FLOW = False
+PACKED = 1
 
 T5_TOKENS = 120  # PixArt-alpha
 T5_TOKENS_SIGMA = 300
 
 
-def list_layers(transformer: Any) -> tuple[Layer, ...]:
+def denoiser_class() -> Any:
+    """Return the class of diffusers."""
+    from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
+
+    return PixArtTransformer2DModel
+
+
+def encoder_classes(t5: bool) -> dict[str, tuple[str, ...]]:
+    """Return the text encoders' folders, and the classes each may be of."""
+    return {"text_encoder": (T5,)}
+
+
+def cell(denoiser: Any) -> int:
+    """Return how many latent pixels a side must be a multiple of."""
+    return int(denoiser.config.patch_size)
+
+
+def list_layers(denoiser: Any) -> tuple[Layer, ...]:
     """Return every block, in the order in which they run."""
-    return list_blocks(transformer, int(transformer.config.patch_size), "attn2", "attn1", "all")
+    return list_blocks(denoiser, int(denoiser.config.patch_size), "attn2", "attn1", "all")
 
 
-def text_windows(tokenizers: Sequence[Any], pipeline: str) -> tuple[TextWindow, ...]:
-    """Return where a word's tokens are: among T5's.
-
-    Args:
-        tokenizers: T5's.
-        pipeline: class of the pipeline, by which alone alpha and Sigma can be told apart.
-
-    """
+def text_windows(
+    tokenizers: Sequence[Any], encoders: Sequence[Any], denoiser: Any, pipeline: str
+) -> tuple[TextWindow, ...]:
+    """Return where a word's tokens are: among T5's; the pipeline's class alone tells alpha and Sigma apart."""
     return (TextWindow(tokenizers[0], T5_TOKENS_SIGMA if "Sigma" in pipeline else T5_TOKENS),)
 
 
 def encode_text(parts: Parts, text: str) -> TextEmbedding:
     """Return the embedding of one sentence's tokens, and which of them are no filler."""
-    if not parts.text_encoders:
-        raise ModelError("This model has no text encoder; give prompt_embeds= and spans=")
     ids, mask = token_batch(parts.tokenizers[0], text, parts.window, parts.device)
     return TextEmbedding(parts.text_encoders[0](ids, attention_mask=mask)[0], None, mask)
 
@@ -66,3 +80,8 @@ def run(
         return_dict=False,
     )[0]
     return output
+
+
+def cut(denoiser: Any, layers: Sequence[Layer]) -> None:
+    """Free, in place, the blocks after the last of these layers."""
+    cut_blocks(denoiser, layers)

@@ -14,20 +14,44 @@ from torch import Tensor
 from torch.nn import functional
 
 from data.errors import ModelError
-from pseudolabel.softmaps.diffusion.blocks import encode_clip, list_blocks, token_batch
-from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding, window_size
+from pseudolabel.softmaps.diffusion.blocks import cut_blocks, encode_clip, list_blocks, token_batch
+from pseudolabel.softmaps.diffusion.parts import PROJECTED, T5, Parts, TextEmbedding, window_size
 from pseudolabel.softmaps.layers import Layer
 from pseudolabel.softmaps.tokens import TextWindow
+
+DENOISER = "SD3Transformer2DModel"
+FLOW = True
+PACKED = 1
 
 T5_TOKENS = 256  # as diffusers' pipeline reads by default
 
 
-def list_layers(transformer: Any) -> tuple[Layer, ...]:
+def denoiser_class() -> Any:
+    """Return the class of diffusers."""
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+
+    return SD3Transformer2DModel
+
+
+def encoder_classes(t5: bool) -> dict[str, tuple[str, ...]]:
+    """Return the text encoders' folders, and the classes each may be of."""
+    third = {"text_encoder_3": (T5,)} if t5 else {}
+    return {"text_encoder": (PROJECTED,), "text_encoder_2": (PROJECTED,), **third}
+
+
+def cell(denoiser: Any) -> int:
+    """Return how many latent pixels a side must be a multiple of."""
+    return int(denoiser.config.patch_size)
+
+
+def list_layers(denoiser: Any) -> tuple[Layer, ...]:
     """Return every block, in the order in which they run."""
-    return list_blocks(transformer, int(transformer.config.patch_size), "attn", "attn", "last")
+    return list_blocks(denoiser, int(denoiser.config.patch_size), "attn", "attn", "last")
 
 
-def text_windows(tokenizers: Sequence[Any], encoders: Sequence[Any]) -> tuple[TextWindow, ...]:
+def text_windows(
+    tokenizers: Sequence[Any], encoders: Sequence[Any], denoiser: Any, pipeline: str
+) -> tuple[TextWindow, ...]:
     """Return where a word's tokens are: among CLIP's, and again among T5's where it is read."""
     size = min(window_size(tokenizer, encoder) for tokenizer, encoder in zip(tokenizers[:2], encoders[:2], strict=True))
     clip = TextWindow(tokenizers[0], size)
@@ -36,8 +60,6 @@ def text_windows(tokenizers: Sequence[Any], encoders: Sequence[Any]) -> tuple[Te
 
 def encode_text(parts: Parts, text: str) -> TextEmbedding:
     """Return the embedding of one sentence by CLIP's two encoders and, where it was loaded, T5."""
-    if not parts.text_encoders:
-        raise ModelError("This model has no text encoder; give prompt_embeds= and spans=")
     width = int(parts.denoiser.config.joint_attention_dim)
     found = [
         encode_clip(encoder, token_batch(tokenizer, text, parts.window, parts.device)[0])
@@ -58,6 +80,7 @@ def run(
     noised: Float[Tensor, "batch channels height width"],
     timesteps: Sequence[int],
     text: TextEmbedding,
+    image_px_hw: tuple[int, int],
 ) -> Tensor:
     """Run one conditional pass at flow times of timesteps / 1000 and return the model's output."""
     if text.pooled is None:
@@ -70,3 +93,8 @@ def run(
         return_dict=False,
     )[0]
     return output
+
+
+def cut(denoiser: Any, layers: Sequence[Layer]) -> None:
+    """Free, in place, the blocks after the last of these layers."""
+    cut_blocks(denoiser, layers)

@@ -11,7 +11,8 @@ import torch
 
 from pseudolabel.config import GenerateConfig
 from pseudolabel.softmaps.diffusion.blocks import BLOCKS, list_blocks
-from pseudolabel.softmaps.diffusion.fetch import encoder_classes, loading, read_index
+from pseudolabel.softmaps.diffusion.families import FILES
+from pseudolabel.softmaps.diffusion.fetch import loading, read_index
 from pseudolabel.softmaps.diffusion.image_encoder import find_vae
 from pseudolabel.softmaps.layers import resolve_layers
 
@@ -67,7 +68,7 @@ def weight_bytes(config: GenerateConfig, folder: Path, dtype: torch.dtype) -> We
     vae_folder = folder / "vae" if config.model.vae is None else find_vae(config.model)
     decoder = () if family == "unet" else ("decoder.", "post_quant_conv.")
     image = sum(n for name, n in tensor_counts(vae_folder, variant) if not name.startswith(decoder or "\0"))
-    encoders = encoder_classes(family, config.model.t5)
+    encoders = FILES[family].encoder_classes(config.model.t5)
     text = sum(n for part in encoders if (folder / part).is_dir() for _, n in tensor_counts(folder / part, variant))
     if family == "unet":
         whole = sum(own.values())

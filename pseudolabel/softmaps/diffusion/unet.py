@@ -9,11 +9,33 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from data.errors import ModelError
-from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
+from pseudolabel.softmaps.diffusion.parts import CLIP, PROJECTED, Parts, TextEmbedding
 from pseudolabel.softmaps.layers import Layer
+from pseudolabel.softmaps.tokens import TextWindow
+
+DENOISER = "UNet2DConditionModel"
+FLOW = False
+PACKED = 1
 
 
-def list_layers(unet: Any) -> tuple[Layer, ...]:
+def denoiser_class() -> Any:
+    """Return the class of diffusers."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    return UNet2DConditionModel
+
+
+def encoder_classes(t5: bool) -> dict[str, tuple[str, ...]]:
+    """Return the text encoders' folders, and the classes each may be of."""
+    return {"text_encoder": (CLIP, PROJECTED), "text_encoder_2": (CLIP, PROJECTED)}
+
+
+def cell(denoiser: Any) -> int:
+    """Return how many latent pixels a side must be a multiple of."""
+    return int(2 ** (len(denoiser.config.block_out_channels) - 1))  # whole cells at every level
+
+
+def list_layers(denoiser: Any) -> tuple[Layer, ...]:
     """Return every layer with cross-attention, in the order in which the U-Net runs them.
 
     Raises:
@@ -22,12 +44,12 @@ def list_layers(unet: Any) -> tuple[Layer, ...]:
     """
     layers: list[Layer] = []
     factor = 1
-    for index, block in enumerate(unet.down_blocks):
+    for index, block in enumerate(denoiser.down_blocks):
         layers += _layers_of(block, f"down_blocks.{index}", "down", factor)
         factor *= 2 if getattr(block, "downsamplers", None) else 1
-    if unet.mid_block is not None:
-        layers += _layers_of(unet.mid_block, "mid_block", "mid", factor)
-    for index, block in enumerate(unet.up_blocks):
+    if denoiser.mid_block is not None:
+        layers += _layers_of(denoiser.mid_block, "mid_block", "mid", factor)
+    for index, block in enumerate(denoiser.up_blocks):
         layers += _layers_of(block, f"up_blocks.{index}", "up", factor)
         factor //= 2 if getattr(block, "upsamplers", None) else 1
     if not layers:
@@ -47,20 +69,21 @@ def _layers_of(block: nn.Module, name: str, place: Literal["down", "mid", "up"],
     return layers
 
 
-def cut_unet(unet: Any, cross: Sequence[Layer], self_layers: Sequence[Layer]) -> None:
+def cut(denoiser: Any, layers: Sequence[Layer]) -> None:
     """Free, in place, the weights of what a U-Net runs after the last layer that is read.
 
     The pass ends at that layer (`attention.record_attention` with `stop`), so nothing misses them, and what is recorded
     is bit-equal to the whole U-Net's.
     """
-    order = [block for layer in list_layers(unet) for block in layer.blocks]
-    last = max((block for layer in (*cross, *self_layers) for block in layer.blocks), key=order.index)
+    order = [block for layer in list_layers(denoiser) for block in layer.blocks]
+    last = max((block for layer in layers for block in layer.blocks), key=order.index)
     owner, attention_text, block_text = re.fullmatch(
         r"(.+)\.attentions\.(\d+)\.transformer_blocks\.(\d+)", last
     ).groups()  # type: ignore[union-attr]
     attentions = int(attention_text) + 1
     place, _, position = owner.partition(".")
 
+    unet = denoiser
     unet.conv_norm_out = unet.conv_act = unet.conv_out = None
     if place == "down_blocks":
         unet.down_blocks = unet.down_blocks[: int(position) + 1]
@@ -78,7 +101,7 @@ def cut_unet(unet: Any, cross: Sequence[Layer], self_layers: Sequence[Layer]) ->
     layer.transformer_blocks[-1].ff = None
 
 
-def run_unet(
+def run(
     parts: Parts,
     noised: Float[Tensor, "batch channels height width"],
     timesteps: Sequence[int],
@@ -102,13 +125,18 @@ def run_unet(
     return output
 
 
+def text_windows(
+    tokenizers: Sequence[Any], encoders: Sequence[Any], denoiser: Any, pipeline: str
+) -> tuple[TextWindow, ...]:
+    """Return none: a U-Net's encoders stand side by side, in one window that `Parts` finds."""
+    return ()
+
+
 def encode_text(parts: Parts, text: str) -> TextEmbedding:
     """Return the embedding of one sentence, filled up to the window; tokens of SDXL's encoders side by side.
 
     Stable Diffusion reads the last hidden state, SDXL the last but one of both encoders and the second's projection.
     """
-    if not parts.text_encoders:
-        raise ModelError("This model has no text encoder; give prompt_embeds= and spans=")
     several = len(parts.text_encoders) > 1
     tokens, pooled = [], None
     for tokenizer, encoder in zip(parts.tokenizers, parts.text_encoders, strict=True):

@@ -16,7 +16,7 @@ from pseudolabel.config import GenerateConfig, RunConfig
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.attention import record_attention
 from pseudolabel.softmaps.config import AffinityConfig, AttentionConfig, DiffusionConfig, PromptConfig, ResizeConfig
-from pseudolabel.softmaps.diffusion.families import cut_denoiser, list_layers, run_denoiser
+from pseudolabel.softmaps.diffusion.families import cell_px, cut_denoiser, list_layers, native_px, run_denoiser
 from pseudolabel.softmaps.diffusion.flux import pack
 from pseudolabel.softmaps.layers import resolve_layers
 from pseudolabel.softmaps.passes import Reader, stack_texts
@@ -253,8 +253,8 @@ def test_latents_are_packed_as_in_diffusers():
 
 def test_sizes_follow_the_patches(load_family, family):
     parts = load_family(family)
-    assert parts.cell_px == 8  # a latent pixel is 4 px here, a token two of them
-    assert parts.native_px == (512 if parts.family in ("flux", "flux2") else 64)
+    assert cell_px(parts) == 8  # a latent pixel is 4 px here, a token two of them
+    assert native_px(parts) == (512 if parts.family in ("flux", "flux2") else 64)
     frame = reader_of(parts).frame((30, 50))
     assert frame.padded_hw == (40, 64)
 

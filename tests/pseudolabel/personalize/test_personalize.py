@@ -30,6 +30,7 @@ from pseudolabel.personalize.training import (
     train,
 )
 from pseudolabel.softmaps.config import ModelConfig
+from pseudolabel.softmaps.diffusion.families import native_px
 from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.parts import Parts
 
@@ -90,7 +91,7 @@ def test_the_loss_of_the_same_steps_falls(method, config):
     config = replace(config, method=method, steps=20, weight_rate=2e-3)
     parts = load(config.model.id)
     images = read_photographs(config.images, 2)
-    views = encode_views(parts, cut_views(images, 8, parts.native_px, 0, 0.8))
+    views = encode_views(parts, cut_views(images, 8, native_px(parts), 0, 0.8))
     trainee = start(config, parts)
 
     def losses() -> float:
@@ -220,7 +221,7 @@ def test_the_token_learns_to_look(config):
     config = replace(config, look=LOOK, steps=25, vectors=1)
     parts = load(config.model.id)
     images = read_photographs(config.images, 2)
-    views = encode_views(parts, cut_views(images, 4, parts.native_px, 0, 0.8))
+    views = encode_views(parts, cut_views(images, 4, native_px(parts), 0, 0.8))
     looking = prepare_looking(config, parts, views, images)
     assert looking.own_maps.shape == (4, 8, 8)
     assert float(looking.own_maps.max()) == 1

@@ -16,7 +16,8 @@ from pseudolabel.softmaps.attention import (
     cross_columns,
     record_attention,
 )
-from pseudolabel.softmaps.diffusion.unet import cut_unet, list_layers
+from pseudolabel.softmaps.diffusion.unet import cut as cut_unet
+from pseudolabel.softmaps.diffusion.unet import list_layers
 from pseudolabel.softmaps.layers import Layer, resolve_layers
 
 
@@ -232,7 +233,7 @@ def test_a_cut_unet_records_the_same_bits_with_fewer_weights(bare_unet, cross, s
     cross_layers = resolve_layers(available, [cross], "flag")
     self_layers = resolve_layers(available, [self_layer], "flag") if self_layer else ()
     cut = copy.deepcopy(bare_unet)
-    cut_unet(cut, cross_layers, self_layers)
+    cut_unet(cut, (*cross_layers, *self_layers))
     assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in bare_unet.parameters())
     for size in (16, 13):
         whole = record(bare_unet, cross_layers, self_layers, size=size)
@@ -255,14 +256,14 @@ def test_cutting_inside_a_layer_of_several_blocks(sdxl_unet, last):
         return
     layers = resolve_layers(available, [last], "flag")
     cut = copy.deepcopy(sdxl_unet)
-    cut_unet(cut, (), layers)
+    cut_unet(cut, layers)
     whole, part = record(sdxl_unet, (), layers), record(cut, (), layers, stop=True)
     assert all(torch.equal(value, part.queries[name]) for name, value in whole.queries.items())
 
 
 def test_what_a_cut_leaves_is_what_runs(bare_unet):
     layers = resolve_layers(list_layers(bare_unet), ["up_blocks.1.attentions.1"], "flag")
-    cut_unet(bare_unet, layers, layers)
+    cut_unet(bare_unet, layers)
     assert len(bare_unet.up_blocks) == 2
     assert len(bare_unet.up_blocks[1].attentions) == len(bare_unet.up_blocks[1].resnets) == 2
     assert bare_unet.up_blocks[1].upsamplers is None

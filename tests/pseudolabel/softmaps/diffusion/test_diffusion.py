@@ -9,7 +9,7 @@ from data.console import REPOSITORY
 from data.errors import ConfigError, ModelError
 from pseudolabel.softmaps.config import ModelConfig
 from pseudolabel.softmaps.diffusion.encode import add_noise, draw_noise, encode_image, seeded_generator
-from pseudolabel.softmaps.diffusion.families import encode_text
+from pseudolabel.softmaps.diffusion.families import cell_px, encode_text, native_px
 from pseudolabel.softmaps.diffusion.fetch import MIRRORS, files_digest, find_model
 from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.parts import Parts, pick_device, pick_dtype, scaled_linear_schedule
@@ -33,8 +33,8 @@ def load(folder, **kwargs) -> Parts:
 
 def test_sizes_come_from_the_model(models):
     assert models.vae_factor == 4
-    assert models.cell_px == 16
-    assert models.native_px == 64
+    assert cell_px(models) == 16
+    assert native_px(models) == 64
     assert models.window == 77
     assert not any(parameter.requires_grad for parameter in models.denoiser.parameters())
 
@@ -149,7 +149,7 @@ def test_a_variant_has_files_of_its_own(copied):
         ("text_encoder", "model"),
     ):
         shutil.move(copied / part / f"{stem}.safetensors", copied / part / f"{stem}.fp16.safetensors")
-    assert load(copied, variant="fp16").native_px == 64
+    assert native_px(load(copied, variant="fp16")) == 64
     with pytest.raises(ModelError, match=r"--model.variant"):
         load(copied)
 
