@@ -13,7 +13,7 @@ from data.errors import ConfigError
 Settings = TypeVar("Settings")
 
 
-DataFormat = Literal["voc", "coco", "folder"]
+DataFormat = Literal["voc", "coco", "folder"]  # the files of data/readers, in the order in which auto looks
 PACKAGE = Path(__file__).resolve().parents[1]  # the repository, or where the package is installed
 # Settings that name what is read. What is written, and ground truth, which lies below the data's root, are not among
 # them; nor is the store of `generate`.
@@ -30,7 +30,7 @@ class DataConfig:
 
     root: Path
     """Folder of the data set: VOCdevkit or its VOC2012, a COCO folder with annotations/, or a folder of images."""
-    format: Literal["auto", "voc", "coco", "folder"] = "auto"
+    format: Literal["auto", DataFormat] = "auto"
     """Layout of the folder; auto looks for JPEGImages, then for annotations/instances_*.json, and else takes folder."""
     split: str = "train"
     """Which images: a list in ImageSets/Segmentation, train_aug, or 2014's train or val; folder takes all images."""

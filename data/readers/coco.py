@@ -149,12 +149,17 @@ def render_truth(
     return truth
 
 
-def open_coco(config: DataConfig, need_labels: bool = True, need_truth: bool = True) -> SampleSet:
+def found(root: Path) -> bool:
+    """Return whether a folder has this layout."""
+    return any((root / "annotations").glob("instances_*.json"))
+
+
+def open_samples(config: DataConfig, need_labels: bool = True, need_truth: bool = True) -> SampleSet:
     """List the samples of a COCO split; see `data.readers.layout.open_samples`."""
     if config.labels:
         raise ConfigError("COCO's labels come from its annotations; drop --data.labels, or use --data.format=folder.")
     if config.truth:
-        return to_samples(list_coco(config), config, need_labels, need_truth)
+        return to_samples(list_data(config), config, need_labels, need_truth)
     path = annotation_file(config)
     index = build_index(path, config)
     listing, lines = _read_index(index, path, config)
@@ -167,7 +172,7 @@ def open_coco(config: DataConfig, need_labels: bool = True, need_truth: bool = T
     return SampleSet(sample_set.classes, samples, sample_set.notes)
 
 
-def list_coco(config: DataConfig) -> Listing:
+def list_data(config: DataConfig, own_classes: bool = True) -> Listing:
     """List images and category names without writing an index."""
     path = annotation_file(config)
     index = index_folder(path, config)

@@ -40,12 +40,17 @@ from data.samples import Sample, SampleSet
 TRUTH_FOLDERS = ("masks", "SegmentationClass")
 
 
-def open_folder(config: DataConfig, need_labels: bool = True, need_truth: bool = True) -> SampleSet:
+def found(root: Path) -> bool:
+    """Return that any folder may be one of images: the layout that is looked for last."""
+    return True
+
+
+def open_samples(config: DataConfig, need_labels: bool = True, need_truth: bool = True) -> SampleSet:
     """List the samples of a folder; see `data.readers.layout.open_samples`."""
-    return to_samples(list_folder(config), config, need_labels, need_truth)
+    return to_samples(list_data(config), config, need_labels, need_truth)
 
 
-def list_folder(config: DataConfig, own_classes: bool = True) -> Listing:
+def list_data(config: DataConfig, own_classes: bool = True) -> Listing:
     """List the images of a folder and the class names their labels give.
 
     Args:

@@ -3,7 +3,7 @@
 import os
 import reprlib
 from pathlib import Path, PurePosixPath
-from typing import get_args
+from typing import Protocol, get_args
 
 from data.config import DataConfig, DataFormat, White
 from data.errors import ConfigError
@@ -17,6 +17,35 @@ _CHOICES = {
     "truth_255": get_args(White),
     "difficult": (True, False),
 }
+
+
+class LayoutFile(Protocol):
+    """What the file of a layout holds; a new layout is such a file, its name in `DataFormat` and a case in `_file`."""
+
+    def found(self, root: Path) -> bool:
+        """Return whether a folder has this layout."""
+
+    def open_samples(self, config: DataConfig, need_labels: bool, need_truth: bool) -> SampleSet:
+        """List the samples; see the function of this name."""
+
+    def list_data(self, config: DataConfig, own_classes: bool) -> Listing:
+        """List images and labels as they are spelt; see the function of this name."""
+
+
+def _file(layout: DataFormat) -> LayoutFile:
+    match layout:
+        case "voc":
+            from data.readers import voc
+
+            return voc
+        case "coco":
+            from data.readers import coco
+
+            return coco
+        case "folder":
+            from data.readers import folder
+
+            return folder
 
 
 def open_samples(config: DataConfig, need_labels: bool = True, need_truth: bool = True) -> SampleSet:
@@ -34,31 +63,15 @@ def open_samples(config: DataConfig, need_labels: bool = True, need_truth: bool 
 
     """
     _check_settings(config)
-    match detect_format(config):
-        case "voc":
-            from data.readers.voc import open_voc
-
-            return open_voc(config, need_labels, need_truth)
-        case "coco":
-            from data.readers.coco import open_coco
-
-            return open_coco(config, need_labels, need_truth)
-        case "folder":
-            from data.readers.folder import open_folder
-
-            return open_folder(config, need_labels, need_truth)
+    return _file(detect_format(config)).open_samples(config, need_labels, need_truth)
 
 
 def detect_format(config: DataConfig) -> DataFormat:
     """Return the layout of the root folder, or what the configuration says it is."""
     if config.format != "auto":
         return config.format
-    root = Path(config.root)
-    if any((root / part / "JPEGImages").is_dir() for part in (".", "VOC2012", "VOCdevkit/VOC2012")):
-        return "voc"
-    if any((root / "annotations").glob("instances_*.json")):
-        return "coco"
-    return "folder"
+    layouts: tuple[DataFormat, ...] = get_args(DataFormat)
+    return next(layout for layout in layouts if _file(layout).found(Path(config.root)))
 
 
 def list_data(config: DataConfig, own_classes: bool = True) -> Listing:
@@ -70,19 +83,7 @@ def list_data(config: DataConfig, own_classes: bool = True) -> Listing:
 
     """
     _check_settings(config)
-    match detect_format(config):
-        case "voc":
-            from data.readers.voc import list_voc
-
-            return list_voc(config, need_labels=False)
-        case "coco":
-            from data.readers.coco import list_coco
-
-            return list_coco(config)
-        case "folder":
-            from data.readers.folder import list_folder
-
-            return list_folder(config, own_classes)
+    return _file(detect_format(config)).list_data(config, own_classes)
 
 
 def _check_settings(config: DataConfig) -> None:

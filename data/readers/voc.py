@@ -42,9 +42,19 @@ ANNOTATION = FileKind("the annotation", 16 * 1024 * 1024, "restore the file", La
 SHIPPED_SPLITS = Path(__file__).parents[1] / "splits" / "voc12"
 
 
-def open_voc(config: DataConfig, need_labels: bool = True, need_truth: bool = True) -> SampleSet:
+def found(root: Path) -> bool:
+    """Return whether a folder has this layout, or holds one that has."""
+    return any((root / part / "JPEGImages").is_dir() for part in (".", "VOC2012", "VOCdevkit/VOC2012"))
+
+
+def open_samples(config: DataConfig, need_labels: bool = True, need_truth: bool = True) -> SampleSet:
     """List the samples of a split of a VOC folder; see `data.readers.layout.open_samples`."""
     return to_samples(list_voc(config, need_labels), config, need_labels, need_truth)
+
+
+def list_data(config: DataConfig, own_classes: bool = True) -> Listing:
+    """List images and labels, where there are any; see `data.readers.layout.list_data`."""
+    return list_voc(config, need_labels=False)
 
 
 def list_voc(config: DataConfig, need_labels: bool = True) -> Listing:

@@ -11,7 +11,7 @@ from data.classes import COCO
 from data.config import DataConfig
 from data.errors import ConfigError, LabelError
 from data.masks import read_truth
-from data.readers.coco import list_coco, render_truth
+from data.readers.coco import list_data, render_truth
 from data.readers.layout import open_samples
 
 
@@ -127,7 +127,7 @@ def test_a_changed_json_gets_a_new_index(config, make_coco):
 
 def test_listing_writes_nothing(config, make_coco):
     make_coco(config.root, {1: [square(1, 1, 4)], 2: []})
-    assert [len(names) for names in list_coco(config).names] == [1, 0]
+    assert [len(names) for names in list_data(config).names] == [1, 0]
     assert not config.cache.exists()
 
 

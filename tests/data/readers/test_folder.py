@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data.config import DataConfig
 from data.errors import ConfigError, ImageError, LabelError
 from data.masks import write_mask
-from data.readers.folder import image_samples, list_folder
+from data.readers.folder import image_samples, list_data
 from data.readers.ids import make_ids
 from data.readers.layout import open_samples
 from data.samples import check_id
@@ -178,7 +178,7 @@ def test_any_file_name_gets_an_id(names):
 def test_images_without_labels_have_the_ids_that_labelled_ones_have(tmp_path, save_image):
     for name in ("images/cat_1.jpg", "images/a.png", "images/a.jpg", "dog/7.PNG", "masks/m.png", ".hidden/x.png"):
         save_image(tmp_path / name)
-    listing = list_folder(DataConfig(root=tmp_path))
+    listing = list_data(DataConfig(root=tmp_path))
     found = image_samples(tmp_path)
     assert [sample.id for sample in found] == list(listing.ids)
     assert {"cat_1", "dog__7"} < {sample.id for sample in found}
