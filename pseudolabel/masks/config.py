@@ -94,16 +94,13 @@ class CrfConfig:
         """Return the settings that were changed and have no effect under this kind."""
         dense = ("sxy_gaussian", "compat_gaussian", "sxy_bilateral", "srgb_bilateral", "compat_bilateral")
         lattice = ("smoothness", "grid", "edge")
-        match self.kind:
-            case "densecrf":
-                return changed(self, lattice)
-            case "pamr":
-                return changed(self, ("engine", *dense, *lattice))
-            case "tlp":
-                unread = ("iterations",) if self.iterations else ()
-                return changed(self, ("engine", *unread, *dense))
-            case "none":
-                return changed(self, ("engine", "iterations", "scale", "wrapped_image", *dense, *lattice))
+        unread: dict[CrfKind, tuple[str, ...]] = {
+            "densecrf": lattice,
+            "pamr": ("engine", *dense, *lattice),
+            "tlp": ("engine", *dense, *(("iterations",) if self.iterations else ())),
+            "none": ("engine", "iterations", "scale", "wrapped_image", *dense, *lattice),
+        }
+        return changed(self, unread.get(self.kind, ()))
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def runs_on_gpu(config: CrfConfig, device: str) -> bool:
             return device.startswith("cuda") and chosen_engine(config.engine, device) == "torch"
         case "pamr":
             return device != "cpu"
-        case "tlp" | "none":
+        case _:
             return False
 
 
