@@ -1,0 +1,147 @@
+"""What an image costs with each model at its true width, in floating-point operations: counted, nothing is run.
+
+    python -m benchmarks.costs            # writes costs.md, and models.json, from which `pseudolabel check` advises
+
+The image encoder and the denoiser are built without weights (torch's meta device) from the settings their publishers
+give (`benchmarks.backbones`) and run on shapes alone under torch's counter, the denoiser as far as the last layer that
+the shipped configuration reads. The image is VOC's, 500 x 375 pixels, at the size that the model reads it.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.backbones import BACKBONES, build_denoiser, build_image_encoder, rows, settings_of
+from benchmarks.common import HERE, machine, table, write_text
+from benchmarks.stage_one import sentence_like
+from pseudolabel.softmaps.diffusion.families import (
+    cell_px,
+    family_in_memory,
+    list_layers,
+    native_px,
+    run_denoiser,
+)
+from pseudolabel.softmaps.diffusion.parts import Parts
+from pseudolabel.softmaps.frame import frame_image, long_side
+from pseudolabel.softmaps.layers import Layer, resolve_layers
+
+IMAGE_HW = (375, 500)
+SHIPPED = HERE.parent / "pseudolabel" / "generate" / "models.json"
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+# Dense products in 16 bits with sums in 32, tera-operations a second, of NVIDIA's data sheets; and the share of it that
+# a diffusion model is assumed to reach. Neither was measured here.
+CARDS_TFLOPS = {"T4": 65, "RTX 3090": 71, "RTX 4090": 165, "A100": 312, "H100 SXM": 989}
+REACHED = 0.3
+
+
+HEADER = ("model", "read at", "encoder", "a draw", "draws", "an image", *(f"s on {card}" for card in CARDS_TFLOPS))
+
+
+class _Enough(Exception):
+    """Ends a pass behind the last layer that is read."""
+
+
+def _stop(*_: object) -> None:
+    raise _Enough
+
+
+def read_layers(name: str, parts: Parts) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
+    """Return the layers read for cross- and for self-attention; of SDXL the last of all."""
+    backbone, available = BACKBONES[name], list_layers(parts)
+    attention = settings_of(backbone).attention
+    cross, cells = attention.cross_layers, attention.self_layers
+    if name == "sdxl":
+        cross = cells = (available[-1].name,)
+    if backbone.layer is not None:
+        cross = cells = (backbone.layer,)
+    return tuple(resolve_layers(available, each, "layers") for each in (cross, cells))
+
+
+def operations(name: str) -> tuple[tuple[int, int], float, float]:
+    """Return the size an image is read at, and the operations of the image encoder and of one noise draw."""
+    backbone = BACKBONES[name]
+    with torch.device("meta"):
+        denoiser, vae = build_denoiser(backbone).eval(), build_image_encoder(backbone.channels).eval()
+    parts = Parts(denoiser=denoiser, vae=vae, device=torch.device("meta"), family=family_in_memory(denoiser))
+    side = settings_of(backbone).resize.long_side_px or long_side(IMAGE_HW, native_px(parts), cell_px(parts))
+    size = frame_image(IMAGE_HW, cell_px(parts), side).padded_hw
+    text = sentence_like(parts, 1, torch.Generator().manual_seed(0))
+    if name == "sdxl":
+        text.pooled = torch.empty(1, 1280, device="meta")
+    latents = torch.empty(1, backbone.channels, size[0] // 8, size[1] // 8, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as encoder:
+        vae.encode(torch.empty(1, 3, *size, device="meta"))
+    cross, cells = read_layers(name, parts)
+    order = [block for layer in list_layers(parts) for block in layer.blocks]
+    last = max((block for layer in (*cross, *cells) for block in layer.blocks), key=order.index)
+    read = next(layer.cross if layer in cross else layer.cells for layer in (*cross, *cells) if last in layer.blocks)
+    denoiser.get_submodule(f"{last}.{read}").register_forward_hook(_stop)
+    with torch.no_grad(), FlopCounterMode(display=False) as draw, suppress(_Enough):
+        run_denoiser(parts, latents, [150], text, size)
+    return size, float(encoder.get_total_flops()), float(draw.get_total_flops())
+
+
+def known_models() -> list[dict[str, object]]:
+    """Return what `pseudolabel check` knows of each model: settings, memory and operations of an image."""
+    cards = {row[0]: (float(row[4]), int(row[6].split()[0])) for row in rows()}
+    found: list[dict[str, object]] = []
+    for name, backbone in BACKBONES.items():
+        settings, (size, encoder, draw) = settings_of(backbone), operations(name)
+        weights_gb, card_gb = cards[backbone.title]
+        found.append(
+            {
+                "title": backbone.title,
+                "id": SDXL if name == "sdxl" else settings.model.id,
+                "config": backbone.config,
+                "weights_gb": weights_gb,
+                "card_gb": card_gb,
+                "read_at": list(size),
+                "encoder_tflop": round(encoder / 1e12, 2),
+                "draw_tflop": round(draw / 1e12, 2),
+                "draws": settings.diffusion.draws,
+            }
+        )
+    return found
+
+
+def report(models: Sequence[dict[str, object]]) -> str:
+    """Return the Markdown page."""
+    lines = []
+    for model in models:
+        height, width = model["read_at"]
+        image = model["encoder_tflop"] + model["draws"] * model["draw_tflop"]
+        seconds = [f"{image / (REACHED * tflops):.2g}" for tflops in CARDS_TFLOPS.values()]
+        figures = [f"{model[key]:.2f}" for key in ("encoder_tflop", "draw_tflop")]
+        lines.append((model["title"], f"{width} x {height}", *figures, str(model["draws"]), f"{image:.1f}", *seconds))
+    cards = ", ".join(f"{card} {rate}" for card, rate in CARDS_TFLOPS.items())
+    text = f"""# What an image costs: computed
+
+Commit {machine()["commit"]}; written by `python -m benchmarks.costs`.
+Tera-operations (a multiplication and an addition are two) of the image encoder, of one noise draw as far as the shipped
+configuration reads, and of an image with its draws, for a photograph of 500 x 375. Seconds are **computed**: operations
+over {REACHED:.0%} of the products in 16 bits that NVIDIA's data sheets give ({cards}
+tera-operations a second). No card was measured; the CRF, on other cores or the same GPU, is not in them.
+
+"""
+    return text + table(HEADER, lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.costs", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--output", type=Path, default=HERE / "costs.md")
+    parser.add_argument("--models", type=Path, default=SHIPPED)
+    options = parser.parse_args(arguments)
+    models = known_models()
+    content = {"format": "pseudolabel-models", "format_version": 1, "models": models}
+    write_text(options.models, json.dumps(content, indent=1) + "\n")
+    write_text(options.output, report(models))
+    print(report(models))
+
+
+if __name__ == "__main__":
+    main()
