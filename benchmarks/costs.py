@@ -32,7 +32,10 @@ from pseudolabel.softmaps.layers import Layer, resolve_layers
 
 IMAGE_HW = (375, 500)
 SHIPPED = HERE.parent / "pseudolabel" / "generate" / "models.json"
-SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+IDS = {  # where the configuration names another model, or there is none
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "sd35_large": "stabilityai/stable-diffusion-3.5-large",
+}
 # Dense products in 16 bits with sums in 32, tera-operations a second, of NVIDIA's data sheets; and the share of it that
 # a diffusion model is assumed to reach. Neither was measured here.
 CARDS_TFLOPS = {"T4": 65, "RTX 3090": 71, "RTX 4090": 165, "A100": 312, "H100 SXM": 989}
@@ -88,18 +91,18 @@ def operations(name: str) -> tuple[tuple[int, int], float, float]:
 
 def known_models() -> list[dict[str, object]]:
     """Return what `pseudolabel check` knows of each model: settings, memory and operations of an image."""
-    cards = {row[0]: (float(row[4]), int(row[6].split()[0])) for row in rows()}
+    weights = {row[0]: (float(row[4]), float(row[5])) for row in rows()}
     found: list[dict[str, object]] = []
     for name, backbone in BACKBONES.items():
         settings, (size, encoder, draw) = settings_of(backbone), operations(name)
-        weights_gb, card_gb = cards[backbone.title]
+        at_once_gb, all_gb = weights[backbone.title]
         found.append(
             {
                 "title": backbone.title,
-                "id": SDXL if name == "sdxl" else settings.model.id,
+                "id": IDS.get(name, settings.model.id),
                 "config": backbone.config,
-                "weights_gb": weights_gb,
-                "card_gb": card_gb,
+                "at_once_gb": at_once_gb,
+                "all_gb": all_gb,
                 "read_at": list(size),
                 "encoder_tflop": round(encoder / 1e12, 2),
                 "draw_tflop": round(draw / 1e12, 2),
@@ -109,15 +112,33 @@ def known_models() -> list[dict[str, object]]:
     return found
 
 
+SHORT = ("T4", "RTX 4090", "A100")  # of the README's table
+
+
+def seconds(model: dict[str, object], card: str) -> float:
+    """Return the computed seconds of an image with its draws on a card."""
+    return (model["encoder_tflop"] + model["draws"] * model["draw_tflop"]) / (REACHED * CARDS_TFLOPS[card])
+
+
+def short_table(models: Sequence[dict[str, object]]) -> str:
+    """Return the table of pseudolabel/README.md: Stable Diffusion 1.5 with 10 draws too, as voc12.yaml has."""
+    first = models[0] | {"title": f"{models[0]['title']}, voc12.yaml", "draws": 10}
+    lines = [
+        (str(one["title"]), str(one["draws"]), *(f"{seconds(one, card):.2g}" for card in SHORT))
+        for one in (models[0], first, *models[1:])
+    ]
+    return table(("model", "draws", *(f"s on {card}" for card in SHORT)), lines)
+
+
 def report(models: Sequence[dict[str, object]]) -> str:
     """Return the Markdown page."""
     lines = []
     for model in models:
         height, width = model["read_at"]
         image = model["encoder_tflop"] + model["draws"] * model["draw_tflop"]
-        seconds = [f"{image / (REACHED * tflops):.2g}" for tflops in CARDS_TFLOPS.values()]
+        times = [f"{seconds(model, card):.2g}" for card in CARDS_TFLOPS]
         figures = [f"{model[key]:.2f}" for key in ("encoder_tflop", "draw_tflop")]
-        lines.append((model["title"], f"{width} x {height}", *figures, str(model["draws"]), f"{image:.1f}", *seconds))
+        lines.append((model["title"], f"{width} x {height}", *figures, str(model["draws"]), f"{image:.1f}", *times))
     cards = ", ".join(f"{card} {rate}" for card, rate in CARDS_TFLOPS.items())
     text = f"""# What an image costs: computed
 
@@ -140,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     content = {"format": "pseudolabel-models", "format_version": 1, "models": models}
     write_text(options.models, json.dumps(content, indent=1) + "\n")
     write_text(options.output, report(models))
-    print(report(models))
+    print(report(models), short_table(models), sep="\n")
 
 
 if __name__ == "__main__":

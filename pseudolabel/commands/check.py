@@ -32,7 +32,10 @@ def check(json: bool = False, examine: int | None = None, measure: bool = False,
     config = GenerateConfig(**settings)
     data = check_data(config.data, config.run.on_error == "skip", examine, _progress)
     model = check_model(config, data, measure)
-    _print_report(data, model, json)
+    # Where the model is here it is timed, and nothing need be computed.
+    unknown = not model.problems and config.model.folder is None and model.seconds_per_image is None
+    device = _device(config) if unknown else None
+    _print_report(data, model, json, device)
     problems = [*data.problems, *model.problems]
     if problems:
         raise ConfigError(f"{count(len(problems), 'problem')} would stop a run, the first: {problems[0]}")
@@ -51,16 +54,25 @@ def _minutes(data: "DataReport", model: "ModelReport") -> float | None:
     return round(((model.startup_seconds or 0.0) + model.seconds_per_image * readable) / 60, 1)
 
 
-def _print_report(data: "DataReport", model: "ModelReport", as_json: bool) -> None:
+def _device(config: GenerateConfig) -> str:
+    from pseudolabel.softmaps.diffusion.parts import pick_device
+
+    return str(pick_device(config.run.device))
+
+
+def _print_report(data: "DataReport", model: "ModelReport", as_json: bool, advise_for: str | None) -> None:
     from json import dumps
 
     from data.readers.checks import report_lines
+    from pseudolabel.generate.advice import advice_lines, advise
 
+    advised = () if advise_for is None else advise(advise_for)
     minutes = _minutes(data, model)
     if as_json:
         ready = not data.problems and not model.problems
         content = {"format": "pseudolabel-check", "format_version": 1, "ready": ready, "minutes": minutes}
-        print(dumps({**content, "data": data.to_json(), "model": asdict(model)}))
+        content |= {"data": data.to_json(), "model": asdict(model), "advice": [asdict(one) for one in advised]}
+        print(dumps(content))
         return
     lines = [*report_lines(data), f"Model     {printable(model.id)}"]
     if minutes is not None:
@@ -71,5 +83,6 @@ def _print_report(data: "DataReport", model: "ModelReport", as_json: bool) -> No
         lines.append(f"Memory    about {model.memory_gb:g} GB")
     found = [f"warning: {text}" for text in model.warnings] + [f"problem: {text}" for text in model.problems]
     lines += [printable(line) for line in found]
+    lines += advice_lines(str(advise_for), advised) if advised else []
     ready = not data.problems and not model.problems
     print("\n".join([*lines, "Ready: pseudolabel generate would run." if ready else "Not ready."]))

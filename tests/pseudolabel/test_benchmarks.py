@@ -1,5 +1,6 @@
 """The benchmarks at tiny size: they run, and what the naive implementation computes is what ours computes."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,19 @@ def test_the_table_of_cards_in_the_readme_is_the_scripts():
     from benchmarks.common import table
 
     assert table(HEADER, rows()) in (ROOT / "pseudolabel" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_times_and_what_check_knows_are_the_scripts():
+    from benchmarks import costs
+    from benchmarks.backbones import BACKBONES
+
+    models = json.loads(costs.SHIPPED.read_text(encoding="utf-8"))["models"]
+    assert costs.short_table(models) in (ROOT / "pseudolabel" / "README.md").read_text(encoding="utf-8")
+    assert [model["title"] for model in models] == [backbone.title for backbone in BACKBONES.values()]
+    size, encoder, draw = costs.operations("sd15")
+    assert (list(size), round(encoder / 1e12, 2), round(draw / 1e12, 2)) == tuple(
+        models[0][key] for key in ("read_at", "encoder_tflop", "draw_tflop")
+    )
 
 
 def test_the_report_of_stage_one_names_what_did_not_fit():

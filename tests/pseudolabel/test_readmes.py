@@ -97,7 +97,7 @@ def place(tmp_path, monkeypatch):
     (voc / "Annotations").mkdir(parents=True)
     (voc / "SegmentationClass").mkdir()
     (voc / "ImageSets" / "Segmentation").mkdir(parents=True)
-    for split in ("train_aug", "val"):
+    for split in ("train", "train_aug", "val"):
         names = [f"{split}_{number}" for number in range(3)]
         for number, name in enumerate(names):
             write_mask(voc / "SegmentationClass" / f"{name}.png", draw(voc / "JPEGImages" / f"{name}.jpg", number))
