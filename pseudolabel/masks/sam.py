@@ -130,13 +130,21 @@ def load_sam(model_id: str, device: str) -> Sam:
         kind = AutoConfig.from_pretrained(name).model_type
         match kind:
             case "sam":
-                return Sam(SamModel.from_pretrained(name), False, device)
+                return Sam(_whole(SamModel, name), False, device)
             case "sam2" | "sam2_video":
-                return Sam(Sam2Model.from_pretrained(name), True, device)
+                return Sam(_whole(Sam2Model, name), True, device)
     except (OSError, ValueError, RuntimeError) as error:
         line = str(error).strip().split("\n")[0]
         raise ModelError(f"The model {model_id} cannot be loaded ({line}); --sam.id names a SAM") from error
     raise ModelError(f"{model_id} is a model of the kind {kind!r}; --sam.id must name one of SAM 1 or SAM 2")
+
+
+def _whole(model_class: Any, name: str) -> Any:
+    """Load all weights or none: transformers fills in what a file lacks with random numbers."""
+    model, found = model_class.from_pretrained(name, output_loading_info=True)
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"its weights lack {missing[0]}")
+    return model
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from data.console import count
 from data.errors import ModelError
 from data.texts import FileKind, read_json
 from pseudolabel.softmaps.config import ModelConfig
@@ -131,6 +132,29 @@ def loading(place: Path) -> Iterator[None]:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         remedy = "safetensors files are needed (see --model.variant); download the model again, or change --model.id"
         raise ModelError(f"{place} cannot be loaded ({reason}): {remedy}") from error
+
+
+def load_whole(model_class: Any, place: Path, **kwargs: Any) -> Any:
+    """Load a network with `from_pretrained`, all of its weights or none.
+
+    The libraries fill in what a file lacks with random numbers and warn: files that another version has written under
+    other names would give maps that mean nothing.
+
+    Raises:
+        ModelError: it cannot be loaded, or tensors are missing.
+
+    """
+    with loading(place):
+        network, found = model_class.from_pretrained(
+            str(place), local_files_only=True, use_safetensors=True, output_loading_info=True, **kwargs
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"The weights in {place} lack {count(len(missing), 'tensor')} of a {model_class.__name__}, the first "
+            f"{missing[0]}: it is damaged, or was written by a newer diffusers or transformers than is installed here; "
+            "install newer ones, download the model again, or change --model.id"
+        )
+    return network
 
 
 def weight_parts(family: str, t5: bool) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import torch
 
 from data.errors import ModelError
 from pseudolabel.softmaps.config import ModelConfig
-from pseudolabel.softmaps.diffusion.fetch import add_samples, fetch, loading, read_settings
+from pseudolabel.softmaps.diffusion.fetch import add_samples, fetch, load_whole, loading, read_settings
 
 KINDS = ("AutoencoderTiny", "AutoencoderKL")
 
@@ -89,11 +89,7 @@ def _from(place: Path, name: str, variant: str | None, dtype: torch.dtype) -> An
     shown = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()  # it warns of a setting that it has saved itself
     try:
-        with loading(place):
-            return kind.from_pretrained(
-                str(place), local_files_only=True, use_safetensors=True, variant=variant, torch_dtype=dtype,
-                low_cpu_mem_usage=False,
-            )  # fmt: skip
+        return load_whole(kind, place, variant=variant, torch_dtype=dtype, low_cpu_mem_usage=False)
     finally:
         diffusers_logging.set_verbosity(shown)
 

@@ -18,6 +18,7 @@ from pseudolabel.softmaps.diffusion.fetch import (
     class_of,
     files_digest,
     find_model,
+    load_whole,
     loading,
     read_family,
     read_index,
@@ -207,10 +208,10 @@ def _load_part(part_class: Any, folder: Path, part: str, variant: str | None, **
     subfolder = folder / part
     if not subfolder.is_dir():
         raise ModelError(f"{folder} has no folder {part}: download the whole model again, or change --model.id")
-    if "tokenizer" not in part:
-        kwargs |= {"use_safetensors": True, "variant": variant}
     if (subfolder / "config.json").is_file():
         read_settings(subfolder / "config.json")
+    if "tokenizer" not in part:
+        return load_whole(part_class, subfolder, variant=variant, **kwargs)
     with loading(subfolder):
         return part_class.from_pretrained(str(subfolder), local_files_only=True, **kwargs)
 

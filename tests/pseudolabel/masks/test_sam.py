@@ -1,5 +1,6 @@
 """SAM as the last refinement: its geometry against loops, and tiny real models of both kinds through every door."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from safetensors.torch import load_file, save_file
 from transformers import Sam2Config, Sam2HieraDetConfig, Sam2Model, Sam2VisionConfig, SamConfig, SamModel
 
 from data.errors import ModelError
@@ -194,6 +196,15 @@ def test_answers_far_from_the_mask_leave_it_as_it_was(folder, rule):
     found = sam.sharpened(rgb, argmax, marginals, (8, 12), config, "cpu")
     np.testing.assert_array_equal(found.argmax, argmax)
     assert (found.objects, found.changed, found.touched.sum()) == (3, 0, 0)
+
+
+def test_a_model_that_lacks_a_tensor_is_an_error(folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "sam")
+    tensors = load_file(copied / "model.safetensors")
+    tensors.pop(next(name for name in tensors if name.startswith("vision_encoder") and name.endswith("weight")))
+    save_file(tensors, copied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"its weights lack vision_encoder.*--sam.id"):
+        sam.load_sam(str(copied), "cpu")
 
 
 def test_answers_that_sam_itself_doubts_are_not_taken(folder):

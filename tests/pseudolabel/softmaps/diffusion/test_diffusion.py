@@ -1,9 +1,11 @@
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from data.console import REPOSITORY
 from data.errors import ConfigError, ModelError
@@ -98,6 +100,18 @@ def test_truncated_weights_are_an_error(copied):
     path = copied / "unet" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ModelError, match="cannot be loaded"):
+        load(copied)
+
+
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"])
+def test_a_tensor_that_is_missing_or_has_another_name_is_an_error(copied, part):
+    """The libraries would fill it with random numbers, and warn."""
+    path = copied / f"{part}.safetensors"
+    tensors = load_file(path)
+    first = min(name for name in tensors if name.endswith("weight"))
+    tensors[f"renamed.{first}"] = tensors.pop(first)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"lack 1 tensor of a \w+, the first [\w.]*{re.escape(first)}.*install newer"):
         load(copied)
 
 
