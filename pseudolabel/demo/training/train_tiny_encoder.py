@@ -41,7 +41,7 @@ class TinyRecipe:
     held_out_scenes: int = 200
     width: int = 32
     blocks: tuple[int, ...] = (0, 1, 3)
-    """Residual blocks at a whole, half and quarter of the image's side; few at the large sides, where they cost most."""
+    """Residual blocks at a whole, half and quarter of the image's side; few where the side is large."""
     steps: int = 8_000
     batch: int = 8
     lr: float = 2e-3
