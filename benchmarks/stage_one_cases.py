@@ -33,6 +33,8 @@ from pseudolabel.softmaps.passes import Pass
 from pseudolabel.softmaps.prompt import Prompt
 from pseudolabel.softmaps.reading import read_batch
 
+CELL_PX = {"demo": 4}  # pixels per side of one latent cell
+USUAL_CELL_PX = 8
 ENCODERS = ("encoder", "tiny", "stripes")
 TINY_ENCODER = DEMO_MODEL.parent / "tiny_encoder"
 # Transformers: which of `backbones.BACKBONES`, what of its shape is changed, and the layer read if not the configured.
