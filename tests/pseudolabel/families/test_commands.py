@@ -58,6 +58,16 @@ def test_generate_makes_a_store(world, family, folder_of, tmp_path):
     assert made.header["model"]["fingerprint"] == again.fingerprint
 
 
+def test_generate_spreads_maps_by_attention_among_cells_alone(world, sd35_folder, tmp_path):
+    stores = []
+    for cells in ("block:1", "block:1.attn2"):
+        given = options(sd35_folder, "sd35", **{"attention.self_layers": f"[{cells}]"})
+        stores.append(tmp_path / cells)
+        assert main(["generate", "--root", str(world), "--store", str(stores[-1]), "--limit=1", *given]) == 0
+    [joint, alone] = (next(iter(sorted((store / "scores").glob("*.npz")))).read_bytes() for store in stores)
+    assert joint != alone
+
+
 @pytest.mark.parametrize("name", ["flux", "pixart"])
 def test_calibrate_chooses_among_blocks_and_times(world, name, folder_of, tmp_path):
     output = tmp_path / "chosen.yaml"
