@@ -308,6 +308,7 @@ def test_a_run_in_bfloat16_gives_finite_maps(world, flux_folder, tmp_path):
         ("sd35_medium", (24, 0)),
         ("flux_schnell", (19, 38)),
         ("pixart_sigma", (28, 0)),
+        ("flux2_klein", (5, 20)),
     ],
 )
 def test_shipped_configs_name_layers_their_models_have(name, blocks):
