@@ -61,7 +61,7 @@ class RunConfig:
     """local: this process and its workers. ray: Ray Data, one machine or a cluster (extra [ray])."""
 
     compile: bool = False
-    """Compile the U-Net with torch.compile: a slow start, then quicker on a GPU."""
+    """Compile the denoiser with torch.compile: a slow start, then quicker on a GPU."""
 
     def __post_init__(self) -> None:
         require(

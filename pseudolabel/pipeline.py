@@ -78,7 +78,7 @@ class Pipeline:
         if cut:
             reference = () if self.reference is None else (self.reference,)
             cut_denoiser(parts, (*self.cross_layers, *reference), self.self_layers)
-        _refuse_compile(parts, config)
+        _refuse_compile(config)
         if config.run.compile:
             parts.denoiser.forward = torch.compile(parts.denoiser.forward)
 
@@ -364,10 +364,8 @@ class Pipeline:
         return frame_latent(latent_hw, self.parts.vae_factor, image_hw)
 
 
-def _refuse_compile(parts: Parts, config: GenerateConfig) -> None:
-    """Refuse torch.compile where the compiled model's attention is not seen, or its blocks come and go."""
-    if config.run.compile and parts.family != "unet":
-        raise ConfigError("--run.compile is for U-Nets alone: the attention of a compiled transformer is not seen")
+def _refuse_compile(config: GenerateConfig) -> None:
+    """Refuse torch.compile where the model's blocks come and go."""
     if config.run.compile and config.model.offload:
         raise ConfigError("--model.offload and --run.compile do not go together: leave one out")
 

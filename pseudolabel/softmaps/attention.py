@@ -314,8 +314,8 @@ def _watching(model: nn.Module, sinks: dict[str, list[Callable[[Call], None]]], 
         processor = type(getattr(model.get_submodule(unseen[0]), "processor", None)).__name__
         raise ModelError(
             f"The attention of {unseen[0]} ({processor}) was not seen: it must be computed by PyTorch's "
-            "scaled_dot_product_attention; unset DIFFUSERS_ATTN_BACKEND, or call set_attention_backend('native') or "
-            "set_attn_processor(AttnProcessor2_0())"
+            "scaled_dot_product_attention; unset DIFFUSERS_ATTN_BACKEND, leave out --run.compile, or call "
+            "set_attention_backend('native') or set_attn_processor(AttnProcessor2_0())"
         )
 
 

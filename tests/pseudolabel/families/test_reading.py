@@ -239,11 +239,23 @@ def test_explain_names_every_quantity_of_a_transformer(load_family):
     assert found.mask.shape == (40, 64)
 
 
-def test_a_transformer_is_not_compiled(load_family):
-    config = GenerateConfig(data=DataConfig(root="."), run=RunConfig(device="cpu", compile=True),
-                            attention=AttentionConfig(cross_layers=("block",), self_layers=("block",)))  # fmt: skip
-    with pytest.raises(ConfigError, match=r"--run.compile is for U-Nets alone"):
-        Pipeline(load_family("flux"), config, VOC, cut=False)
+@pytest.mark.parametrize("name", ["sd35", "flux2"])
+def test_a_compiled_transformer_is_read_too(load_family, name, monkeypatch):
+    """At several sizes, the pass ending after the last block that is read."""
+    traced = torch.compile
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda run: calls.append(run) or traced(run, backend="eager"))
+    found = []
+    for compiled in (False, True):
+        config = GenerateConfig(
+            data=DataConfig(root="."), resize=ResizeConfig(long_side_px=64), diffusion=DiffusionConfig(draws=1),
+            attention=AttentionConfig(cross_layers=("block:1",), self_layers=("block:0",)),
+            run=RunConfig(device="cpu", compile=compiled),
+        )  # fmt: skip
+        pipeline = Pipeline(load_family(name, anew=True), config, VOC)
+        found.append(pipeline.soft_maps([image((40, 64)), image((64, 40))], [(8, 12), (12,)], ["a", "b"]))
+    assert len(calls) == 1
+    assert all(np.array_equal(one.maps, other.maps) for one, other in zip(*found, strict=True))
 
 
 def test_latents_are_packed_as_in_diffusers():
