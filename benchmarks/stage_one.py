@@ -17,7 +17,8 @@ stage_one.md as soon as it is done, in the place of what was measured of it befo
 
 Stable Diffusion 1.5 and the transformers have their true width and random weights: time and memory do not depend on
 their values. `flux_part` is Flux's width with 2 of its 19 blocks and 4 of its 38 single ones, the last block read being
-as deep in it: its ratios are those of the whole, its seconds and memory are not.
+as deep in it: its ratios are those of the whole, its seconds and memory are not. `pixart_middle` reads one block in the
+middle of PixArt-Sigma, where its configuration reads up to block 18 of 28.
 """
 
 import argparse
@@ -40,6 +41,7 @@ SIZES = {
     "narrow": ((256, 256), (512, 512)),
     "demo": ((128, 128), (160, 160)),
     "pixart_sigma": ((512, 512), (1024, 1024)),
+    "pixart_middle": ((512, 512), (1024, 1024)),
     "sd3": ((512, 512), (1024, 1024)),
     "sd35_medium": ((512, 512), (1024, 1024)),
     "flux_part": ((512, 512), (1024, 1024)),

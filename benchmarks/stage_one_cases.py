@@ -40,6 +40,7 @@ TINY_ENCODER = DEMO_MODEL.parent / "tiny_encoder"
 # Transformers: which of `backbones.BACKBONES`, what of its shape is changed, and the layer read if not the configured.
 TRANSFORMERS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "pixart_sigma": ("pixart_sigma", {}, None),
+    "pixart_middle": ("pixart_sigma", {}, "block:13"),
     "sd3": ("sd3", {}, None),
     "sd35_medium": ("sd35_medium", {}, None),
     "flux_part": ("flux", {"num_layers": 2, "num_single_layers": 4}, "block:1"),
