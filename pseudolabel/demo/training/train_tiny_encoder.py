@@ -81,7 +81,7 @@ def main(
     tiny.half().save_pretrained(output)
     record = {
         "recipe": asdict(recipe),
-        "processor_seconds": round(_spent(work_dir)),
+        "processor_seconds": round(_spent(work_dir), 1),
         "hardware": torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU cores",
         "torch": torch.__version__,
         "commit": _commit(),
