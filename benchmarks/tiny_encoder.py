@@ -113,10 +113,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, default=DEMO_CONFIG)
     parser.add_argument("--output", type=Path, default=HERE / "tiny_encoder.md", help="the .json goes beside it")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
     results_file = options.output.with_suffix(".json")
     for kind in KINDS if options.only is None else (options.only,):
-        found = measure(kind, options.model, options.tiny, options.config, options.scenes)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            found = measure(kind, options.model, options.tiny, options.config, options.scenes)
+        finally:
+            torch.set_num_threads(threads)
         kept = json.loads(results_file.read_text(encoding="utf-8"))["rows"] if results_file.is_file() else []
         training = json.loads((options.tiny / "training.json").read_text(encoding="utf-8"))
         content = {"rows": [*(row for row in kept if row["kind"] != kind), found], "training": training}

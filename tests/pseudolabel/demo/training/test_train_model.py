@@ -295,5 +295,5 @@ def test_generate_takes_the_tiny_encoder(tiny: Path, tmp_path: Path, capsys: pyt
     text = output.read_text()
     assert "The tiny one costs" in text
     rows = {row["kind"]: row for row in json.loads(output.with_suffix(".json").read_text())["rows"]}
-    assert rows["tiny"]["encoder_ms"] < rows["own"]["encoder_ms"]
+    assert 0 < rows["tiny"]["encoder_ms"] < rows["tiny"]["image_ms"]
     assert rows["tiny"]["miou_before"] != rows["own"]["miou_before"]
