@@ -65,7 +65,7 @@ def _residual_block(block: Any, values: Tensor, temb: None = None) -> Tensor:
     """Do what diffusers' ResnetBlock2D does without a time embedding; the values that are given are overwritten."""
     height, width = values.shape[-2:]
     stripes = list(_stripes(height, block.conv1.out_channels * width))
-    first = _norm(block.norm1, values, ((start, end) for start, end in stripes), lambda a, b: values[:, :, a:b])
+    first = _norm(block.norm1, values, stripes, lambda start, end: values[:, :, start:end])
 
     def between(piece: Tensor, top: int, bottom: int) -> Tensor:
         """Return what the first convolution makes of some rows; two fewer but at the image's own edges."""
@@ -94,22 +94,24 @@ def _residual_block(block: Any, values: Tensor, temb: None = None) -> Tensor:
 
 
 def _norm(
-    norm: nn.GroupNorm, values: Tensor, stripes: Any, rows: Rows
+    norm: nn.GroupNorm, values: Tensor, stripes: list[tuple[int, int]], rows: Rows
 ) -> Callable[[Float[Tensor, "batch channels _ width"]], Tensor]:
     """Return a group norm with the mean and deviation of all rows, which are seen stripe by stripe."""
-    number, mean, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    number, mean, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for start, end in stripes:
         part = rows(start, end).float().unflatten(1, (norm.num_groups, -1)).flatten(2)
-        variance, own = (each.double() for each in torch.var_mean(part, dim=2, correction=0))
-        mean, squares = mean.to(own), squares.to(own)
+        variance, own = (each.cpu().double() for each in torch.var_mean(part, dim=2, correction=0))
         more = part.shape[2]
         apart = own - mean  # Chan, Golub and LeVeque, 1979: moments of a set from those of its parts
         mean = mean + apart * more / (number + more)
         squares = squares + variance * more + apart.square() * number * more / (number + more)
         number += more
     repeats = norm.num_channels // norm.num_groups
-    scale = (squares / number + norm.eps).rsqrt().float().repeat_interleave(repeats, dim=1)[..., None, None]
-    shift = mean.float().repeat_interleave(repeats, dim=1)[..., None, None]
+    deviation = (squares / number + norm.eps).sqrt()
+    scale, shift = (
+        each.float().repeat_interleave(repeats, dim=1)[..., None, None].to(values.device)
+        for each in (1 / deviation, mean)
+    )
     weight, bias = (each.float()[:, None, None] for each in (norm.weight, norm.bias))
 
     def apply(piece: Tensor) -> Tensor:
