@@ -49,7 +49,8 @@ SIZES = {
 BATCH = {"demo": 16}
 USUAL_BATCH = 1
 MIB = 2**20
-KEY = ("model", "size_hw", "method", "device", "dtype", "channels_last")  # what is measured again replaces this row
+# What is measured again replaces a row of the same; rows of more threads are from before there was one, by the clock.
+KEY = ("model", "size_hw", "method", "device", "threads", "dtype", "channels_last")
 
 
 def measure_apart(case: dict[str, Any]) -> dict[str, Any]:
@@ -80,11 +81,12 @@ def report(results: list[dict[str, Any]]) -> str:
     lines = ["# Stage one: time and memory", "", *_introduction(results), ""]
     rows = [result for result in results if result["method"] != "crossover"]
     usual = [row for row in rows if _is_usual(row)]
-    for model, size in dict.fromkeys((row["model"], tuple(row["size_hw"])) for row in usual):
-        same = {row["method"]: row for row in usual if (row["model"], tuple(row["size_hw"])) == (model, size)}
+    for model, size, threads in dict.fromkeys(map(_group, usual)):
+        same = {row["method"]: row for row in usual if _group(row) == (model, size, threads)}
         first = next(iter(same.values()))
-        of_own = {**first, "dtype": usual_format(model, "ours", first["device"])[0]}
-        lines += [f"## {model}, {size[1]} x {size[0]} pixels, batch {first['batch']}, {of_own['dtype']}", ""]
+        dtype = usual_format(model, "ours", first["device"])[0]
+        clock = "" if threads == 1 or first["device"] == "cuda" else f", {threads} threads by the clock"
+        lines += [f"## {model}, {size[1]} x {size[0]} pixels, batch {first['batch']}, {dtype}{clock}", ""]
         lines += [table(HEADER, [_row(method, same) for method in METHODS if method in same]), ""]
         lines += _with_encoder(same)
     lines += _formats(rows)
@@ -98,18 +100,23 @@ def report(results: list[dict[str, Any]]) -> str:
 def _introduction(results: list[dict[str, Any]]) -> list[str]:
     """Say what was measured, how, and on what."""
     machines = dict.fromkeys(f"{row['hardware']}, torch {row['torch']}" for row in results)
-    lines = [
-        "Written by `python -m benchmarks.stage_one`; measured on "
-        + "; ".join(machines)
-        + ". Seconds are the median of"
-    ]
+    lines = [f"Written by `python -m benchmarks.stage_one`; measured on {'; '.join(machines)}."]
     lines += [
-        "one noise draw of one image (of a batch, divided by its size), from latents on; the encoder is its own row."
+        "Seconds are the median of one noise draw of one image (of a batch, divided by its size), from latents on; the"
     ]
+    lines += ["encoder is its own row."]
     if any(row["device"] == "cpu" for row in results):
-        lines += ["On a CPU they are processor time of one thread, and memory is what the process takes at most after"]
-        lines += ["loading, Python and its libraries included; the cut model's freed weights are gone by then."]
+        lines += ["On a CPU they are processor time of one thread where nothing else is said, and memory is what the"]
+        lines += [
+            "process takes at most after loading, Python and its libraries included; what a model loses by being cut is"
+        ]
+        lines += ["gone by then."]
     return lines
+
+
+def _group(row: dict[str, Any]) -> tuple[str, tuple[int, ...], int]:
+    """Return what rows have in common that are compared with each other."""
+    return row["model"], tuple(row["size_hw"]), row["threads"]
 
 
 def _is_usual(row: dict[str, Any]) -> bool:
@@ -130,8 +137,9 @@ def _row(method: str, same: dict[str, dict[str, Any]]) -> list[str]:
     if "error" in row:
         return [method, row["error"], "", "", "", "", "", "", row["commit"]]
     plain, ours = same.get("plain", {}), same.get("ours", {})
-    seconds, encoder = row["seconds"], same.get("encoder", {}).get("seconds", 0.0)
-    rates = ["", ""] if method in ENCODERS else [f"{1 / (encoder + n * seconds):.3g}" for n in (1, 10)]
+    seconds, encoder = row["seconds"], same.get("encoder", {}).get("seconds")
+    known = encoder is not None and method not in ENCODERS
+    rates = [f"{1 / (encoder + n * seconds):.3g}" if known else "" for n in (1, 10)]
     return [
         method,
         f"{seconds:.4g}",
@@ -164,8 +172,8 @@ def _formats(rows: list[dict[str, Any]]) -> list[str]:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         if "seconds" in row:
-            groups.setdefault((row["model"], tuple(row["size_hw"]), row["method"]), []).append(row)
-    for (model, size, method), group in groups.items():
+            groups.setdefault((*_group(row), row["method"]), []).append(row)
+    for (model, size, _, method), group in groups.items():
         base = next((row for row in group if (row["dtype"], row["channels_last"]) == ("float32", False)), None)
         if len(group) < 2 or base is None:
             continue
@@ -189,6 +197,7 @@ def _linearity(rows: list[dict[str, Any]]) -> list[str]:
             pixels = row["size_hw"][0] * row["size_hw"][1] * (row["batch"] if row["method"] == "ours" else 1)
             beyond = row["peak_mib"] - row["loaded_mib"]
             size = f"{row['model']} {row['size_hw'][1]} x {row['size_hw'][0]}, {row['method']}"
+            size += "" if row["threads"] == 1 else f", {row['threads']} threads"
             cells.append((size, f"{row['peak_mib']:.0f}", f"{row['loaded_mib']:.0f}", f"{beyond * MIB / pixels:.0f}"))
     return [*lines, table(("case", "peak MiB", "loaded MiB", "bytes per pixel beyond"), cells), ""]
 
@@ -250,7 +259,7 @@ def merged(results: list[dict[str, Any]], found: dict[str, Any]) -> list[dict[st
 
     def order(row: dict[str, Any]) -> tuple[Any, ...]:
         model = [*SIZES, ""].index(row["model"])
-        return model, tuple(row["size_hw"]), [*METHODS, "crossover"].index(row["method"]), key(row)
+        return model, tuple(row["size_hw"]), -row["threads"], [*METHODS, "crossover"].index(row["method"]), key(row)
 
     return sorted([*(row for row in results if key(row) != key(found)), found], key=order)
 

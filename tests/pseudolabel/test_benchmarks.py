@@ -94,7 +94,7 @@ def test_the_report_of_stage_one_names_what_did_not_fit():
     from benchmarks.stage_one import report
 
     case = {"model": "sd15", "size_hw": [512, 512], "batch": 1, "torch": "2", "hardware": "a machine", "commit": "abc"}
-    case |= ON_CPU
+    case |= ON_CPU | {"threads": 1}
     measured = {"seconds": 2.0, "peak_mib": 300.0, "loaded_mib": 100.0}
     rows = [case | measured | {"method": "ours"}, case | {"method": "naive", "error": "out of memory"}]
     rows += [case | measured | {"method": "plain"}, case | measured | {"method": "encoder", "seconds": 3.0}]
@@ -112,6 +112,7 @@ def test_a_row_of_stage_one_that_is_measured_again_replaces_the_one_of_before():
     from benchmarks.stage_one import merged
 
     case = {"model": "sd15", "size_hw": [512, 512], "method": "plain", "seconds": 1.0} | ON_CPU
+    case["threads"] = 1
     others = [case | {"method": "ours"}, case | {"dtype": "bfloat16"}, case | {"model": "demo"}]
     found = merged([*others, case], case | {"size_hw": (512, 512), "seconds": 2.0})
     assert [(row["model"], row["method"], row["dtype"], row["seconds"]) for row in found] == [
