@@ -210,9 +210,10 @@ def pick_dtype(name: Dtype, device: torch.device, family: Family = "unet") -> to
     """Return the networks' number format.
 
     auto is, on a GPU, float16 for U-Nets and bfloat16 for transformers, which were trained in it: T5 and Flux have
-    values that float16 does not hold. On a CPU it is float32 for U-Nets, whose stores would change otherwise, and for
-    transformers bfloat16 where the CPU multiplies it (`multiplies_bfloat16`): half of the memory and, on an AMD EPYC
-    with AVX-512 BF16, less than half of the time (benchmarks/stage_one.md).
+    values that float16 does not hold. On a CPU it is for transformers bfloat16 where the CPU multiplies it
+    (`multiplies_bfloat16`), half of the memory and, of the matrix products, a quarter of the time; and float32 for
+    U-Nets, whose stores would change otherwise, though there bfloat16 took 0.53 of the time of a pass and 0.51 of an
+    image's encoding (an AMD EPYC with AVX-512 BF16; benchmarks/stage_one.md).
     """
     match name:
         case "auto" if device.type == "cuda":
