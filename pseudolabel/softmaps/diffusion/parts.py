@@ -211,9 +211,9 @@ def pick_dtype(name: Dtype, device: torch.device, family: Family = "unet") -> to
 
     auto is, on a GPU, float16 for U-Nets and bfloat16 for transformers, which were trained in it: T5 and Flux have
     values that float16 does not hold. On a CPU it is for transformers bfloat16 where the CPU multiplies it
-    (`multiplies_bfloat16`), half of the memory and, of the matrix products, a quarter of the time; and float32 for
-    U-Nets, whose stores would change otherwise, though there bfloat16 took 0.53 of the time of a pass and 0.51 of an
-    image's encoding (an AMD EPYC with AVX-512 BF16; benchmarks/stage_one.md).
+    (`multiplies_bfloat16`), in half of the memory; and float32 for U-Nets, whose stores would change otherwise, though
+    there bfloat16 took 0.53 of the time of a pass and 0.51 of an image's encoding (an AMD EPYC with AVX-512 BF16;
+    benchmarks/stage_one.md).
     """
     match name:
         case "auto" if device.type == "cuda":
