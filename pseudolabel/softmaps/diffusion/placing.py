@@ -51,7 +51,7 @@ def place(parts: Parts, config: ModelConfig) -> Parts:
 def _lay_out(parts: Parts) -> None:
     """Put channels last in the memory of convolutions, in place, where that is quicker and changes no earlier store.
 
-    On one core of an AMD EPYC Stable Diffusion's image encoder takes 0.83 of the time then (benchmarks/stage_one.md). It
+    On a core of an AMD EPYC Stable Diffusion's image encoder takes 0.83 of the time then (benchmarks/stage_one.md). It
     changes the last bits, so in float32 on a CPU a U-Net's usual image encoder stays as it was. On a GPU half precision
     is meant to have it (not measured here).
     """
