@@ -2,8 +2,9 @@
 
     python -m benchmarks.backbones            # counts parameters and writes backbones.md
 
-Parts are built without weights (torch's meta device) from the settings their publishers give, the denoiser is cut after
-the last layer that the shipped configuration reads, and the parameters are counted.
+Parts are built without weights (torch's meta device) from the settings their publishers give (`source`: where each was
+compared with them; some are copies that others have put on the hub, as the originals are gated), the denoiser is cut
+after the last layer that the shipped configuration reads, and the parameters are counted.
 """
 
 import argparse
@@ -54,6 +55,8 @@ class Backbone:
         channels: of a latent.
         config: the configuration that says which layers are read; None: the defaults'.
         layer: read in the place of the configuration's.
+        source: where its shape is from.
+        licence: as its card names it.
 
     """
 
@@ -64,33 +67,59 @@ class Backbone:
     channels: int = 4
     config: str | None = None
     layer: str | None = None
+    source: str = ""
+    licence: str = ""
 
 
+# Text encoders: CLIP's two are OpenAI's ViT-L/14 and OpenCLIP's bigG/14 as SDXL's `text_encoder` and `text_encoder_2`
+# have them; T5 is google/t5-v1_1-xxl (huggingface.co/google/t5-v1_1-xxl/blob/main/config.json), Qwen Qwen/Qwen3-4B
+# (huggingface.co/zenlm/zen3-embedding/blob/main/config.json says the same). Windows: the defaults of diffusers 0.42.1's
+# pipelines (max_sequence_length: SD3 256, Flux 512, of which schnell reads 256 at most
+# (huggingface.co/docs/diffusers/v0.31.0/api/pipelines/flux), PixArt-alpha 120, -Sigma 300, Flux.2 klein 512 and hidden
+# states 9, 18 and 27). The image encoder's widths: shivi/stable-diffusion-3-medium-diffusers/blob/main/vae/config.json.
+_HUB = "https://huggingface.co"
+_FILE = "blob/main/transformer/config.json"
+_STABILITY = "Stability AI Community License"
+_SD3_LICENCE = f"{_STABILITY} (first the Non-Commercial Research Community License, which copies still name)"
 BACKBONES = {
     "sd15": Backbone(
         "Stable Diffusion 1.5", "UNet2DConditionModel",
         {"sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768,
          "attention_head_dim": 8},
+        source=f"{_HUB}/Norod78/sd15-muppet-blip/blob/main/unet/config.json", licence="CreativeML OpenRAIL-M",
     ),
-    "sdxl": Backbone("SDXL", "UNet2DConditionModel", _SDXL, _CLIP),
+    "sdxl": Backbone(
+        "SDXL", "UNet2DConditionModel", _SDXL, _CLIP,
+        source=f"{_HUB}/jffacevedo/flax_lcm_unet/blob/main/config.json", licence="CreativeML Open RAIL++-M",
+    ),
     "pixart_sigma": Backbone(
         "PixArt-Sigma", "PixArtTransformer2DModel",
         {"num_attention_heads": 16, "attention_head_dim": 72, "in_channels": 4, "out_channels": 8, "num_layers": 28,
          "cross_attention_dim": 1152, "caption_channels": 4096, "sample_size": 128, "patch_size": 2,
          "norm_type": "ada_norm_single", "num_embeds_ada_norm": 1000, "use_additional_conditions": False},
         ("t5",), 4, "pixart_sigma_voc12",
+        source=f"{_HUB}/PixArt-alpha/PixArt-Sigma-XL-2-1024-MS/commit/edfd592c29a4bd296030990d87808fc86c804859",
+        licence="OpenRAIL++",
     ),
-    "sd3": Backbone("SD3 medium", "SD3Transformer2DModel", _SD3, _CLIP, 16, "sd3_voc12"),
-    "sd3_t5": Backbone("SD3 medium, T5 too", "SD3Transformer2DModel", _SD3, (*_CLIP, "t5"), 16, "sd3_voc12"),
+    "sd3": Backbone(
+        "SD3 medium", "SD3Transformer2DModel", _SD3, _CLIP, 16, "sd3_voc12",
+        source=f"{_HUB}/jatr96/trained-sd3/{_FILE}", licence=_SD3_LICENCE,
+    ),
+    "sd3_t5": Backbone(
+        "SD3 medium, T5 too", "SD3Transformer2DModel", _SD3, (*_CLIP, "t5"), 16, "sd3_voc12",
+        source=f"{_HUB}/jatr96/trained-sd3/{_FILE}", licence=_SD3_LICENCE,
+    ),
     "sd35_medium": Backbone(
         "SD3.5 medium", "SD3Transformer2DModel",
         _SD3 | {"dual_attention_layers": tuple(range(13)), "qk_norm": "rms_norm", "pos_embed_max_size": 384},
         _CLIP, 16, "sd35_medium_voc12",
+        source=f"{_HUB}/Prgckwb/trpfrog-sd3.5-medium/{_FILE}", licence=_STABILITY,
     ),
     "sd35_large": Backbone(
         "SD3.5 large, block:14", "SD3Transformer2DModel",
         _SD3 | {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "qk_norm": "rms_norm"},
         _CLIP, 16, "sd35_medium_voc12", "block:14",
+        source=f"{_HUB}/frankjoshua/stable-diffusion-3.5-large/{_FILE}", licence=_STABILITY,
     ),
     "flux": Backbone(
         "Flux.1 schnell, dev", "FluxTransformer2DModel",
@@ -98,6 +127,17 @@ BACKBONES = {
          "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
          "guidance_embeds": False},
         ("clip_l", "t5"), 16, "flux_schnell_voc12",
+        source=f"{_HUB}/YuCollection/FLUX.1-schnell-Diffusers/{_FILE}",
+        licence="schnell Apache-2.0, dev FLUX.1 [dev] Non-Commercial",
+    ),
+    "flux2_klein": Backbone(
+        "Flux.2 klein 4B", "Flux2Transformer2DModel",
+        {"patch_size": 1, "in_channels": 128, "num_layers": 5, "num_single_layers": 20, "attention_head_dim": 128,
+         "num_attention_heads": 24, "joint_attention_dim": 7680, "timestep_guidance_channels": 256, "mlp_ratio": 3.0,
+         "axes_dims_rope": (32, 32, 32, 32), "rope_theta": 2000, "guidance_embeds": False},
+        ("qwen",), 32, "flux2_klein_voc12",
+        source="https://github.com/huggingface/diffusers/blob/main/scripts/convert_flux2_to_diffusers.py",
+        licence="Apache-2.0 (9B: non-commercial)",
     ),
 }  # fmt: skip
 
@@ -123,6 +163,12 @@ def build_text_encoder(name: str) -> nn.Module:
         case "t5":
             shape = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
             return T5EncoderModel(T5Config(vocab_size=32128, feed_forward_proj="gated-gelu", **shape))
+        case "qwen":
+            from transformers import Qwen3Config, Qwen3ForCausalLM
+
+            shape = {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "head_dim": 128}
+            heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
+            return Qwen3ForCausalLM(Qwen3Config(vocab_size=151936, tie_word_embeddings=True, **shape, **heads))
     raise ValueError(name)
 
 
@@ -201,7 +247,9 @@ configuration reads, text encoders of transformers on the card only while senten
 the first of 4, 6, 8, 12, 16, 24 ... GB that has {BESIDE_GB:g} GB more, which is assumed for a pass.
 
 """
-    return text + table(HEADER, rows()) + "\n"
+    sources = [f"- {each.title}: {each.licence}; {each.source}" for each in BACKBONES.values()]
+    ending = "Licences as their cards name them, and where each shape was compared with its publisher's settings:"
+    return "\n\n".join([text.rstrip(), table(HEADER, rows()), ending, "\n".join(sources)]) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

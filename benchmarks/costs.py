@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.backbones import BACKBONES, build_denoiser, build_image_encoder, rows, settings_of
 from benchmarks.common import HERE, machine, table, write_text
-from benchmarks.stage_one import sentence_like
+from benchmarks.stage_one_cases import sentence_like
 from pseudolabel.softmaps.diffusion.families import (
     cell_px,
     family_in_memory,

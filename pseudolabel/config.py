@@ -36,8 +36,8 @@ class RunConfig:
     """cpu, cuda, cuda:1 or mps; auto: the first GPU there is, else the CPU."""
 
     dtype: Dtype = "auto"
-    """Number format of the networks; auto: float32 on a CPU, on a GPU float16, for transformers bfloat16. Maps are
-    always summed in float32."""
+    """Number format of the networks; auto: on a GPU float16, for transformers bfloat16; on a CPU float32, for
+    transformers bfloat16 where the CPU multiplies it. Maps are always summed in float32."""
 
     batch_size: int | Literal["auto"] = "auto"
     """Noised images (images x draws x flips) a GPU takes at once; auto finds what fits. A CPU takes an image's own."""
@@ -61,7 +61,7 @@ class RunConfig:
     """local: this process and its workers. ray: Ray Data, one machine or a cluster (extra [ray])."""
 
     compile: bool = False
-    """Compile the U-Net with torch.compile: a slow start, then quicker on a GPU."""
+    """Compile the denoiser with torch.compile: a slow start, then quicker on a GPU."""
 
     def __post_init__(self) -> None:
         require(
@@ -144,7 +144,7 @@ LATER = {
 }
 ADAPTERS = ("tokens", "lora", "custom_diffusion")  # of the model: what is put into a U-Net
 UNNAMED = (*ADAPTERS, "t5", "vae")  # of the model: a store that was made without them does not name them
-PLACING = ("keep_text_encoders", "offload")  # of the model: where it lies, which changes no mask
+PLACING = ("keep_text_encoders", "offload", "vae_stripes")  # of the model: how it fits, which changes no mask
 
 
 def stored_settings(config: GenerateConfig) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from pseudolabel.softmaps.diffusion.families import cut_denoiser, family_in_memo
 from pseudolabel.softmaps.diffusion.load import load_model
 from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
 from pseudolabel.softmaps.diffusion.placing import place
-from pseudolabel.softmaps.frame import frame_latent
-from pseudolabel.softmaps.grids import common_grid, regrid
+from pseudolabel.softmaps.grids import common_grid
 from pseudolabel.softmaps.layers import Layer, resolve_layers
+from pseudolabel.softmaps.means import mean_maps, to_soft_maps
 from pseudolabel.softmaps.passes import Pass, Reader
 from pseudolabel.softmaps.prompt import Prompt
 from pseudolabel.softmaps.reading import Reading, number_fault, read_batch
@@ -58,7 +58,7 @@ class Pipeline:
             cut: False leaves the model whole, so that other pipelines can read it.
 
         Raises:
-            ConfigError: affinity without a self-attention layer.
+            ConfigError: affinity without a self-attention layer; blocks that come and go are to be compiled.
             ModelError: a layer that the model does not have.
 
         """
@@ -78,7 +78,8 @@ class Pipeline:
         if cut:
             reference = () if self.reference is None else (self.reference,)
             cut_denoiser(parts, (*self.cross_layers, *reference), self.self_layers)
-        _refuse_compile(parts, config)
+        if config.run.compile and config.model.offload:
+            raise ConfigError("--model.offload and --run.compile do not go together: leave one out")
         if config.run.compile:
             parts.denoiser.forward = torch.compile(parts.denoiser.forward)
 
@@ -253,7 +254,8 @@ class Pipeline:
         prompts = reader.plan(labels) if spans is None else given_prompts(spans)
         texts = [reader.text(prompt.text) if prompt_embeds is None else given_text(prompt_embeds) for prompt in prompts]
         # diffusion
-        frame = self._frame_of(image, latents)
+        worked_hw = None if image is None else (image.shape[0], image.shape[1])
+        frame = reader.frame_of(worked_hw, None if latents is None else (latents.shape[-2], latents.shape[-1]))
         frame = replace(frame, image_hw=image_hw or frame.image_hw)
         if latents is not None:
             clean = latents.reshape(latents.shape[-3:])
@@ -305,24 +307,16 @@ class Pipeline:
             words: of each image, its background words by number; none are read if not given.
 
         """
-        grids = [self._grid(frame) for frame in frames]
-        words = words or [{} for _ in frames]
-        sizes = [n + len(own) for n, own in zip(n_labels, words, strict=True)]
-        totals = [torch.zeros(n, *grid, device=self.parts.device) for n, grid in zip(sizes, grids, strict=True)]
-        counts = [torch.zeros(n, 1, 1, device=self.parts.device) for n in sizes]
         read = partial(self._read, attention=True) if attention else self._read
-        for batch, reading in self.reader.batches(passes, read):
-            for item, maps in zip(batch, reading.refined, strict=True):
-                rows = [*item.prompt.rows]
-                if words[item.image]:
-                    rows += [n_labels[item.image] + words[item.image][word] for word, _ in item.prompt.words]
-                own = maps[: len(rows)]
-                target, grid_hw = frames[item.image], grids[item.image]
-                totals[item.image][rows] += regrid(own, item.frame, item.mirrored, target, grid_hw)
-                counts[item.image][rows] += 1
-            if watch is not None:
-                watch(batch, reading)
-        return [total / count for total, count in zip(totals, counts, strict=True)]
+        return mean_maps(
+            self.reader.batches(passes, read),
+            n_labels,
+            words or [{} for _ in frames],
+            frames,
+            [self._grid(frame) for frame in frames],
+            self.parts.device,
+            watch,
+        )
 
     @property
     def reads_words(self) -> bool:
@@ -351,33 +345,3 @@ class Pipeline:
             words=self.reads_words,
             reference=self.reference,
         )
-
-    def _frame_of(self, image: np.ndarray | None, latents: Tensor | None) -> Frame:
-        """Return an image's frame; given latents of another size are taken to show all of the image, unpadded."""
-        if latents is None:
-            if image is None:
-                raise ConfigError("explain needs an image, or latents=")
-            return self.reader.frame((image.shape[0], image.shape[1]))
-        latent_hw = (latents.shape[-2], latents.shape[-1])
-        image_hw = None if image is None else (image.shape[0], image.shape[1])
-        if image_hw is not None and self.reader.latent_hw(self.reader.frame(image_hw)) == latent_hw:
-            return self.reader.frame(image_hw)
-        return frame_latent(latent_hw, self.parts.vae_factor, image_hw)
-
-
-def _refuse_compile(parts: Parts, config: GenerateConfig) -> None:
-    """Refuse torch.compile where the compiled model's attention is not seen, or its blocks come and go."""
-    if config.run.compile and parts.family != "unet":
-        raise ConfigError("--run.compile is for U-Nets alone: the attention of a compiled transformer is not seen")
-    if config.run.compile and config.model.offload:
-        raise ConfigError("--model.offload and --run.compile do not go together: leave one out")
-
-
-def to_soft_maps(
-    maps: Float[Tensor, "classes grid_h grid_w"], labels: tuple[int, ...], frame: Frame, words: bool = False
-) -> SoftMaps:
-    """Return maps as the store keeps them; with `words` what follows the labels' maps are those of background words."""
-    half = maps.clamp(0, 1).cpu().numpy().astype(np.float16)
-    own, others = half[: len(labels)], half[len(labels) :]
-    most = others.max(axis=0, initial=0) if words else None
-    return SoftMaps(own, tuple(labels), False, frame.padded_hw, frame.resized_hw, frame.image_hw, most)

@@ -80,7 +80,12 @@ def _print_report(data: "DataReport", model: "ModelReport", as_json: bool, advis
     if model.weights_gb is not None:
         lines.append(f"Weights   about {model.weights_gb:g} GB at once on the device")
     if model.memory_gb is not None:
-        lines.append(f"Memory    about {model.memory_gb:g} GB")
+        beside = (
+            f", and up to {model.workers_memory_gb:g} GB in {count(model.workers, 'worker process')}"
+            if model.workers
+            else ""
+        )
+        lines.append(f"Memory    about {model.memory_gb:g} GB{beside}")
     found = [f"warning: {text}" for text in model.warnings] + [f"problem: {text}" for text in model.problems]
     lines += [printable(line) for line in found]
     lines += advice_lines(str(advise_for), advised) if advised else []

@@ -17,16 +17,23 @@ if TYPE_CHECKING:
 
 QUICK_S = 20.0  # an image that takes less is timed a second time
 WORKER_START_S = 2.0  # until a worker process has imported what it needs
+WORKER_BYTES = 72_000_000  # of a worker process at rest
 
 
 @dataclass
 class ModelReport:
-    """What is known of the model before a run; None where it was not found out."""
+    """What is known of the model before a run; None where it was not found out.
+
+    `memory_gb` is the GPU's if there is one, else that of the process with the model; the worker processes need
+    `workers_memory_gb` of main memory beside it.
+    """
 
     id: str
     seconds_per_image: float | None = None
     startup_seconds: float | None = None
     memory_gb: float | None = None
+    workers: int | None = None
+    workers_memory_gb: float | None = None
     weights_gb: float | None = None
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -107,11 +114,11 @@ def _fill_in(report: ModelReport, config: GenerateConfig, found: "Measured") -> 
     on_cpu = device == "cpu"
     workers = default_workers(config.run.workers)
     in_this_process = runs_here(mask_config(config), device)
-    report.seconds_per_image = seconds_per_image(
-        found.unet, found.masks, 0 if in_this_process else workers, available_cpus(), on_cpu
-    )
+    workers = 0 if in_this_process else workers
+    report.seconds_per_image = seconds_per_image(found.unet, found.masks, workers, available_cpus(), on_cpu)
     report.startup_seconds = found.startup
     report.memory_gb = None if found.memory_bytes is None else round(found.memory_bytes / 1e9, 1)
+    report.workers, report.workers_memory_gb = workers, round(workers * found.worker_bytes / 1e9, 2)
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,7 @@ class Measured:
         masks: from soft maps to the bytes of the mask files, on one core.
         startup: loading the model, and starting a worker process.
         memory_bytes: peak of the GPU if there is one, else of this process; None where the system does not say.
+        worker_bytes: what a worker process takes at most with an image of that size.
 
     """
 
@@ -130,6 +138,7 @@ class Measured:
     masks: float
     startup: float
     memory_bytes: int | None
+    worker_bytes: int = 0
 
 
 def seconds_per_image(unet: float, masks: float, workers: int, cores: int, on_cpu: bool) -> float:
@@ -170,6 +179,7 @@ def measure_model(config: GenerateConfig) -> Measured:
     import torch
 
     from data.readers.layout import open_samples
+    from pseudolabel.generate.workers import refining_bytes
     from pseudolabel.pipeline import Pipeline
     from pseudolabel.softmaps.prompt import check_phrases
 
@@ -188,7 +198,11 @@ def measure_model(config: GenerateConfig) -> Measured:
     memory = peak_memory_bytes()
     if pipeline.parts.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated()
-    return Measured(unet, masks, startup + WORKER_START_S, memory)
+    assert loaded.rgb_u8 is not None
+    height, width = loaded.rgb_u8.shape[:2]
+    return Measured(
+        unet, masks, startup + WORKER_START_S, memory, WORKER_BYTES + refining_bytes((height, width), config.crf)
+    )
 
 
 def _timed_halves(

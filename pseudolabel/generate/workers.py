@@ -68,15 +68,20 @@ class MaskJob:
     presence: tuple[float, ...] = ()
 
     def refining_bytes(self, crf: CrfConfig) -> int:
-        """Return how much memory its refinement may take, in bytes; a guess on the safe side."""
+        """Return how much memory its refinement may take, in bytes."""
         if self.rgb_u8 is not None:
             height, width = self.rgb_u8.shape[:2]
         elif self.source_record is not None:
             height, width = size_of_record(self.source_record)
         else:
             return 0
-        height, width = working_size((height, width), crf)
-        return round(height * width * crf.scale**2) * REFINING_BYTES
+        return refining_bytes((height, width), crf)
+
+
+def refining_bytes(image_hw: tuple[int, int], crf: CrfConfig) -> int:
+    """Return how much memory the refinement of an image may take, in bytes; a guess on the safe side."""
+    height, width = working_size(image_hw, crf)
+    return round(height * width * crf.scale**2) * REFINING_BYTES
 
 
 @dataclass(frozen=True)

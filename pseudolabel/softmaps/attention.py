@@ -67,8 +67,9 @@ class Recording:
 
     def queries_and_keys(self, layer: Layer) -> tuple[Tensor, Tensor]:
         """Return queries and keys (batch, heads, cells, dim) of a self-attention layer, blocks' heads side by side."""
-        queries = torch.cat([pick_heads(self.queries[block], layer.heads) for block in layer.blocks], dim=1)
-        keys = torch.cat([pick_heads(self.keys[block], layer.heads) for block in layer.blocks], dim=1)
+        recorded = [layer.key(block) for block in layer.blocks]
+        queries = torch.cat([pick_heads(self.queries[key], layer.heads) for key in recorded], dim=1)
+        keys = torch.cat([pick_heads(self.keys[key], layer.heads) for key in recorded], dim=1)
         return queries, keys
 
 
@@ -272,7 +273,8 @@ def record_attention(
 
     def keep_cells(block: str, layer: Layer) -> Callable[[Call], None]:
         def sink(call: Call) -> None:
-            recording.queries[block], recording.keys[block] = call.among_cells(layer, n_text)
+            key = layer.key(block)
+            recording.queries[key], recording.keys[key] = call.among_cells(layer, n_text)
 
         return sink
 
@@ -312,8 +314,8 @@ def _watching(model: nn.Module, sinks: dict[str, list[Callable[[Call], None]]], 
         processor = type(getattr(model.get_submodule(unseen[0]), "processor", None)).__name__
         raise ModelError(
             f"The attention of {unseen[0]} ({processor}) was not seen: it must be computed by PyTorch's "
-            "scaled_dot_product_attention; unset DIFFUSERS_ATTN_BACKEND, or call set_attention_backend('native') or "
-            "set_attn_processor(AttnProcessor2_0())"
+            "scaled_dot_product_attention; unset DIFFUSERS_ATTN_BACKEND, leave out --run.compile, or call "
+            "set_attention_backend('native') or set_attn_processor(AttnProcessor2_0())"
         )
 
 

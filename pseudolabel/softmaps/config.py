@@ -56,6 +56,10 @@ class ModelConfig:
     keep_text_encoders: bool = False
     """Transformers on a GPU: the text encoders stay there. False: they are there only while sentences are embedded."""
 
+    vae_stripes: bool = False
+    """The image encoder works through an image a few rows at a time: less memory, more time, the same latents up to
+    rounding. False: only once a GPU's memory has run out."""
+
     offload: bool = False
     """The denoiser stays in main memory and a block of it at a time is sent to the GPU: slow, but it fits."""
 

@@ -25,7 +25,7 @@ from pseudolabel.softmaps.diffusion.encode import draw_noise, encode_image, nois
 from pseudolabel.softmaps.diffusion.families import cell_px, encode_text, largest_px, native_px
 from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
 from pseudolabel.softmaps.diffusion.placing import encoders_at_hand
-from pseudolabel.softmaps.frame import frame_image, long_side, resize_and_pad
+from pseudolabel.softmaps.frame import frame_image, frame_latent, long_side, resize_and_pad
 from pseudolabel.softmaps.prompt import Prompt, plan_prompts
 from pseudolabel.softmaps.windows import in_every_window
 
@@ -123,6 +123,21 @@ class Reader:
                 "most; use a smaller --resize.long_side_px or smaller --diffusion.scales"
             )
         return frame
+
+    def frame_of(self, image_hw: tuple[int, int] | None, latent_hw: tuple[int, int] | None) -> Frame:
+        """Return an image's frame; latents of another size than its own are taken to show all of it, unpadded.
+
+        Raises:
+            ConfigError: there is neither an image nor a latent.
+
+        """
+        if latent_hw is None and image_hw is None:
+            raise ConfigError("explain needs an image, or latents=")
+        own = None if image_hw is None else self.frame(image_hw)
+        if own is not None and latent_hw in (None, self.latent_hw(own)):
+            return own
+        assert latent_hw is not None
+        return frame_latent(latent_hw, self.parts.vae_factor, image_hw)
 
     def latent_hw(self, frame: Frame) -> tuple[int, int]:
         """Return height and width of the latent of a padded image."""

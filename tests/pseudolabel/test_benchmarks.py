@@ -26,12 +26,15 @@ def _import_from_root(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
 
 
+ON_CPU = {"device": "cpu", "threads": None, "dtype": "float32", "channels_last": False}
+
+
 def tiny_models(folder: Path):
     return load_parts(ModelConfig(id=str(folder)), torch.device("cpu"), torch.float32)
 
 
 def test_the_naive_implementation_computes_the_same_maps(sd_folder):
-    from benchmarks.stage_one import prepare
+    from benchmarks.stage_one_cases import prepare
     from pseudolabel.softmaps.grids import min_max
 
     with torch.inference_mode():
@@ -43,11 +46,11 @@ def test_the_naive_implementation_computes_the_same_maps(sd_folder):
 
 @pytest.mark.parametrize("method", ["plain", "published", "encoder"])
 def test_a_case_is_measured(sd_folder, method, monkeypatch):
-    from benchmarks import stage_one
-    from benchmarks.stage_one import run_case
+    from benchmarks import stage_one_cases
+    from benchmarks.stage_one_cases import run_case
 
-    monkeypatch.setattr(stage_one, "settings", lambda name: TINY_SETTINGS)
-    case = {"model": "demo", "size_hw": (64, 64), "method": method, "device": "cpu", "repeats": 1, "batch": 1}
+    monkeypatch.setattr(stage_one_cases, "settings", lambda name: TINY_SETTINGS)
+    case = {"model": "demo", "size_hw": (64, 64), "method": method, "repeats": 1, "batch": 1} | ON_CPU
     found = run_case({**case, "demo_model": str(sd_folder)})
     assert found["seconds"] > 0
     assert found["peak_mib"] >= found["loaded_mib"] > 0
@@ -65,20 +68,20 @@ NARROW = {  # the same shapes, narrow
 
 @pytest.mark.parametrize("name", list(NARROW))
 def test_transformers_are_measured_too(name, monkeypatch):
-    from benchmarks import stage_one
+    from benchmarks import stage_one_cases
 
-    backbone, _, layer = stage_one.TRANSFORMERS[name]
-    monkeypatch.setitem(stage_one.TRANSFORMERS, name, (backbone, NARROW[name], layer))
-    case = {"model": name, "size_hw": (64, 96), "device": "cpu", "repeats": 1, "batch": 2, "demo_model": ""}
-    for method in ("ours", "plain"):
-        assert stage_one.run_case({**case, "method": method})["seconds"] > 0
+    backbone, _, layer = stage_one_cases.TRANSFORMERS[name]
+    monkeypatch.setitem(stage_one_cases.TRANSFORMERS, name, (backbone, NARROW[name], layer))
+    case = {"model": name, "size_hw": (64, 96), "repeats": 1, "batch": 2, "demo_model": ""} | ON_CPU
+    for method, dtype in (("ours", "float32"), ("plain", "bfloat16")):
+        assert stage_one_cases.run_case({**case, "method": method, "dtype": dtype})["seconds"] > 0
 
 
 def test_a_tiny_image_encoder_is_measured_too():
-    from benchmarks import stage_one
+    from benchmarks.stage_one_cases import run_case
 
-    case = {"model": "sd3", "size_hw": (64, 64), "device": "cpu", "repeats": 1, "batch": 1, "demo_model": ""}
-    assert stage_one.run_case({**case, "method": "tiny"})["seconds"] > 0
+    case = {"model": "sd3", "size_hw": (64, 64), "repeats": 1, "batch": 1, "demo_model": ""} | ON_CPU
+    assert run_case({**case, "method": "tiny", "channels_last": True})["seconds"] > 0
 
 
 def test_the_table_of_cards_in_the_readme_is_the_scripts():
@@ -104,12 +107,34 @@ def test_the_table_of_times_and_what_check_knows_are_the_scripts():
 def test_the_report_of_stage_one_names_what_did_not_fit():
     from benchmarks.stage_one import report
 
-    case = {"model": "sd15", "size_hw": [512, 512], "batch": 1, "device": "cpu"}
+    case = {"model": "sd15", "size_hw": [512, 512], "batch": 1, "torch": "2", "hardware": "a machine", "commit": "abc"}
+    case |= ON_CPU | {"threads": 1}
     measured = {"seconds": 2.0, "peak_mib": 300.0, "loaded_mib": 100.0}
     rows = [case | measured | {"method": "ours"}, case | {"method": "naive", "error": "out of memory"}]
-    text = report(rows, {"hardware": "a machine", "torch": "2", "commit": "abc"}, "cpu")
+    rows += [case | measured | {"method": "plain"}, case | measured | {"method": "encoder", "seconds": 3.0}]
+    text = report(rows)
     assert "out of memory" in text
-    assert "commit abc" in text
+    assert "| ours | 2 | 1.00 |" in text
+    assert "of a plain pass: 2.50 with the model's own encoder." in text
+    assert "| abc |" in text
+    assert "Number formats" not in text
+    other = case | measured | {"method": "encoder", "dtype": "bfloat16", "seconds": 1.5}
+    assert "| sd15 512 x 512, encoder | bfloat16 | first | 1.5 | 0.50 |" in report([*rows, other])
+
+
+def test_a_row_of_stage_one_that_is_measured_again_replaces_the_one_of_before():
+    from benchmarks.stage_one import merged
+
+    case = {"model": "sd15", "size_hw": [512, 512], "method": "plain", "seconds": 1.0} | ON_CPU
+    case["threads"] = 1
+    others = [case | {"method": "ours"}, case | {"dtype": "bfloat16"}, case | {"model": "demo"}]
+    found = merged([*others, case], case | {"size_hw": (512, 512), "seconds": 2.0})
+    assert [(row["model"], row["method"], row["dtype"], row["seconds"]) for row in found] == [
+        ("sd15", "ours", "float32", 1.0),
+        ("sd15", "plain", "bfloat16", 1.0),
+        ("sd15", "plain", "float32", 2.0),
+        ("demo", "plain", "float32", 1.0),
+    ]
 
 
 def test_refinements_resume(sd_folder, tmp_path, capsys, monkeypatch):

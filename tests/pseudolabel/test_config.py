@@ -48,7 +48,7 @@ def test_the_other_presets_turn_on_none(name):
     assert not any(key in settings.get(group, {}) for group, values in QUIRKS.items() for key in values)
 
 
-TRANSFORMERS = ["sd3_voc12", "sd35_medium_voc12", "flux_schnell_voc12", "pixart_sigma_voc12"]
+TRANSFORMERS = ["sd3_voc12", "sd35_medium_voc12", "flux_schnell_voc12", "pixart_sigma_voc12", "flux2_klein_voc12"]
 
 
 @pytest.mark.parametrize("name", ["voc12", "voc12_paper", "coco14", "coco14_paper", *TRANSFORMERS])

@@ -166,8 +166,8 @@ def mean_map(layers: Iterable[Tensor], size_hw: tuple[int, ...]) -> Float[np.nda
     return torch.stack(maps).mean(0).cpu().numpy()
 
 
-def read_config(config_file: Path, model: Path, root: Path) -> Any:
-    """Settings of stage one from a YAML file, for a model and a folder of scenes."""
+def read_config(config_file: Path, model: Path, root: Path, vae: Path | None = None) -> Any:
+    """Settings of stage one from a YAML file, for a model (with another image encoder, if given) and scenes' folder."""
     from jsonargparse import ArgumentParser
 
     from pseudolabel.config import GenerateConfig
@@ -177,5 +177,5 @@ def read_config(config_file: Path, model: Path, root: Path) -> Any:
     parser.add_class_arguments(GenerateConfig, "settings")
     text = yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}
     text["data"] = text.get("data", {}) | {"root": str(root), "split": "val", "classes": str(CLASSES)}
-    text["model"] = text.get("model", {}) | {"id": str(model)}
+    text["model"] = text.get("model", {}) | {"id": str(model), "vae": None if vae is None else str(vae)}
     return parser.instantiate(parser.parse_object({"settings": text})).settings

@@ -17,7 +17,12 @@ BLOCKS: tuple[tuple[str, Literal["block", "single"]], ...] = (
 
 
 def list_blocks(
-    transformer: Any, factor: int, cross: str, cells: str, text: Literal["all", "first", "last"]
+    transformer: Any,
+    factor: int,
+    cross: str,
+    cells: str,
+    text: Literal["all", "first", "last"],
+    beside: str | None = None,
 ) -> tuple[Layer, ...]:
     """Return every transformer block as a layer, in the order in which they run.
 
@@ -27,19 +32,22 @@ def list_blocks(
         cross: module of a block whose queries are cells and whose keys are, or hold, the text.
         cells: module of a block whose queries and keys are, or hold, cells.
         text: where the text is among the keys of `cross`.
+        beside: module whose queries and keys are cells alone, of the blocks that have it.
 
     """
-    return tuple(
-        Layer(name := f"{owner}.{index}", (name,), place, factor, None, cross, cells, text)
-        for owner, place in BLOCKS
-        for index in range(len(getattr(transformer, owner, ())))
-    )
+    found = []
+    for owner, place in BLOCKS:
+        for index, block in enumerate(getattr(transformer, owner, ())):
+            own = beside if beside is not None and getattr(block, beside, None) is not None else None
+            name = f"{owner}.{index}"
+            found.append(Layer(name, (name,), place, factor, None, cross, cells, text, own))
+    return tuple(found)
 
 
 def cut_blocks(transformer: Any, layers: Sequence[Layer]) -> None:
     """Free, in place, the blocks that a transformer runs after the last layer that is read; the pass ends there."""
     order = [f"{owner}.{index}" for owner, _ in BLOCKS for index in range(len(getattr(transformer, owner, ())))]
-    last = max((layer.name for layer in layers), key=order.index)
+    last = max((layer.blocks[0] for layer in layers), key=order.index)
     kept = order[: order.index(last) + 1]
     for owner, _ in BLOCKS:
         if hasattr(transformer, owner):

@@ -4,8 +4,9 @@ Source: arXiv 2309.04109, section 3.1: z_t = sqrt(abar_t) z + sqrt(1 - abar_t) e
 model a draw, no denoising chain, no guidance.
 """
 
+import logging
 from hashlib import blake2b
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from data.errors import ConfigError, ModelError
 from pseudolabel.softmaps.diffusion import flux2
 from pseudolabel.softmaps.diffusion.families import is_flow
 from pseudolabel.softmaps.diffusion.parts import Parts
+from pseudolabel.softmaps.diffusion.stripes import in_stripes
+
+logger = logging.getLogger(__name__)
 
 
 def seeded_generator(seed: int, image_id: str, draw: int | Literal["posterior"]) -> torch.Generator:
@@ -37,13 +41,19 @@ def encode_image(
     posterior: Literal["mode", "sample"],
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "channels latent_h latent_w"]:
-    """Return the scaled latent of one image in float32: the posterior's mode, or one sample of it."""
+    """Return the scaled latent of one image in float32: the posterior's mode, or one sample of it.
+
+    Raises:
+        ConfigError: a GPU's memory does not hold it, not even in stripes; a tiny encoder is asked for a sample.
+        ModelError: there is no image encoder.
+
+    """
     if parts.vae is None:
         raise ModelError("This model has no image encoder; give latents=")
     pixels = torch.from_numpy(np.ascontiguousarray(padded_u8)).to(parts.device).permute(2, 0, 1)[None]
-    encoded = parts.vae.encode((pixels.float() / 127.5 - 1).to(parts.vae.dtype))
+    encoded = _encoded(parts, (pixels.float() / 127.5 - 1).to(parts.vae.dtype))
     distribution = getattr(encoded, "latent_dist", None)
-    latent: Tensor = (encoded.latents if distribution is None else distribution.mean).float()
+    latent: Tensor = (encoded.latents if distribution is None else distribution.mean).float().contiguous()
     if posterior == "sample":
         if distribution is None:
             raise ConfigError("A tiny image encoder (--model.vae) has no posterior: use --diffusion.posterior=mode")
@@ -53,6 +63,25 @@ def encode_image(
         return flux2.normalised(latent, parts.vae)[0]
     shift = getattr(parts.vae.config, "shift_factor", None) or 0.0
     return (latent[0] - shift) * float(parts.vae.config.scaling_factor)
+
+
+def _encoded(parts: Parts, pixels: Float[Tensor, "1 3 height width"]) -> Any:
+    """Run the image encoder; where a GPU's memory runs out, in stripes from then on."""
+    if not parts.vae_in_stripes:
+        try:
+            return parts.vae.encode(pixels)
+        except torch.cuda.OutOfMemoryError:
+            parts.vae_in_stripes = True
+        torch.cuda.empty_cache()  # out of the except clause, which holds what the encoder had in hand
+        logger.info("The image encoder did not fit into GPU memory: in stripes from now on (model.vae_stripes)")
+    try:
+        with in_stripes(parts.vae):
+            return parts.vae.encode(pixels)
+    except torch.cuda.OutOfMemoryError as error:
+        raise ConfigError(
+            f"The GPU's memory does not hold the image encoder on {pixels.shape[3]} x {pixels.shape[2]} px; use a "
+            "smaller --resize.long_side_px, or a tiny image encoder (--model.vae)"
+        ) from error
 
 
 def add_noise(

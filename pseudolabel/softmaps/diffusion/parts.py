@@ -51,6 +51,7 @@ class Parts:
         family: the file of this folder that reads the denoiser (`families.FILES`).
         encoders_leave: the text encoders are on the device only while sentences are embedded (`placing`).
         offloaded: one block of the denoiser at a time is on the device.
+        vae_in_stripes: the image encoder works through an image a few rows at a time (`stripes`).
 
     """
 
@@ -66,6 +67,7 @@ class Parts:
     family: str = "unet"
     encoders_leave: bool = False
     offloaded: bool = False
+    vae_in_stripes: bool = False
 
     def __post_init__(self) -> None:
         """Fill in the window of U-Nets."""
@@ -144,20 +146,30 @@ def pick_device(name: str, flag: str = "run.device") -> torch.device:
 def pick_dtype(name: Dtype, device: torch.device, family: str = "unet") -> torch.dtype:
     """Return the networks' number format.
 
-    auto is float32 on a CPU; on a GPU float16 for U-Nets and bfloat16 for transformers, which were trained in it: T5
-    and Flux have values that float16 does not hold.
+    auto is, on a GPU, float16 for U-Nets and bfloat16 for transformers, which were trained in it: T5 and Flux have
+    values that float16 does not hold. On a CPU it is for transformers bfloat16 where the CPU multiplies it
+    (`multiplies_bfloat16`), in half of the memory; and float32 for U-Nets, whose stores would change otherwise, though
+    there bfloat16 took 0.53 of the time of a pass and 0.51 of an image's encoding (an AMD EPYC with AVX-512 BF16;
+    benchmarks/stage_one.md).
     """
     match name:
-        case "auto" if device.type != "cuda":
-            return torch.float32
-        case "auto":
+        case "auto" if device.type == "cuda":
             return torch.float16 if family == "unet" else torch.bfloat16
+        case "auto":
+            quick = device.type == "cpu" and family != "unet" and multiplies_bfloat16()
+            return torch.bfloat16 if quick else torch.float32
         case "float32":
             return torch.float32
         case "float16":
             return torch.float16
         case "bfloat16":
             return torch.bfloat16
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for products of bfloat16 (AVX-512 BF16 or AMX); False where torch cannot say."""
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, name, bool)()) for name in asked)
 
 
 def window_size(tokenizer: Any, text_encoder: Any = None) -> int:

@@ -24,6 +24,8 @@ def place(parts: Parts, config: ModelConfig) -> Parts:
         ModelError: accelerate, which offloading needs, is not installed.
 
     """
+    _lay_out(parts)
+    parts.vae_in_stripes = config.vae_stripes
     parts.encoders_leave = parts.device.type != "cpu" and parts.family != "unet" and not config.keep_text_encoders
     if parts.vae is not None:
         parts.vae.to(parts.device)
@@ -44,6 +46,21 @@ def place(parts: Parts, config: ModelConfig) -> Parts:
         parts.denoiser, onload_device=parts.device, offload_type="block_level", num_blocks_per_group=1
     )
     return parts
+
+
+def _lay_out(parts: Parts) -> None:
+    """Put channels last in the memory of convolutions, in place, where that is quicker and changes no earlier store.
+
+    On a core of an AMD EPYC Stable Diffusion's image encoder takes 0.83 of the time then (benchmarks/stage_one.md). It
+    changes the last bits, so in float32 on a CPU a U-Net's usual image encoder stays as it was. On a GPU half precision
+    is meant to have it (not measured here).
+    """
+    in_half = parts.device.type == "cuda" and parts.dtype != torch.float32
+    newer = parts.family != "unet" or type(parts.vae).__name__ == "AutoencoderTiny"
+    if parts.vae is not None and (in_half or newer):
+        parts.vae.to(memory_format=torch.channels_last)
+    if in_half and parts.family == "unet":
+        parts.denoiser.to(memory_format=torch.channels_last)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 Source: arXiv 2403.03206. The text's tokens come behind the image's: 77 of the two CLIP encoders side by side, filled up
 with zeros to the width of T5's, then 256 of T5. Without T5, which the model was trained to do without, they are zeros.
-The last block reads the text and does not write it; SD3.5's additional image attention (`attn2`) is not read.
+The last block reads the text and does not write it; SD3.5's additional attention among the image's tokens (`attn2`
+of its first blocks) is read where it is named, as self-attention.
 """
 
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ def cell(denoiser: Any) -> int:
 
 def list_layers(denoiser: Any) -> tuple[Layer, ...]:
     """Return every block, in the order in which they run."""
-    return list_blocks(denoiser, int(denoiser.config.patch_size), "attn", "attn", "last")
+    return list_blocks(denoiser, int(denoiser.config.patch_size), "attn", "attn", "last", "attn2")
 
 
 def text_windows(

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,13 +92,17 @@ def _blocks_read(config: GenerateConfig, names: dict[str, int]) -> set[str]:
     found = [match for match in map(_BLOCK.match, names) if match is not None]
     counts = {owner: 1 + max((int(m[2]) for m in found if m[1] == owner), default=-1) for owner, _ in BLOCKS}
     shape = SimpleNamespace(**{owner: range(count) for owner, count in counts.items()})
-    layers = list_blocks(shape, 2, "attn", "attn", "all")
+    beside = {name.partition(".attn2.")[0] for name in names if ".attn2." in name}
+    layers = [
+        replace(layer, beside="attn2" if layer.name in beside else None)
+        for layer in list_blocks(shape, 2, "attn", "attn", "all")
+    ]
     attention = config.attention
     read = [*resolve_layers(layers, attention.cross_layers, "attention.cross_layers")]
     if config.affinity.kind != "none":
         read += resolve_layers(layers, attention.self_layers, "attention.self_layers")
     order = [layer.name for layer in layers]
-    return set(order[: 1 + max(order.index(layer.name) for layer in read)])
+    return set(order[: 1 + max(order.index(layer.blocks[0]) for layer in read)])
 
 
 def tensor_counts(folder: Path, variant: str | None) -> Iterator[tuple[str, int]]:

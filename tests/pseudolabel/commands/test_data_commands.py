@@ -1,6 +1,7 @@
 """The commands init, check and export through the command line."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -123,7 +124,21 @@ def test_check_loads_and_times_a_model_in_a_folder(world, tiny_options, capsys):
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["model"]["seconds_per_image"] > 0
     assert found["model"]["memory_gb"] > 0
+    assert (found["model"]["workers"], found["model"]["workers_memory_gb"]) == (0, 0)
     assert found["minutes"] is not None
+
+
+def test_check_counts_the_memory_of_worker_processes(world, tiny_options, capsys):
+    given = [each for each in tiny_options if not each.startswith("--workers")]
+    seen = []
+    for workers in (1, 3):
+        assert main(["check", "--root", str(world), *given, f"--workers={workers}"]) == 0
+        [line] = [each for each in capsys.readouterr().out.splitlines() if each.startswith("Memory")]
+        seen.append(re.fullmatch(r"Memory    about [\d.]+ GB, and up to ([\d.]+) GB in (\d worker process(es)?)", line))
+    assert [found[2] for found in seen] == ["1 worker process", "3 worker processes"]
+    one, three = (float(found[1]) for found in seen)
+    assert 0.07 < one < 0.3
+    assert three == pytest.approx(3 * one, abs=0.02)
 
 
 def test_check_fails_on_layers_the_model_does_not_have(world, tiny_options, capsys):

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from pseudolabel.softmaps.config import ModelConfig
 from pseudolabel.softmaps.diffusion.fetch import find_model, read_family
 from pseudolabel.softmaps.diffusion.load import load_model, load_parts
 from pseudolabel.softmaps.diffusion.parts import pick_dtype
+from pseudolabel.softmaps.diffusion.placing import place
 from pseudolabel.softmaps.layers import Layer, resolve_layers
 
 CPU = torch.device("cpu")
@@ -53,6 +56,16 @@ def test_generate_makes_a_store(world, family, folder_of, tmp_path):
     assert made.header["config"]["model"].get("t5", False) is family.endswith("t5")
     again = load_parts(ModelConfig(id=str(folder_of(family)), t5=family.endswith("t5")), CPU, torch.float32)
     assert made.header["model"]["fingerprint"] == again.fingerprint
+
+
+def test_generate_spreads_maps_by_attention_among_cells_alone(world, sd35_folder, tmp_path):
+    stores = []
+    for cells in ("block:1", "block:1.attn2"):
+        given = options(sd35_folder, "sd35", **{"attention.self_layers": f"[{cells}]"})
+        stores.append(tmp_path / cells)
+        assert main(["generate", "--root", str(world), "--store", str(stores[-1]), "--limit=1", *given]) == 0
+    [joint, alone] = (next(iter(sorted((store / "scores").glob("*.npz")))).read_bytes() for store in stores)
+    assert joint != alone
 
 
 @pytest.mark.parametrize("name", ["flux", "pixart"])
@@ -250,6 +263,38 @@ def test_transformers_default_to_bfloat16_on_a_gpu(flux_folder):
     assert parts.vae.decoder is None
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_on_a_cpu_that_multiplies_bfloat16_transformers_run_in_it_and_unets_do_not(flux_folder, quick, monkeypatch):
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: quick)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    assert load_model(ModelConfig(id=str(flux_folder)), RunConfig(device="cpu")).dtype == (
+        torch.bfloat16 if quick else torch.float32
+    )
+    assert pick_dtype("auto", CPU, "unet") == pick_dtype("auto", torch.device("mps"), "flux") == torch.float32
+
+
+def channels_are_last(module) -> set[bool]:
+    weights = [
+        each.weight for each in module.modules() if isinstance(each, torch.nn.Conv2d) and min(each.weight.shape) > 1
+    ]
+    return {weight.is_contiguous(memory_format=torch.channels_last) for weight in weights}
+
+
+def test_channels_are_last_where_no_store_of_before_would_change(flux_folder, sd_folder, monkeypatch):
+    flux, sd = (load_parts(ModelConfig(id=str(folder)), CPU, torch.float32) for folder in (flux_folder, sd_folder))
+    assert channels_are_last(flux.vae.encoder) == {True}
+    assert channels_are_last(sd.vae.encoder) == channels_are_last(sd.denoiser) == {False}
+    gpu = replace(sd, device=torch.device("cuda"), denoiser=sd.denoiser.half())
+    for part in (gpu.denoiser, gpu.vae, *gpu.text_encoders):
+        part.to = partial(on_this_machine, part.to)
+    place(gpu, ModelConfig())
+    assert channels_are_last(gpu.vae.encoder) == channels_are_last(gpu.denoiser) == {True}
+
+
+def on_this_machine(to, *device, **how):
+    return to(**how) if how else None
+
+
 def test_a_run_in_bfloat16_gives_finite_maps(world, flux_folder, tmp_path):
     store = tmp_path / "masks"
     given = options(flux_folder, "flux_dev", **{"run.dtype": "bfloat16"})
@@ -263,6 +308,7 @@ def test_a_run_in_bfloat16_gives_finite_maps(world, flux_folder, tmp_path):
         ("sd35_medium", (24, 0)),
         ("flux_schnell", (19, 38)),
         ("pixart_sigma", (28, 0)),
+        ("flux2_klein", (5, 20)),
     ],
 )
 def test_shipped_configs_name_layers_their_models_have(name, blocks):

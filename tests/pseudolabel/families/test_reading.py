@@ -239,11 +239,23 @@ def test_explain_names_every_quantity_of_a_transformer(load_family):
     assert found.mask.shape == (40, 64)
 
 
-def test_a_transformer_is_not_compiled(load_family):
-    config = GenerateConfig(data=DataConfig(root="."), run=RunConfig(device="cpu", compile=True),
-                            attention=AttentionConfig(cross_layers=("block",), self_layers=("block",)))  # fmt: skip
-    with pytest.raises(ConfigError, match=r"--run.compile is for U-Nets alone"):
-        Pipeline(load_family("flux"), config, VOC, cut=False)
+@pytest.mark.parametrize("name", ["sd35", "flux2"])
+def test_a_compiled_transformer_is_read_too(load_family, name, monkeypatch):
+    """At several sizes, the pass ending after the last block that is read."""
+    traced = torch.compile
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda run: calls.append(run) or traced(run, backend="eager"))
+    found = []
+    for compiled in (False, True):
+        config = GenerateConfig(
+            data=DataConfig(root="."), resize=ResizeConfig(long_side_px=64), diffusion=DiffusionConfig(draws=1),
+            attention=AttentionConfig(cross_layers=("block:1",), self_layers=("block:0",)),
+            run=RunConfig(device="cpu", compile=compiled),
+        )  # fmt: skip
+        pipeline = Pipeline(load_family(name, anew=True), config, VOC)
+        found.append(pipeline.soft_maps([image((40, 64)), image((64, 40))], [(8, 12), (12,)], ["a", "b"]))
+    assert len(calls) == 1
+    assert all(np.array_equal(one.maps, other.maps) for one, other in zip(*found, strict=True))
 
 
 def test_latents_are_packed_as_in_diffusers():
@@ -297,3 +309,41 @@ def test_a_layer_that_is_not_there_is_an_error_that_names_what_is(load_family, s
         ModelError, match=r"attention.cross_layers names .* it has block:0 to block:1 \(1/2\), single:0"
     ):
         resolve_layers(list_layers(load_family("flux")), [spec], "attention.cross_layers")
+
+
+def test_sd35s_attention_among_cells_alone_is_a_layer_of_its_own(load_family):
+    parts = load_family("sd35")
+    layers = list_layers(parts)
+    beside = resolve_layers(layers, ["blocks:0-1.attn2"], "attention.self_layers")
+    assert [layer.name for layer in beside] == ["transformer_blocks.0.attn2", "transformer_blocks.1.attn2"]
+    joint = resolve_layers(layers, ["block:1"], "attention.self_layers")
+    passes = passes_of(parts, draws=1)
+    columns = class_weights([passes[0].prompt], passes[0].text.tokens.shape[1])
+    with inputs_of(parts.denoiser, ["transformer_blocks.1.attn2"]) as given:
+        run(parts, passes)
+    recording = run_passes(parts, joint, (*joint, *beside), passes, columns)
+    queries, keys = recording.queries_and_keys(beside[1])
+    found = torch.softmax(queries.double() @ keys.double().transpose(-1, -2) / queries.shape[-1] ** 0.5, -1)
+    expected = reference(parts.denoiser.get_submodule("transformer_blocks.1.attn2"), *given.values(), False)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-4)
+    assert not torch.equal(queries, recording.queries_and_keys(joint[0])[0])
+    cut = load_family("sd35", anew=True)
+    cut_denoiser(cut, joint, beside)
+    assert torch.equal(run_passes(cut, joint, beside, passes, columns).queries_and_keys(beside[1])[0], queries)
+    assert len(list_layers(cut)) == 2
+
+
+def test_attention_among_cells_alone_is_refused_where_there_is_none_or_words_are_to_be_read(load_family):
+    layers = list_layers(load_family("sd35"))
+    with pytest.raises(
+        ModelError, match=r"block:2.attn2.* it has block:0 to block:3 \(1/2\), block:0.attn2 to block:1.attn2"
+    ):
+        resolve_layers(layers, ["block:2.attn2"], "attention.self_layers")
+    with pytest.raises(ModelError, match=r"cross_layers names 'block:0.attn2', which sees no text"):
+        resolve_layers(layers, ["block:0.attn2"], "attention.cross_layers")
+    with pytest.raises(ModelError, match=r"names 'blocks:1-2.attn2'"):
+        resolve_layers(layers, ["blocks:1-2.attn2"], "attention.self_layers")
+    with pytest.raises(ModelError, match=r"names 'block:0.attn2', which this model does not have"):
+        resolve_layers(list_layers(load_family("sd3")), ["block:0.attn2"], "attention.self_layers")
+    [one] = resolve_layers(layers, ["transformer_blocks.1.attn2@0+2"], "attention.self_layers")
+    assert one.heads == (0, 2)

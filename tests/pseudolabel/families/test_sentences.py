@@ -123,6 +123,27 @@ def test_a_word_has_tokens_in_both_of_sd3s_encoders(load_family):
     assert max(clip_only.content) < 77
 
 
+def test_background_words_have_tokens_in_both_of_sd3s_encoders(load_family, monkeypatch):
+    """As the classes have; a word that T5's window cuts off keeps those in CLIP's."""
+    parts = load_family("sd3_t5")
+    background = ClassSet(("dog", "cat"), ("dog", "cat"), (("tree", "river"), ("bird",)))
+    [prompt] = plan(parts, (1, 2), background)
+    [clip_only] = plan(load_family("sd3"), (1, 2), background)
+    assert prompt.text == clip_only.text == "a photo including dog, cat, tree, river, and bird."
+    assert [word for word, _ in prompt.words] == [word for word, _ in clip_only.words] == ["tree", "river", "bird"]
+    for (word, span), (_, first) in zip(prompt.words, clip_only.words, strict=True):
+        second = span[len(first) :]
+        assert span[: len(first)] == first
+        assert max(first) < 77 <= min(second)
+        assert "".join(spelt_tokens(prompt, first, parts.windows)) == word
+        assert "".join(spelt_tokens(prompt, second, parts.windows)) == word
+    monkeypatch.setattr("pseudolabel.softmaps.diffusion.sd3.T5_TOKENS", 8)
+    [cut_off] = plan(load_family("sd3_t5", anew=True), (1, 2), background)
+    kept = [span for _, span in cut_off.words]
+    assert kept[1:] == [span for _, span in clip_only.words][1:]  # T5 sees "a photo including dog, cat," alone
+    assert cut_off.spans == prompt.spans
+
+
 def test_a_sentence_that_t5_cuts_off_keeps_its_words_in_clip(load_family, monkeypatch):
     monkeypatch.setattr("pseudolabel.softmaps.diffusion.sd3.T5_TOKENS", 9)
     parts = load_family("sd3_t5", anew=True)

@@ -252,3 +252,48 @@ def test_layers_that_have_read_a_caption_are_not_asked_about_it():
     assert word_presence_loss(queries, text, words, torch.ones(2), everybody) == before
     answer(queries[0], text)
     assert word_presence_loss(queries, text, words, torch.ones(2), everybody) < before
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from pseudolabel.demo.training.train_tiny_encoder import TinyRecipe
+    from pseudolabel.demo.training.train_tiny_encoder import main as distil
+
+    folder = tmp_path_factory.mktemp("tiny")
+    recipe = TinyRecipe(train_scenes=40, held_out_scenes=10, width=8, blocks=(0, 0, 1), steps=30, batch=4, lr=2e-2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pseudolabel.demo.training.train_tiny_encoder.save_state", save_tiny_then_die)
+        with pytest.raises(KeyboardInterrupt):
+            distil(folder / "out", work_dir=folder, workers=0, save_every=10, recipe=recipe)
+    distil(folder / "out", work_dir=folder, workers=0, save_every=10, recipe=recipe)
+    return folder / "out"
+
+
+def save_tiny_then_die(path: Path, step: int, **parts: object) -> None:
+    save_state(path, step, **parts)
+    if step == 20:
+        raise KeyboardInterrupt
+
+
+def test_a_tiny_encoder_learns_the_models_latents_and_resumes(tiny: Path):
+    record = json.loads((tiny / "training.json").read_text())
+    assert record["figures"]["scenes"] == 10
+    assert 0 < record["figures"]["latent_error"] < 0.9  # 1 is what zeros everywhere give
+    assert record["parameters"]["encoder"] < record["parameters"]["own_encoder"] / 10
+    assert record["processor_seconds"] > 0
+    assert record["sha256"] == weight_hashes(tiny)
+    rows = (tiny.parent / "training_log.csv").read_text().splitlines()
+    assert [row.split(",")[1] for row in rows] == ["step", "0"]  # the second run goes on at step 20
+
+
+def test_generate_takes_the_tiny_encoder(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from benchmarks import tiny_encoder
+
+    output = tmp_path / "tiny_encoder.md"
+    tiny_encoder.main(["--scenes", "2", "--tiny", str(tiny), "--output", str(output), "--only", "own"])
+    tiny_encoder.main(["--scenes", "2", "--tiny", str(tiny), "--output", str(output), "--only", "tiny"])
+    text = output.read_text()
+    assert "The tiny one costs" in text
+    rows = {row["kind"]: row for row in json.loads(output.with_suffix(".json").read_text())["rows"]}
+    assert 0 < rows["tiny"]["encoder_ms"] < rows["tiny"]["image_ms"]
+    assert rows["tiny"]["miou_before"] != rows["own"]["miou_before"]
