@@ -20,7 +20,7 @@ from pseudolabel.config import GenerateConfig
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.affinity import SelfAttention
 from pseudolabel.softmaps.config import ModelConfig
-from pseudolabel.softmaps.diffusion import pixart, sd3
+from pseudolabel.softmaps.diffusion import flux2, pixart, sd3
 from pseudolabel.softmaps.diffusion.families import family_in_memory, run_denoiser
 from pseudolabel.softmaps.diffusion.flux import PACKED, T5_TOKENS_SCHNELL
 from pseudolabel.softmaps.diffusion.load import load_parts
@@ -151,6 +151,8 @@ def sentence_like(models: Parts, batch: int, generator: torch.Generator) -> Text
             tokens, width, pooled = 77 + sd3.T5_TOKENS, config.joint_attention_dim, config.pooled_projection_dim
         case "flux":
             tokens, width, pooled = T5_TOKENS_SCHNELL, config.joint_attention_dim, config.pooled_projection_dim
+        case "flux2":
+            tokens, width, pooled = flux2.TOKENS, config.joint_attention_dim, None
         case "pixart":
             tokens, width, pooled = pixart.T5_TOKENS_SIGMA, config.caption_channels, None
 
