@@ -38,7 +38,16 @@ REMEDIES = {
     "sure_20": "the least confident fifth",
     "sure_30": "the least confident three tenths",
     "relabelled": "a second round on masks corrected by the first network (`segtrain relabel`)",
-    "sure_relabelled": "a second round on masks corrected by the network of sure_20",
+    "relabelled_crf": "the same, its decisions sharpened by the CRF (`--inference.crf.enabled true`)",
+    "decided_crf": "the network's decisions with the CRF in place of the masks (also `--disagreement network`)",
+    "decided_crf_twice": "a third round, by the network of decided_crf",
+}
+CRF = ["--inference.crf.enabled", "true"]
+ROUNDS = {  # which network corrects, and how
+    "relabelled": ("pseudo", []),
+    "relabelled_crf": ("pseudo", CRF),
+    "decided_crf": ("pseudo", [*CRF, "--disagreement", "network", "--ignore_below", "0"]),
+    "decided_crf_twice": ("decided_crf", [*CRF, "--disagreement", "network", "--ignore_below", "0"]),
 }
 
 
@@ -90,13 +99,13 @@ def run(given: Namespace, name: str, seed: int) -> float:
             more = ["--data.min_presence", "0.5"]
         case "sure_10" | "sure_20" | "sure_30":
             more = ["--data.masks", "truth", "--data.truth", sure_masks(given, int(name[-2:]) / 100)]
-        case "relabelled" | "sure_relabelled":
-            first = "pseudo" if name == "relabelled" else "sure_20"
+        case name if name in ROUNDS:
+            first, how = ROUNDS[name]
             store = given.output / f"store_{name}_{seed}"
             run(given, first, seed)
             checkpoint = given.output / f"{first}_{seed}" / "checkpoints" / "best.ckpt"
             where = ["--data.store", given.store, "--data.root", given.root]
-            segtrain("relabel", "--ckpt_path", checkpoint, *where, "--output", store)
+            segtrain("relabel", "--ckpt_path", checkpoint, *where, *how, "--output", store)
     return train(given, f"{name}_{seed}", store, seed, ["--data.root", given.root, *more])
 
 

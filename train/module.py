@@ -19,6 +19,7 @@ from train.checkpoint import CARD_KEY, make_card, unfit
 from train.inference import InferenceConfig, padded_scores, probabilities, sharpen
 from train.losses import LossConfig, segmentation_loss
 from train.network import NetworkConfig, Segmenter, build_network
+from train.tiles import needs_blocks, probability_blocks
 
 
 @dataclass(frozen=True)
@@ -183,17 +184,26 @@ class SegmentationModule(pl.LightningModule):
     def measure(self, batch: dict[str, Any]) -> np.ndarray:
         """Predict one image, count it against its truth if there is one, and return the class ids (H, W)."""
         assert self.classes is not None
-        image = batch["image"]
+        decisions = self._decide(batch["image"])
+        if batch["truth"] is not None:
+            self._count(torch.as_tensor(batch["truth"]).cpu().numpy(), decisions)
+        return decisions
+
+    def _decide(self, image: Tensor) -> np.ndarray:
+        """Return the class ids (H, W) of an image (3, H, W)."""
+        assert self.classes is not None
+        size_hw, n_classes = (image.shape[-2], image.shape[-1]), len(self.classes) + 1
+        if needs_blocks(size_hw, n_classes, self.inference):
+            decisions = np.empty(size_hw, np.uint8)
+            for block in probability_blocks(self, image, n_classes, self.inference, self.fill, self.name):
+                decisions[block.rows, block.columns] = block.values.argmax(0)
+            return decisions
         found = probabilities(self, image[None].float(), self.inference, self.fill, self.name)[0]
         if self.inference.crf.enabled:
             rgb = image.permute(1, 2, 0).cpu().numpy()
             sharp = sharpen(rgb, found.float().cpu().numpy(), self.inference.crf, str(image.device))
-            decisions = sharp.argmax(0).astype(np.uint8)
-        else:
-            decisions = found.argmax(0).to(torch.uint8).cpu().numpy()
-        if batch["truth"] is not None:
-            self._count(torch.as_tensor(batch["truth"]).cpu().numpy(), decisions)
-        return decisions
+            return sharp.argmax(0).astype(np.uint8)
+        return found.argmax(0).to(torch.uint8).cpu().numpy()
 
     def _count(self, truth: np.ndarray, decisions: np.ndarray) -> None:
         assert self.classes is not None
