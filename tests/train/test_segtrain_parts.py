@@ -17,8 +17,9 @@ from train.cli import main
 from train.dataset import TrainingSet, confidence, list_training
 from train.inference import InferenceConfig, padded_scores, probabilities, sharpen, window_starts
 from train.losses import LossConfig
-from train.module import OptimizerConfig, SegmentationModule, parameter_groups, poly_factor
+from train.module import SegmentationModule
 from train.network import NetworkConfig, build_network
+from train.optimizer import OptimizerConfig, parameter_groups, poly_factor
 from train.order import EpochOrder, sample_seed
 from train.predict import shrink
 from train.predict import soft_maps as prediction_maps
