@@ -30,6 +30,7 @@ from data.store.store import MaskStore
 from train.checkpoint import file_digest, load_network
 from train.dataset import to_tensor
 from train.inference import InferenceConfig, probabilities, sharpen, with_engine
+from train.memory import image_in_memory
 from train.network import Segmenter
 from train.tiles import CELL_PX, Block, needs_blocks, probability_blocks
 
@@ -146,14 +147,16 @@ def predict_blocks(
 
     The edges between parts lie on multiples of `CELL_PX`.
     """
-    if needs_blocks(rgb.shape[:2], n_classes, inference):
-        image = torch.from_numpy(rgb).permute(2, 0, 1)
-        for block in probability_blocks(network, image, n_classes, inference, network.mean, model):
-            yield block, block
-    else:
-        whole = slice(0, rgb.shape[0]), slice(0, rgb.shape[1])
-        before, after = predict_image(network, rgb, inference, model)
-        yield Block(*whole, before), Block(*whole, after)
+    height, width = rgb.shape[:2]
+    with image_in_memory((height, width), inference.window):
+        if needs_blocks((height, width), n_classes, inference):
+            image = torch.from_numpy(rgb).permute(2, 0, 1)
+            for block in probability_blocks(network, image, n_classes, inference, network.mean, model):
+                yield block, block
+        else:
+            whole = slice(0, height), slice(0, width)
+            before, after = predict_image(network, rgb, inference, model)
+            yield Block(*whole, before), Block(*whole, after)
 
 
 class _Writer:
