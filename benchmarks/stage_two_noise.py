@@ -60,14 +60,24 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=tuple(REMEDIES), default=tuple(REMEDIES))
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--output", type=Path, default=Path("runs/noise"))
+    parser.add_argument("--there", action="store_true", help="train nothing: the table of the runs that are there")
     given = parser.parse_args()
     write_world(given.output / "calibration", train=0, val=0, personal=0, calibration=SCENES)
-    found = {name: {seed: measured(given, name, seed) for seed in given.seeds} for name in given.only}
-    rows = {name: summary(by_seed) for name, by_seed in found.items()}
+    found = {name: {seed: measured(given, name, seed) for seed in wanted(given, name)} for name in given.only}
+    rows = {name: summary(by_seed) for name, by_seed in found.items() if by_seed}
     content = {"rows": rows, "seeds": given.seeds, "load": round(os.getloadavg()[0], 1), **machine()}
     write_json(HERE / "stage_two_noise.json", content)
     write_text(HERE / "stage_two_noise.md", page(content))
     print(page(content))
+
+
+def wanted(given: Namespace, name: str) -> list[int]:
+    """Return the seeds of a network that are trained, or, with --there, those that were."""
+    return [
+        seed
+        for seed in given.seeds
+        if not given.there or (given.output / f"{name}_{seed}" / "test" / "scores.json").exists()
+    ]
 
 
 def measured(given: Namespace, name: str, seed: int) -> dict[str, float]:
