@@ -26,7 +26,6 @@ ALLOWED_GIB = 3.0
 WINDOW = ("--inference.window", "513")
 VIEWS = ("--inference.scales", "[0.75,1.0]", "--inference.flip", "true")
 CASES = {  # (height, width) and how it is predicted
-    "2,000 x 1,500": ((1500, 2000), WINDOW),
     "4,000 x 3,000": ((3000, 4000), WINDOW),
     "4,000 x 3,000, two scales, mirrored": ((3000, 4000), (*WINDOW, *VIEWS)),
     "12,000 x 7,456": ((7456, 12_000), WINDOW),
