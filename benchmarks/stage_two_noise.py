@@ -171,8 +171,8 @@ def page(content: dict) -> str:
         [
             "# Errors of the masks: what helps the network",
             "mIoU in percent, mean and standard deviation over seeds: of the network on 200 calibration scenes, by "
-            "which one would choose, and on val; of the masks that it learnt from, where they are a store's, on the 600 "
-            "scenes that they are of. All networks have the settings and the number of steps of "
+            "which one would choose, and on val; of the masks that it learnt from, where they are a store's, on the "
+            "600 scenes that they are of. All networks have the settings and the number of steps of "
             "`configs/train/demo.yaml`; a second round trains a new network.",
             table(header, lines),
             machine_line(content),
