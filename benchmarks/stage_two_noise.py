@@ -87,11 +87,13 @@ def measured(given: Namespace, name: str, seed: int) -> dict[str, float]:
     val = run(given, name, seed)
     folder = given.output / f"{name}_{seed}"
     chosen = folder / "calibration"
-    if not (chosen / "scores.json").exists():
+    if not (chosen / "scores.json").exists() and not given.there:
         scenes = ["--data.val.root", given.output / "calibration", "--data.val.split", "calibration"]
         checkpoint = folder / "checkpoints" / "best.ckpt"
         segtrain("test", "--ckpt_path", checkpoint, *scenes, "--report.output", chosen, "--report.plots", "false")
-    found = {"calibration": json.loads((chosen / "scores.json").read_text(encoding="utf-8"))["miou"], "val": val}
+    found = {"val": val}
+    if (chosen / "scores.json").exists():
+        found["calibration"] = json.loads((chosen / "scores.json").read_text(encoding="utf-8"))["miou"]
     store = given.output / f"store_{name}_{seed}" if name in ROUNDS else given.store
     return found | ({"masks": quality(store, given.root)} if name in {"pseudo", *ROUNDS} else {})
 
@@ -109,6 +111,10 @@ def quality(path: Path, root: Path) -> float:
 
 def run(given: Namespace, name: str, seed: int) -> float:
     """Train one network unless it is there, and return its mIoU on val."""
+    if given.there:
+        return json.loads((given.output / f"{name}_{seed}" / "test" / "scores.json").read_text(encoding="utf-8"))[
+            "miou"
+        ]
     store, more = given.store, []
     match name:
         case "truth":
