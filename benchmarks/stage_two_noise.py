@@ -36,11 +36,12 @@ REMEDIES = {
     "bootstrapped": "bootstrapped cross-entropy (`--model.loss.kind bootstrapped`)",
     "presence": "labels that are hardly there are not learnt (`--data.min_presence 0.5`)",
     "sure_10": "the least confident tenth of each class's pixels is ignored",
-    "sure_20": "the least confident fifth",
-    "sure_30": "the least confident three tenths",
+    "sure_20": "the least confident fifth of each class's pixels is ignored",
+    "sure_30": "the least confident three tenths of each class's pixels are ignored",
     "relabelled": "a second round on masks corrected by the first network (`segtrain relabel`)",
     "relabelled_crf": "the same, its decisions sharpened by the CRF (`--inference.crf.enabled true`)",
-    "decided_crf": "the network's decisions with the CRF in place of the masks (also `--disagreement network`)",
+    "decided_crf": "a second round on the network's decisions under the CRF (also `--disagreement network "
+    "--ignore_below 0`)",
     "decided_crf_twice": "a third round, by the network of decided_crf",
 }
 CRF = ["--inference.crf.enabled", "true"]
@@ -73,29 +74,32 @@ def main() -> None:
 
 
 def wanted(given: Namespace, name: str) -> list[int]:
-    """Return the seeds of a network that are trained, or, with --there, those that were."""
-    return [
-        seed
-        for seed in given.seeds
-        if not given.there or (given.output / f"{name}_{seed}" / "test" / "scores.json").exists()
-    ]
+    """Return the seeds of a network that are trained, or, with --there, those of which something is there."""
+    kinds = (f"{name}_{{}}/test/scores.json", f"store_{name}_{{}}/index.jsonl")
+    there = {seed for seed in given.seeds if any((given.output / kind.format(seed)).exists() for kind in kinds)}
+    return [seed for seed in given.seeds if seed in there or not given.there]
 
 
 def measured(given: Namespace, name: str, seed: int) -> dict[str, float]:
-    """Return the mIoU of one network on the calibration scenes and on val."""
-    given.split = "val"
-    val = run(given, name, seed)
-    folder = given.output / f"{name}_{seed}"
-    chosen = folder / "calibration"
-    if not (chosen / "scores.json").exists() and not given.there:
+    """Return the mIoU of one network on the calibration scenes and on val, and that of the masks it learns from."""
+    folder, store = given.output / f"{name}_{seed}", given.store
+    if not given.there:
+        given.split = "val"
+        run(given, name, seed)
         scenes = ["--data.val.root", given.output / "calibration", "--data.val.split", "calibration"]
-        checkpoint = folder / "checkpoints" / "best.ckpt"
-        segtrain("test", "--ckpt_path", checkpoint, *scenes, "--report.output", chosen, "--report.plots", "false")
-    found = {"val": val}
-    if (chosen / "scores.json").exists():
-        found["calibration"] = json.loads((chosen / "scores.json").read_text(encoding="utf-8"))["miou"]
-    store = given.output / f"store_{name}_{seed}" if name in ROUNDS else given.store
+        checkpoint, chosen = folder / "checkpoints" / "best.ckpt", folder / "calibration"
+        if not (chosen / "scores.json").exists():
+            segtrain("test", "--ckpt_path", checkpoint, *scenes, "--report.output", chosen, "--report.plots", "false")
+    reports = {"calibration": folder / "calibration", "val": folder / "test"}
+    found = {split: miou(report) for split, report in reports.items() if (report / "scores.json").exists()}
+    if name in ROUNDS:
+        store = given.output / f"store_{name}_{seed}"
     return found | ({"masks": quality(store, given.root)} if name in {"pseudo", *ROUNDS} else {})
+
+
+def miou(report: Path) -> float:
+    """Return what `segtrain test` has measured."""
+    return json.loads((report / "scores.json").read_text(encoding="utf-8"))["miou"]
 
 
 def quality(path: Path, root: Path) -> float:
@@ -136,7 +140,7 @@ def run(given: Namespace, name: str, seed: int) -> float:
             checkpoint = given.output / f"{first}_{seed}" / "checkpoints" / "best.ckpt"
             where = ["--data.store", given.store, "--data.root", given.root]
             segtrain("relabel", "--ckpt_path", checkpoint, *where, *how, "--output", store)
-    return train(given, f"{name}_{seed}", store, seed, ["--data.root", given.root, *more])
+    train(given, f"{name}_{seed}", store, seed, ["--data.root", given.root, *more])
 
 
 def sure_masks(given: Namespace, share: float) -> Path:
@@ -171,7 +175,14 @@ def page(content: dict) -> str:
     """Return the figures as Markdown."""
     lines = []
     for name, row in content["rows"].items():
-        lines.append((name, *(mean_and_spread(values) for values in row.values()), len(row["val"]), REMEDIES[name]))
+        lines.append(
+            (
+                name,
+                *(mean_and_spread(values) for values in row.values()),
+                len(row["val"]) or "masks alone",
+                REMEDIES[name],
+            )
+        )
     header = ("network", "calibration", "val", "its masks", "seeds", "what")
     return "\n\n".join(
         [
