@@ -137,6 +137,12 @@ def report(base: dict[str, tuple[int, float]], results: dict[str, dict[str, tupl
     )
 
 
+def predict_section(page: Path) -> str:
+    """Return the section that `benchmarks.memory_predict` has written."""
+    _, heading, text = (page.read_text(encoding="utf-8") if page.exists() else "").partition("\n\n## segtrain predict")
+    return heading + text
+
+
 def main() -> None:
     """Measure all cases and write the page; exit status 1 if `generate` took more than is allowed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -150,7 +156,7 @@ def main() -> None:
             results[case[0]] = measure(case, AFTERWARDS if case[0] in {"12,000 x 7,456", "500 x 375"} else ())
             taken = {name: f"{peak / GIB:.2f} GiB" for name, (peak, _) in results[case[0]].items()}
             print(case[0], taken, flush=True)
-    write_text(options.output, report(base, results, options.only))
+    write_text(options.output, report(base, results, options.only) + predict_section(options.output))
     if any(each["generate"][0] - base["generate"][0] > ALLOWED_GIB * GIB for each in results.values()):
         raise SystemExit(1)
 

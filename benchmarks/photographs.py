@@ -75,18 +75,21 @@ def try_steps(given: argparse.Namespace, checkpoint: Path) -> dict[str, str]:
     predictions, deploy = given.output / "predictions", given.output / "deploy"
     val, quiet = ("--data.val.root", given.root, "--data.val.split", given.val), "--trainer.enable_progress_bar"
     data = ("--data.root", given.root, "--data.split", given.val)
+    # What is run, and how the line begins that tells what came of it.
     commands = {
-        "validate": ("segtrain", "validate", "--ckpt_path", checkpoint, *val, quiet, "false"),
-        "predict": ("segtrain", "predict", "--ckpt_path", checkpoint, *data, "--output", predictions),
-        "score": ("pseudolabel", "score", "--store", predictions),
-        "report": ("pseudolabel", "report", "--store", predictions),
-        "export": ("segtrain", "export", "--ckpt_path", checkpoint, "--output", deploy),
+        "validate": (("segtrain", "validate", "--ckpt_path", checkpoint, *val, quiet, "false"), "mIoU"),
+        "predict": (("segtrain", "predict", "--ckpt_path", checkpoint, *data, "--output", predictions), "Written"),
+        "score": (("pseudolabel", "score", "--store", predictions), "mean"),
+        "report": (("pseudolabel", "report", "--store", predictions), str(predictions)),
+        "export": (("segtrain", "export", "--ckpt_path", checkpoint, "--output", deploy), "Largest"),
     }
     found = {}
-    for name, command in commands.items():
+    for name, (command, telling) in commands.items():
         start = time.perf_counter()
-        last = program(*command).strip().splitlines()[-1]
-        found[name] = f"{last} ({time.perf_counter() - start:.0f} s)"
+        lines = program(*command).strip().splitlines()
+        line = next((each for each in lines if each.startswith(telling)), lines[-1])
+        said = " ".join(line.replace(f"{given.output}/", "").split())
+        found[name] = f"{said} ({time.perf_counter() - start:.0f} s)"
     return found | {"ONNX predictor": compare_predictor(predictions, deploy)}
 
 

@@ -1,14 +1,18 @@
 """Is loading the bottleneck of training? Images a second of the loader alone, of the step alone, and of both.
 
     python benchmarks/stage_two.py --store S [--config configs/train/demo.yaml] [--workers 0 1 2] [--steps 30]
+    python benchmarks/stage_two.py --store S --compare [--config FILE] [--rounds 12]
 
-Prints one JSON line per worker count, and appends it with hardware and commit to benchmarks/stage_two.jsonl.
+Prints one JSON line per worker count, and appends it with hardware and commit to benchmarks/stage_two.jsonl. With
+--compare it is the step alone, with channels innermost or not, a fused optimizer or not, compiled or not (STEPS): a
+step of each in turn, so that what else the machine does slows all of them; the medians' ratios are what counts.
 """
 
 import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import time
 from pathlib import Path
@@ -24,6 +28,13 @@ from train.network import NetworkConfig, build_network
 from train.transforms import AugmentConfig
 
 HERE = Path(__file__).parent
+STEPS = {  # name: channels innermost, fused optimizer, compiled
+    "plain": (False, False, False),
+    "channels_last": (True, False, False),
+    "fused": (False, True, False),
+    "channels_last, fused": (True, True, False),
+    "channels_last, compiled": (True, False, True),
+}
 
 
 def main() -> None:
@@ -33,31 +44,59 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=HERE.parent / "configs/train/demo.yaml")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--compare", action="store_true", help="ways to do a step, in place of the loader")
+    parser.add_argument("--rounds", type=int, default=12)
     arguments = parser.parse_args()
     settings = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
+    if arguments.compare:
+        keep(compare(arguments.store, settings, arguments.rounds) | {"config": arguments.config.name})
+        return
     for workers in arguments.workers:
-        row = measure(arguments.store, settings, workers, arguments.steps) | hardware()
-        print(json.dumps(row))
-        with (HERE / "stage_two.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        keep(measure(arguments.store, settings, workers, arguments.steps))
+
+
+def keep(row: dict) -> None:
+    """Print a row and append it to the file."""
+    line = json.dumps(row | hardware())
+    print(line)
+    with (HERE / "stage_two.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def compare(store: Path, settings: dict, rounds: int) -> dict:
+    """Return the median seconds of each kind of step, and what each is of the plain one."""
+    data = loader(store, settings, 0)
+    batch = next(iter(data.train_dataloader()))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    steps, first = {}, {}
+    for name, (innermost, fused, compiled) in STEPS.items():
+        model = make_model(store, settings, device)
+        chosen = settings | {"model": settings["model"] | {"channels_last": innermost}}
+        steps[name] = make_step(model, device, chosen, fused=fused, compiled=compiled)
+        start = time.perf_counter()
+        steps[name](batch)
+        first[name] = time.perf_counter() - start
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step(batch)
+            times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "batch_size": data.batch_size,
+        "seconds_a_step": {name: round(value, 3) for name, value in medians.items()},
+        "of_plain": {name: round(value / medians["plain"], 3) for name, value in medians.items()},
+        "first_step_s": {name: round(value, 1) for name, value in first.items()},
+        "threads": torch.get_num_threads(),
+    }
 
 
 def measure(store: Path, settings: dict, workers: int, steps: int) -> dict:
     """Return images per second; the cache of decoded images is off, so that the loader does all its work."""
-    data = SegmentationData(
-        store=store,
-        augment=AugmentConfig(**settings["data"].get("augment", {})),
-        batch_size=settings["data"].get("batch_size", 10),
-        workers=workers,
-    )
-    data.setup("fit")
+    data = loader(store, settings, workers)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = settings["model"]["network"]
-    rates = network.get("atrous_rates")
-    config = NetworkConfig(**(network | {"weights": None, "atrous_rates": tuple(rates) if rates else None}))
-    model = build_network(config, len(MaskStore.open(store).classes) + 1).to(device)
-    if settings["model"].get("channels_last"):
-        model = model.to(memory_format=torch.channels_last)
+    model = make_model(store, settings, device)
     step = make_step(model, device, settings)
     batch = next(iter(data.train_dataloader()))
     step(batch)
@@ -71,9 +110,34 @@ def measure(store: Path, settings: dict, workers: int, steps: int) -> dict:
     }
 
 
-def make_step(model: torch.nn.Module, device: torch.device, settings: dict):
+def loader(store: Path, settings: dict, workers: int) -> SegmentationData:
+    """Return the data of a training, its cache of decoded images off, so that the loader does all its work."""
+    data = SegmentationData(
+        store=store,
+        augment=AugmentConfig(**settings["data"].get("augment", {})),
+        batch_size=settings["data"].get("batch_size", 10),
+        workers=workers,
+    )
+    data.setup("fit")
+    return data
+
+
+def make_model(store: Path, settings: dict, device: torch.device) -> torch.nn.Module:
+    """Return the network of a config, with random weights."""
+    network = settings["model"]["network"]
+    rates = network.get("atrous_rates")
+    config = NetworkConfig(**(network | {"weights": None, "atrous_rates": tuple(rates) if rates else None}))
+    return build_network(config, len(MaskStore.open(store).classes) + 1).to(device)
+
+
+def make_step(
+    model: torch.nn.Module, device: torch.device, settings: dict, fused: bool = False, compiled: bool = False
+):
     """Return a function that does one training step, as the module does it, and waits for its end."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    if settings["model"].get("channels_last"):
+        model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused or None)
+    model = torch.compile(model) if compiled else model
     loss_config = LossConfig(kind=settings["model"].get("loss", {}).get("kind", "cross_entropy"))
     bf16 = "bf16" in str(settings["trainer"].get("precision", ""))
     layout = torch.channels_last if settings["model"].get("channels_last") else torch.contiguous_format

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from data.console import count
 from data.errors import ModelError
 from train.archive import verify_archive
+from train.torchvision_names import conflict, family, in_timms_names
 
 # Under what a training's checkpoint keeps its state dict; averaged weights first, as timm loads them.
 _CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state", "teacher", "student")
@@ -73,6 +74,10 @@ def load_encoder_weights(encoder: nn.Module, path: Path, whole: Iterable[str] = 
 
     """
     state = _read_weights(path)
+    whose = _whose(state)
+    torchvisions = family(state)
+    if torchvisions is not None:
+        whose, state = "names of torchvision", in_timms_names(state, *torchvisions)
     wanted = encoder.state_dict()
     prefix, found, missing, odd = _best_fit(state, wanted)
     known = set(common_names(_below(set(whole), _shared_prefix(whole))).values())
@@ -88,14 +93,17 @@ def load_encoder_weights(encoder: nn.Module, path: Path, whole: Iterable[str] = 
         and names[key.removeprefix(prefix)] not in known
     ]
     if missing or odd or foreign:
-        raise ModelError(_misfit(path, wanted, state, found, missing, odd, foreign))
+        raise ModelError(_misfit(path, wanted, state, found, missing, odd, foreign, whose))
+    difference = None if torchvisions is None else conflict(torchvisions[0], encoder)
+    if difference is not None:
+        raise ModelError(f"{path} holds weights of torchvision's that do not fit: {difference}; nothing was loaded.")
     tensors = {key: wanted[key] if source is None else state[source] for key, source in found.items()}
     spoilt = next((key for key, value in tensors.items() if value.is_floating_point() and not _is_finite(value)), None)
     if spoilt is not None:
         raise ModelError(f"The weights {spoilt!r} in {path} are NaN or infinite; fetch or make the file anew.")
     encoder.load_state_dict(tensors)
     parts = Counter(_part(key, prefix) for key in sorted(left))
-    return Loaded(_whose(state), len(taken), dict(parts), *_own_normalisation(state))
+    return Loaded(whose, len(taken), dict(parts), *_own_normalisation(state))
 
 
 def common_names(keys: Iterable[str]) -> dict[str, str]:
@@ -245,6 +253,7 @@ def _misfit(
     missing: list[str],
     odd: list[str],
     foreign: list[str],
+    whose: str,
 ) -> str:
     faults = []
     if missing:
@@ -256,7 +265,7 @@ def _misfit(
         faults.append(f"{count(len(foreign), 'tensor')} too many ({_some(foreign)})")
     of = f"of {count(len(wanted), 'tensor')} "
     return (
-        f"{path} does not hold the weights of this encoder ({_whose(state)}): {of}{', '.join(faults)}; nothing was "
+        f"{path} does not hold the weights of this encoder ({whose}): {of}{', '.join(faults)}; nothing was "
         "loaded; check --model.network.encoder and --model.network.weights."
     )
 

@@ -112,7 +112,7 @@ def probabilities(
         part = scores.softmax(dim=1)
         part = F.interpolate(part, size=size_hw, mode="bilinear", align_corners=False)
         part = part.flip(-1) if flipped else part
-        merged = part if merged is None else _merge(merged, part, config)
+        merged = part if merged is None else merge(merged, part, config)
         count += 1
     if not finite:
         raise ModelError(not_finite(model, dtypes))
@@ -131,20 +131,27 @@ def not_finite(model: str, dtypes: set[torch.dtype]) -> str:
     return f"{model} gives scores that are NaN or infinite, in {names}: {remedy}."
 
 
-def _merge(merged: Tensor, part: Tensor, config: InferenceConfig) -> Tensor:
+def merge(merged: Tensor, part: Tensor, config: InferenceConfig) -> Tensor:
+    """Return the probabilities of views so far, not normalised, with those of one more."""
     return torch.maximum(merged, part) if config.merge == "max" else merged + part
 
 
 def _views(images: Images, config: InferenceConfig) -> Iterator[tuple[Images, bool]]:
-    height, width = images.shape[-2:]
+    size_hw = (images.shape[-2], images.shape[-1])
     for scale in config.scales:
-        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        size = view_size(size_hw, scale)
         view = images
-        if size != (height, width):
+        if size != size_hw:
             view = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=scale < 1)
         yield view, False
         if config.flip:
             yield view.flip(-1), True
+
+
+def view_size(size_hw: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Return the height and width that an image is shown at."""
+    height, width = size_hw
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _windows(network: Network, images: Images, config: InferenceConfig, fill: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from train.checkpoint_io import WholeCheckpoints, remove_leftovers
 from train.datamodule import SegmentationData
 from train.evaluation import Evaluator, ReportConfig
 from train.inference import InferenceConfig
+from train.memory import step_in_memory
 from train.module import SegmentationModule
 
 
@@ -275,9 +276,10 @@ class SegtrainCLI(LightningCLI):
 
     @contextmanager
     def _plain_endings(self) -> Iterator[None]:
-        """Turn how Lightning ends into how this program does: refused settings, and Ctrl-C."""
+        """Turn how Lightning ends into how this program does: refused settings, full memory, and Ctrl-C."""
         try:
-            yield
+            with step_in_memory(training=self._command() == "fit"):
+                yield
         except MisconfigurationException as error:
             raise ConfigError(refused(error)) from error
         except SystemExit:

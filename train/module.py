@@ -1,7 +1,6 @@
 """The training step, the schedule and the figures: what Lightning calls."""
 
-import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -19,34 +18,8 @@ from train.checkpoint import CARD_KEY, make_card, unfit
 from train.inference import InferenceConfig, padded_scores, probabilities, sharpen
 from train.losses import LossConfig, segmentation_loss
 from train.network import NetworkConfig, Segmenter, build_network
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """How the weights are moved."""
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    """SGD with momentum, or AdamW."""
-    lr: float = 0.007
-    """Learning rate of the encoder at the start."""
-    head_lr_factor: float = 10.0
-    """The decoder's learning rate as a multiple of the encoder's."""
-    bias_lr_factor: float = 1.0
-    """A further factor for the decoder's biases, which have no weight decay (DeepLabV2: 2)."""
-    momentum: float = 0.9
-    """Of SGD; the first beta of AdamW."""
-    weight_decay: float = 1e-4
-    """Decay of weights."""
-    poly_power: float = 0.9
-    """The rate falls as (1 - step / steps) ** power."""
-    warmup_steps: int = 0
-    """Steps over which the rate rises linearly at the start."""
-
-    def __post_init__(self) -> None:
-        require("model.optimizer.lr", self.lr, self.lr > 0, "above 0")
-        require("model.optimizer.momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
-        for name in ("head_lr_factor", "bias_lr_factor", "weight_decay", "poly_power", "warmup_steps"):
-            require(f"model.optimizer.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
+from train.optimizer import OptimizerConfig, fuse, limited, make_optimizer, parameter_groups, poly_factor, total_steps
+from train.tiles import needs_blocks, probability_blocks
 
 
 class SegmentationModule(pl.LightningModule):
@@ -58,7 +31,10 @@ class SegmentationModule(pl.LightningModule):
         optimizer: how.
         batch_norm: train lets the encoder's batch norm learn; frozen keeps its statistics and factors, as the paper
             does with ImageNet weights and small batches (--trainer.sync_batchnorm true shares statistics between GPUs).
-        channels_last: keep images with channels innermost, which tensor cores and some CPUs like better.
+        channels_last: keep images with channels innermost, which tensor cores and some CPUs like better; when not
+            given, on a GPU in half precision.
+        compile: compile the network's part of the training step (torch.compile): minutes at the start of a run, and
+            faster steps; needs a C++ compiler.
 
     """
 
@@ -66,9 +42,10 @@ class SegmentationModule(pl.LightningModule):
         self,
         network: NetworkConfig = NetworkConfig(),  # noqa: B008 - frozen
         loss: LossConfig = LossConfig(),  # noqa: B008
-        optimizer: OptimizerConfig = OptimizerConfig(),
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         batch_norm: Literal["train", "frozen"] = "train",
-        channels_last: bool = False,
+        channels_last: bool | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.settings = {
@@ -77,9 +54,12 @@ class SegmentationModule(pl.LightningModule):
             "optimizer": to_plain(optimizer),
             "batch_norm": batch_norm,
             "channels_last": channels_last,
+            "compile": compile,
         }
         self.network_config, self.loss_config, self.optimizer_config = network, loss, optimizer
         self.batch_norm, self.channels_last = batch_norm, channels_last
+        self._step_network: Callable[[Tensor], Tensor] | None = None  # compiled
+        self.compiled = compile
         self.classes: ClassSet | None = None
         self.network: Segmenter | None = None
         self.pretrained = True
@@ -110,6 +90,8 @@ class SegmentationModule(pl.LightningModule):
                 self.classes = self.trainer.datamodule.classes  # type: ignore[attr-defined]
             assert self.classes is not None
             self.network = build_network(self.network_config, len(self.classes) + 1, self.pretrained)
+            if self.channels_last is None:
+                self.channels_last = self._on_gpu_in_half()
             if self.channels_last:
                 self.network = self.network.to(memory_format=torch.channels_last)
             if self.batch_norm == "frozen":
@@ -126,7 +108,31 @@ class SegmentationModule(pl.LightningModule):
         """Return scores for RGB in 0..255."""
         assert self.network is not None
         rgb = rgb.contiguous(memory_format=torch.channels_last) if self.channels_last else rgb
+        if self.training and self.compiled:
+            return self._compiled_scores(rgb)
         return self.network(rgb)
+
+    def _compiled_scores(self, rgb: Tensor) -> Tensor:
+        """Return the network's scores from compiled code; images are measured without it, as their sizes differ."""
+        if self._step_network is None:
+            network = self.network
+            assert network is not None
+            # A function, because a compiled module would put its weights into the checkpoint a second time.
+            self._step_network = torch.compile(lambda images: network(images))
+        try:
+            return self._step_network(rgb)
+        except RuntimeError as error:
+            from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
+
+            if not isinstance(error, TorchDynamoException):
+                raise
+            reason = " ".join(str(error).split())[:160]
+            raise ConfigError(f"--model.compile true: torch cannot compile here ({reason}); leave it out.") from error
+
+    def _on_gpu_in_half(self) -> bool:
+        if self._trainer is None:
+            return False
+        return self.trainer.strategy.root_device.type == "cuda" and "16" in str(self.trainer.precision)
 
     @property
     def fill(self) -> Tensor:
@@ -183,17 +189,26 @@ class SegmentationModule(pl.LightningModule):
     def measure(self, batch: dict[str, Any]) -> np.ndarray:
         """Predict one image, count it against its truth if there is one, and return the class ids (H, W)."""
         assert self.classes is not None
-        image = batch["image"]
+        decisions = self._decide(batch["image"])
+        if batch["truth"] is not None:
+            self._count(torch.as_tensor(batch["truth"]).cpu().numpy(), decisions)
+        return decisions
+
+    def _decide(self, image: Tensor) -> np.ndarray:
+        """Return the class ids (H, W) of an image (3, H, W)."""
+        assert self.classes is not None
+        size_hw, n_classes = (image.shape[-2], image.shape[-1]), len(self.classes) + 1
+        if needs_blocks(size_hw, n_classes, self.inference):
+            decisions = np.empty(size_hw, np.uint8)
+            for block in probability_blocks(self, image, n_classes, self.inference, self.fill, self.name):
+                decisions[block.rows, block.columns] = block.values.argmax(0)
+            return decisions
         found = probabilities(self, image[None].float(), self.inference, self.fill, self.name)[0]
         if self.inference.crf.enabled:
             rgb = image.permute(1, 2, 0).cpu().numpy()
             sharp = sharpen(rgb, found.float().cpu().numpy(), self.inference.crf, str(image.device))
-            decisions = sharp.argmax(0).astype(np.uint8)
-        else:
-            decisions = found.argmax(0).to(torch.uint8).cpu().numpy()
-        if batch["truth"] is not None:
-            self._count(torch.as_tensor(batch["truth"]).cpu().numpy(), decisions)
-        return decisions
+            return sharp.argmax(0).astype(np.uint8)
+        return found.argmax(0).to(torch.uint8).cpu().numpy()
 
     def _count(self, truth: np.ndarray, decisions: np.ndarray) -> None:
         assert self.classes is not None
@@ -230,12 +245,9 @@ class SegmentationModule(pl.LightningModule):
         """Return the optimizer with its groups and the polynomial schedule."""
         assert self.network is not None
         config = self.optimizer_config
-        groups = parameter_groups(self.network, config)
-        match config.name:
-            case "sgd":
-                optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=config.momentum)
-            case "adamw":
-                optimizer = torch.optim.AdamW(groups, betas=(config.momentum, 0.999))
+        clips = bool(self.trainer.gradient_clip_val)
+        fused = fuse(config, self.trainer.strategy.root_device.type, str(self.trainer.precision), clips)
+        optimizer = make_optimizer(parameter_groups(self.network, config), config, fused)
         # Not `trainer.estimated_stepping_batches`: it starts the loader before a checkpoint can say where to go on.
         batches = limited(self.trainer, len(self.trainer.datamodule.training_order()))  # type: ignore[attr-defined]
         interval, every = self.trainer.val_check_interval, self.trainer.check_val_every_n_epoch
@@ -264,47 +276,6 @@ class SegmentationModule(pl.LightningModule):
         assert self.classes is not None
         assert self.network is not None
         checkpoint[CARD_KEY] = make_card(self.classes, self.network.normalisation(), self.settings)
-
-
-def limited(trainer: pl.Trainer, batches: int) -> int:
-    """Return how many of an epoch's batches are trained on."""
-    limit = trainer.limit_train_batches
-    return min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
-
-
-def total_steps(trainer: pl.Trainer, batches: int) -> int:
-    """Return the number of optimizer steps of a run that trains on this many batches per epoch."""
-    by_epochs = math.ceil(batches / trainer.accumulate_grad_batches) * (trainer.max_epochs or 0)
-    by_steps = trainer.max_steps
-    limits = [steps for steps in (by_epochs, by_steps) if steps > 0]
-    return min(limits, default=1)
-
-
-def poly_factor(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Return what the learning rate is multiplied with: linear warm-up, then (1 - step / steps) ** power.
-
-    >>> poly_factor(50, 100, OptimizerConfig(poly_power=1.0))
-    0.5
-    """
-    warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    return warm * max(0.0, 1 - step / steps) ** config.poly_power
-
-
-def parameter_groups(network: Segmenter, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Return the parameters in groups: encoder and decoder have their own rates; norms and biases do not decay."""
-    groups = []
-    for part, lr in ((network.encoder, config.lr), *_decoder_parts(network, config.lr * config.head_lr_factor)):
-        trained = [(name, value) for name, value in part.named_parameters() if value.requires_grad]
-        matrices = [value for _, value in trained if value.ndim > 1]
-        norms = [value for name, value in trained if value.ndim <= 1]
-        bias_lr = lr if part is network.encoder else lr * config.bias_lr_factor
-        groups.append({"params": matrices, "lr": lr, "weight_decay": config.weight_decay})
-        groups.append({"params": norms, "lr": bias_lr, "weight_decay": 0.0})
-    return [group for group in groups if group["params"]]
-
-
-def _decoder_parts(network: Segmenter, lr: float) -> list[tuple[nn.Module, float]]:
-    return [(network.decoder, lr), (network.head, lr)]
 
 
 def _freeze_batch_norm(encoder: nn.Module) -> None:

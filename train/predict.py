@@ -2,14 +2,14 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float16, UInt8
 from PIL import Image
 from tqdm import tqdm
 
@@ -30,11 +30,11 @@ from data.store.store import MaskStore
 from train.checkpoint import file_digest, load_network
 from train.dataset import to_tensor
 from train.inference import InferenceConfig, probabilities, sharpen, with_engine
+from train.memory import image_in_memory
 from train.network import Segmenter
+from train.tiles import CELL_PX, Block, needs_blocks, probability_blocks
 
 logger = logging.getLogger(__name__)
-
-GRID_PX = 8  # side of a cell of the soft maps that are kept
 
 
 def predict(
@@ -135,6 +135,30 @@ def predict_image(
     return found, sharpen(rgb, found, inference.crf, str(network.mean.device))
 
 
+@torch.inference_mode()
+def predict_blocks(
+    network: Segmenter,
+    rgb: UInt8[np.ndarray, "height width 3"],
+    n_classes: int,
+    inference: InferenceConfig,
+    model: str = "The network",
+) -> Iterator[tuple[Block, Block]]:
+    """Yield what `predict_image` returns in parts that cover the image once: one, or several of a large image.
+
+    The edges between parts lie on multiples of `CELL_PX`.
+    """
+    height, width = rgb.shape[:2]
+    with image_in_memory((height, width), inference.window):
+        if needs_blocks((height, width), n_classes, inference):
+            image = torch.from_numpy(rgb).permute(2, 0, 1)
+            for block in probability_blocks(network, image, n_classes, inference, network.mean, model):
+                yield block, block
+        else:
+            whole = slice(0, height), slice(0, width)
+            before, after = predict_image(network, rgb, inference, model)
+            yield Block(*whole, before), Block(*whole, after)
+
+
 class _Writer:
     """Predicts images and writes what was asked for."""
 
@@ -158,30 +182,54 @@ class _Writer:
         """Predict one image and write it; its line in the index comes last."""
         start = time.perf_counter()
         rgb = read_image(sample.image_path)
-        before, after = predict_image(network, rgb, self.inference, str(self.store.header["model"]["id"]))
-        argmax = after.argmax(0).astype(np.uint8)
-        mask = np.where(after.max(0) < self.ignore_below, np.uint8(IGNORE), argmax)
+        size_hw, n_classes = rgb.shape[:2], len(self.store.classes) + 1
+        argmax, mask = (np.empty(size_hw, np.uint8) for _ in range(2))
+        grid_hw = [-(-side // CELL_PX) for side in size_hw]
+        maps = np.empty((n_classes, *grid_hw), np.float16) if self.soft else None
+        full = np.empty((n_classes, *size_hw), np.float16) if self.full else None
+        model = str(self.store.header["model"]["id"])
+        shown = np.empty_like(rgb) if self.overlays else None
+        for before, after in predict_blocks(network, rgb, n_classes, self.inference, model):
+            at = after.rows, after.columns
+            argmax[at] = after.values.argmax(0)
+            mask[at] = np.where(after.values.max(0) < self.ignore_below, np.uint8(IGNORE), argmax[at])
+            if shown is not None:
+                shown[at] = overlay(rgb[at], mask[at])
+            if maps is not None:
+                maps[:, cells(before.rows), cells(before.columns)] = shrink(before.values)
+            if full is not None:
+                full[:, *at] = after.values
         labels = tuple(int(label) for label in np.unique(argmax) if label)
-        if self.overlays:
-            write_atomically(self.store.path / "overlays" / f"{sample.id}.jpg", _jpeg(overlay(rgb, mask)))
-        if self.full:
-            path = self.store.path / "probabilities" / f"{sample.id}.npz"
-            write_atomically(path, _npz(after.astype(np.float16)))
+        if shown is not None:
+            write_atomically(self.store.path / "overlays" / f"{sample.id}.jpg", _jpeg(shown))
+        if full is not None:
+            write_atomically(self.store.path / "probabilities" / f"{sample.id}.npz", _npz(full))
         image = stored_path(sample.image_path, self.root)
         seconds = time.perf_counter() - start
         record = image_record(sample.id, image, mask, argmax, labels, self.store.classes, seconds)
-        soft = shrink(before, labels) if self.soft else None
+        soft = None if maps is None else soft_maps(maps, labels, size_hw)
         self.store.write(sample.id, mask, argmax=argmax, soft=soft, record=record)
 
 
-def shrink(probability: Float[np.ndarray, "classes height width"], labels: tuple[int, ...]) -> SoftMaps:
-    """Return the probabilities of background and labels as soft maps on a grid of `GRID_PX` pixels."""
+def shrink(probability: Float[np.ndarray, "classes height width"]) -> Float16[np.ndarray, "classes rows columns"]:
+    """Return probabilities on a grid of cells of `CELL_PX` pixels."""
     height, width = probability.shape[1:]
-    rows = torch.from_numpy(np.ascontiguousarray(probability[[0, *labels]]))[None].float()
-    padded = F.pad(rows, (0, -width % GRID_PX, 0, -height % GRID_PX), mode="replicate")
-    maps = F.avg_pool2d(padded, GRID_PX)[0].numpy().astype(np.float16)
-    padded_hw = (maps.shape[1] * GRID_PX, maps.shape[2] * GRID_PX)
-    return SoftMaps(maps, labels, True, padded_hw, (height, width), (height, width))
+    rows = torch.from_numpy(np.ascontiguousarray(probability))[None].float()
+    padded = F.pad(rows, (0, -width % CELL_PX, 0, -height % CELL_PX), mode="replicate")
+    return F.avg_pool2d(padded, CELL_PX)[0].numpy().astype(np.float16)
+
+
+def cells(pixels: slice) -> slice:
+    """Return which cells of `shrink`'s grid pixels from one edge of a cell to another, or to the image's, lie in."""
+    return slice(pixels.start // CELL_PX, -(-pixels.stop // CELL_PX))
+
+
+def soft_maps(
+    maps: Float16[np.ndarray, "classes rows columns"], labels: tuple[int, ...], size_hw: tuple[int, int]
+) -> SoftMaps:
+    """Return the maps of background and labels out of `shrink`'s, for an image of this size."""
+    padded_hw = (maps.shape[1] * CELL_PX, maps.shape[2] * CELL_PX)
+    return SoftMaps(np.ascontiguousarray(maps[[0, *labels]]), labels, True, padded_hw, size_hw, size_hw)
 
 
 def _jpeg(rgb: np.ndarray) -> bytes:

@@ -20,7 +20,8 @@ from data.store.source import moved, stored_path
 from data.store.store import MaskStore
 from train.checkpoint import file_digest, load_network
 from train.inference import InferenceConfig, with_engine
-from train.predict import choose_device, predict_image, shrink
+from train.predict import cells, choose_device, predict_blocks, shrink, soft_maps
+from train.tiles import CELL_PX
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,19 @@ def _relabel_one(
     start = time.perf_counter()
     path = source.image_path(record, root)
     labels = labels_of_record(record)
-    before, after = predict_image(network, read_image(path), inference, str(target.header["model"]["id"]))
-    old = source.read_mask(record)
-    if old.shape != after.shape[1:]:
+    rgb, old = read_image(path), source.read_mask(record)
+    if old.shape != rgb.shape[:2]:
         raise StoreError(f"The image {path} is not of its mask's size; it was changed after {source.path} was made.")
-    mask, argmax = corrected(old, allow(after, labels), **rule)
+    mask, argmax = np.empty_like(old), np.empty_like(old)
+    n_classes = len(target.classes) + 1
+    maps = np.empty((n_classes, *(-(-side // CELL_PX) for side in old.shape)), np.float16)
+    for before, after in predict_blocks(network, rgb, n_classes, inference, str(target.header["model"]["id"])):
+        at = after.rows, after.columns
+        mask[at], argmax[at] = corrected(old[at], allow(after.values, labels), **rule)
+        maps[:, cells(before.rows), cells(before.columns)] = shrink(allow(before.values, labels))
     image = stored_path(path, Path(target.header["data"]["root"]))
     line = image_record(record["id"], image, mask, argmax, labels, target.classes, time.perf_counter() - start)
-    soft = shrink(allow(before, labels), labels)
+    soft = soft_maps(maps, labels, rgb.shape[:2])
     kept = {name: value for name, value in record.items() if name not in ("crf_engine", "sam")}  # of stage one's mask
     target.write(record["id"], mask, argmax=argmax, soft=soft, record=kept | line)
 

@@ -17,10 +17,12 @@ from train.cli import main
 from train.dataset import TrainingSet, confidence, list_training
 from train.inference import InferenceConfig, padded_scores, probabilities, sharpen, window_starts
 from train.losses import LossConfig
-from train.module import OptimizerConfig, SegmentationModule, parameter_groups, poly_factor
+from train.module import SegmentationModule
 from train.network import NetworkConfig, build_network
+from train.optimizer import OptimizerConfig, parameter_groups, poly_factor
 from train.order import EpochOrder, sample_seed
 from train.predict import shrink
+from train.predict import soft_maps as prediction_maps
 from train.relabel import allow, corrected
 from train.transforms import Augmentation, AugmentConfig
 
@@ -316,7 +318,7 @@ def test_relabelling_follows_labels_agreement_and_certainty():
 
 def test_soft_maps_of_a_prediction_keep_sizes_and_range():
     probability = np.random.default_rng(1).dirichlet([1, 1, 1], (21, 30)).transpose(2, 0, 1).astype(np.float32)
-    soft = shrink(probability, (2,))
+    soft = prediction_maps(shrink(probability), (2,), (21, 30))
     assert soft.maps.shape == (2, 3, 4)
     assert soft.padded_hw == (24, 32)
     assert upsample(soft.maps.astype(np.float32), soft).shape == (2, 21, 30)

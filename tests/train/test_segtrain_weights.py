@@ -93,6 +93,54 @@ def test_torchvisions_classifier_gives_its_features(encoder, wrap, tmp_path):
     assert torch.allclose(last_features(encoder, path), expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
 
 
+TINY_CONVNEXT = [
+    torchvision.models.convnext.CNBlockConfig(*size, 1) for size in ((8, 16), (16, 24), (24, 32), (32, None))
+]
+NUMBERED = {  # networks of torchvision whose names are numbers: the encoder of timm, its arguments, the network
+    "efficientnet_b0": ("tu-efficientnet_b0", {}, torchvision.models.efficientnet_b0),
+    "mobilenet_v3_small": ("tu-mobilenetv3_small_100", {"bn_eps": 1e-3}, torchvision.models.mobilenet_v3_small),
+    "mobilenet_v3_large": ("tu-mobilenetv3_large_100", {"bn_eps": 1e-3}, torchvision.models.mobilenet_v3_large),
+    "convnext": (
+        "tu-convnext_tiny",
+        {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]},
+        lambda: torchvision.models.ConvNeXt(TINY_CONVNEXT),
+    ),
+}
+
+
+@pytest.mark.parametrize("wrap", ["", "module."])
+@pytest.mark.parametrize("name", NUMBERED)
+def test_torchvisions_numbers_become_timms_names(name, wrap, tmp_path):
+    encoder_name, more, make = NUMBERED[name]
+    whole = make()
+    path = saved(prefixed(randomised(whole), wrap), tmp_path / "w.pth")
+    timms = timm.create_model(encoder_name.removeprefix("tu-"), **more)
+    encoder = get_encoder(encoder_name, weights=None, **more).eval()
+    said = load_encoder_weights(encoder, path, timms.state_dict())
+    assert said.names == "names of torchvision"
+    with torch.inference_mode():
+        found = encoder(picture())[-1]
+        layers = whole.features[:-1] if name == "efficientnet_b0" else whole.features  # the last widens for the head
+        expected = layers(picture())
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max())
+
+
+def test_torchvisions_weights_go_into_no_encoder_that_computes_something_else(tmp_path):
+    small = saved(torchvision.models.mobilenet_v3_small().state_dict(), tmp_path / "m.pth")
+    whole = timm.create_model("mobilenetv3_small_100").state_dict()
+    encoder = get_encoder("tu-mobilenetv3_small_100", weights=None)
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    with pytest.raises(ModelError, match=r"epsilon 0\.001, this encoder has 1e-05; .*bn_eps: 0\.001"):
+        load_encoder_weights(encoder, small, whole)
+    assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
+    encoder = get_encoder("tu-tf_mobilenetv3_small_100", weights=None)
+    with pytest.raises(ModelError, match="symmetric padding, this encoder pads as TensorFlow does"):
+        load_encoder_weights(encoder, small, whole)
+    large = get_encoder("tu-mobilenetv3_large_100", weights=None, bn_eps=1e-3)
+    with pytest.raises(ModelError, match=r"\(names of torchvision\).*nothing was loaded"):
+        load_encoder_weights(large, small, whole)
+
+
 def prefixed(state, prefix):
     return {prefix + key: value for key, value in state.items()}
 
