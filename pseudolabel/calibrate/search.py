@@ -45,7 +45,7 @@ from pseudolabel.calibrate.candidates import (
 from pseudolabel.calibrate.criteria import otsu_threshold
 from pseudolabel.calibrate.judge import Measured, Verdict, judge_by_labels, judge_by_truth, measured
 from pseudolabel.calibrate.pictures import Picture, load_picture
-from pseudolabel.calibrate.recordings import Sentences, record
+from pseudolabel.calibrate.recordings import PLAIN, Sentences, Wanted, record
 from pseudolabel.config import GenerateConfig
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.diffusion.families import list_layers
@@ -116,7 +116,7 @@ def read(
     diffusion = replace(config.diffusion, scales=(1.0,), flip=False)
     shared = (config.prompt, diffusion, config.resize, config.run)
     reader = Reader(search.parts, search.classes, *shared, latents=search.latents)
-    found = record(reader, search.pictures, search.layers if cross is None else cross, self_layers)
+    found = record(reader, search.pictures, Wanted(search.layers if cross is None else cross, self_layers))
     total = len(search.pictures) * len(config.diffusion.timesteps)
     return tqdm(found, title, total=total, unit="map", leave=False, mininterval=1.0)
 
@@ -252,7 +252,7 @@ def head_count(denoiser: Any, layer: Layer) -> int:
 def merge_heads(items: Sequence[Sentences]) -> Sentences:
     """Put recordings of the same passes, through one head each, into one; self-attention is taken from the first."""
     return tuple(
-        replace(same[0], plain={name: maps for recorded in same for name, maps in recorded.plain.items()})
+        replace(same[0], maps={PLAIN: {name: maps for recorded in same for name, maps in recorded.maps[PLAIN].items()}})
         for same in zip(*items, strict=True)
     )
 

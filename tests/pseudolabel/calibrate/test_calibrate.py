@@ -34,7 +34,7 @@ from pseudolabel.calibrate.criteria import (
 )
 from pseudolabel.calibrate.judge import measured
 from pseudolabel.calibrate.pictures import Picture, load_picture
-from pseudolabel.calibrate.recordings import record, refined_maps
+from pseudolabel.calibrate.recordings import PLAIN, TokenRule, Wanted, record, refined_maps
 from pseudolabel.calibrate.search import head_count, merge_heads, usable
 from pseudolabel.cli import main
 from pseudolabel.config import GenerateConfig, differences
@@ -130,6 +130,9 @@ def reader_of(config) -> Reader:
         ({"cross_layers": ("down_blocks.1.attentions.0",)}, {"kind": "none"}),
         ({"cross_layers": ("mid_block.attentions.0@0",)}, {"kind": "iseg"}),
         ({}, {"kind": "cda", "temperature": 0.1}),
+        ({"weights": "heads"}, {}),
+        ({"weights": "layers"}, {}),
+        ({"weights": "both", "token_rescaling": True, "rescaled_tokens": "words", "blur": 5}, {"boxes": False}),
     ],
 )
 def test_offline_maps_equal_the_pipelines(tiny_config, with_settings, rgb, attention, affinity):
@@ -140,8 +143,10 @@ def test_offline_maps_equal_the_pipelines(tiny_config, with_settings, rgb, atten
 
     reader = reader_of(config)
     layers = list_layers(reader.parts.denoiser)
+    [finest] = [layer for layer in layers if layer.name == config.attention.self_layers[-1]]
+    rules, reference = [TokenRule.of(config.attention)], finest if config.attention.weighs_layers else None
     read = [replace(layer, heads=(0,)) for layer in layers] if "@" in config.attention.cross_layers[0] else layers
-    [recorded] = record(reader, [Picture("one", rgb, LABELS)], read, layers)
+    [recorded] = record(reader, [Picture("one", rgb, LABELS)], Wanted(read, layers, rules, reference))
     found = refined_maps(recorded, config, layers)
     assert found.shape == expected.maps.shape
     assert torch.allclose(found, torch.from_numpy(expected.maps.astype(np.float32)), atol=2e-3)
@@ -155,8 +160,8 @@ def test_all_heads_one_by_one_equal_the_whole_layer(tiny_config, with_settings, 
     middle = [layer for layer in layers if layer.place == "mid"]
     count = head_count(reader.parts.denoiser, middle[0])
     picture = Picture("one", rgb, LABELS)
-    [whole] = record(reader, [picture], middle)
-    merged = merge_heads([next(iter(record(reader, [picture], each))) for each in per_head(middle, count)])
+    [whole] = record(reader, [picture], Wanted(middle))
+    merged = merge_heads([next(iter(record(reader, [picture], Wanted(each)))) for each in per_head(middle, count)])
     heads = "+".join(map(str, range(count)))
     by_heads = with_settings(config, "attention", cross_layers=(f"mid_block.attentions.0@{heads}",))
     expected, found = refined_maps(whole, config, layers), refined_maps(merged, by_heads, layers)
@@ -282,7 +287,7 @@ def test_running_out_of_gpu_memory_halves_the_batches_here_too(tiny_config, rgb,
     reader = reader_of(tiny_config)
     layers = list_layers(reader.parts.denoiser)
     picture = Picture("one", rgb, LABELS)
-    [expected] = record(reader, [picture], layers)
+    [expected] = record(reader, [picture], Wanted(layers))
     run, tried = recordings.run_passes, []
 
     def short_of_memory(parts, cross, self_layers, passes, columns):
@@ -292,8 +297,8 @@ def test_running_out_of_gpu_memory_halves_the_batches_here_too(tiny_config, rgb,
         return run(parts, cross, self_layers, passes, columns)
 
     monkeypatch.setattr(recordings, "run_passes", short_of_memory)
-    [found] = record(reader, [picture], layers)
+    [found] = record(reader, [picture], Wanted(layers))
     assert tried[0] == 2
     assert tried[-2:] == [1, 1]
-    for name, maps in expected[0].plain.items():
-        torch.testing.assert_close(found[0].plain[name], maps, atol=1e-5, rtol=1e-4)
+    for name, maps in expected[0].maps[PLAIN].items():
+        torch.testing.assert_close(found[0].maps[PLAIN][name], maps, atol=1e-5, rtol=1e-4)
