@@ -44,6 +44,7 @@ class Pipeline:
         config: all settings.
         reader: makes passes of images and runs them in batches.
         cross_layers: layers whose cross-attention is read.
+        naming_layers: layers whose cross-attention tells classes apart, where others do than `cross_layers`.
         self_layers: layers whose self-attention spreads the maps.
 
     """
@@ -67,6 +68,9 @@ class Pipeline:
         available = list_layers(parts)
         attention = config.attention
         self.cross_layers = resolve_layers(available, attention.cross_layers, "attention.cross_layers")
+        self.naming_layers: tuple[Layer, ...] = ()
+        if attention.naming_layers:
+            self.naming_layers = resolve_layers(available, attention.naming_layers, "attention.naming_layers")
         self.self_layers: tuple[Layer, ...] = ()
         if config.affinity.kind != "none":
             self.self_layers = resolve_layers(available, attention.self_layers, "attention.self_layers")
@@ -77,7 +81,7 @@ class Pipeline:
             self.reference = resolve_layers(available, attention.self_layers, "attention.self_layers")[-1]
         if cut:
             reference = () if self.reference is None else (self.reference,)
-            cut_denoiser(parts, (*self.cross_layers, *reference), self.self_layers)
+            cut_denoiser(parts, (*self.cross_layers, *self.naming_layers, *reference), self.self_layers)
         _refuse_compile(parts, config)
         if config.run.compile:
             parts.denoiser.forward = torch.compile(parts.denoiser.forward)
@@ -349,6 +353,7 @@ class Pipeline:
             attention=attention,
             words=self.reads_words,
             reference=self.reference,
+            naming_layers=self.naming_layers,
         )
 
     def _frame_of(self, image: np.ndarray | None, latents: Tensor | None) -> Frame:

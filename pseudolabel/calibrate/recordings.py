@@ -278,15 +278,17 @@ def _side_by_side(tables: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([table[name] for table in tables]) for name in tables[0]}
 
 
-def raw_layers(recorded: Recorded, config: AttentionConfig) -> list[Float[Tensor, "draws classes _ _"]]:
-    """Return the maps of each cross layer that the settings name, on the layer's grid, not scaled.
+def raw_layers(
+    recorded: Recorded, config: AttentionConfig, specs: Sequence[str] | None = None
+) -> list[Float[Tensor, "draws classes _ _"]]:
+    """Return the maps of each cross layer that the settings (or `specs`) name, on the layer's grid, not scaled.
 
     Layers are named by module; of `name@0+3` the recordings of `name@0` and `name@3` are averaged, and of `name` those
     of all its heads where it was recorded head by head.
     """
     table = recorded.maps[TokenRule.of(config)]
     maps = []
-    for spec in config.cross_layers:
+    for spec in config.cross_layers if specs is None else specs:
         name, _, heads = spec.partition("@")
         if spec in table:
             names = [spec]
@@ -338,8 +340,10 @@ def refined_maps(
         device = spreading[0].queries.device if spreading else torch.device("cpu")
         maps = [each.to(device) for each in raw_layers(recorded, attention)]
         frames = [recorded.frame] * len(maps[0])
-        by_layer = layer_weights(recorded, attention)
-        *_, refined = refine_maps(maps, spreading, frames, grid_hw, config.resize.valid_only, affinity, by_layer)
+        naming = [each.to(device) for each in raw_layers(recorded, attention, attention.naming_layers)]
+        by_layer, counts = layer_weights(recorded, attention), [len(recorded.rows)] * len(frames)
+        valid_only = config.resize.valid_only
+        *_, refined = refine_maps(maps, spreading, frames, grid_hw, valid_only, affinity, by_layer, naming, counts)
         total[list(recorded.rows)] = refined.mean(dim=0).cpu()[: len(recorded.rows)]
     return total
 
