@@ -18,7 +18,9 @@ def wanted(model: Model) -> Wanted:
 def soft_maps(recorded: Recorded, model: Model) -> Maps:
     """Return class maps. Where we differ: see `pseudolabel.softmaps.weights`."""
     names = tuple(layer.name for layer in model.layers)
-    settings = AttentionConfig(names, (), True, "words", RULE.blur, "both")
+    settings = AttentionConfig(
+        cross_layers=names, token_rescaling=True, rescaled_tokens="words", blur=RULE.blur, weights="both"
+    )
     by_layer = layer_weights(recorded, settings)
     assert by_layer is not None
     grid_hw = common_grid((), (model.spreading,), recorded.latent_hw)

@@ -1,7 +1,8 @@
-"""Grad-CAM (Selvaraju et al., ICCV 2017, arXiv 1610.02391) of a classifier trained on the same image-level labels.
+"""Grad-CAM (Selvaraju et al., ICCV 2017, arXiv 1610.02391): a classifier trained on the same image-level labels.
 
-The classic baseline of weak supervision: EfficientNet-Lite0 with the demo's ImageNet weights, last stride taken out so
-that its map has a sixteenth of the image's side, trained on the demo's train scenes by binary cross-entropy.
+The classic baseline of weak supervision. It is EfficientNet-Lite0 with the demo's ImageNet weights, its last stride
+taken out so that its map has a sixteenth of the image's side, trained on the demo's train scenes by binary
+cross-entropy.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from benchmarks.common import DEMO_CLASSES, HERE
 from data.demo.world import Scene
 
 WEIGHTS = HERE.parent / "data/demo/encoder/tf_efficientnet_lite0.safetensors"
-SIDE_PX = 192
+SIDE_PX = 160
 EPOCHS = 5
 BATCH = 16
 LEARNING_RATE = 1e-3
