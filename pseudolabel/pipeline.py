@@ -71,6 +71,7 @@ class Pipeline:
         self.naming_layers: tuple[Layer, ...] = ()
         if attention.naming_layers:
             self.naming_layers = resolve_layers(available, attention.naming_layers, "attention.naming_layers")
+            _refuse_other_heads(self.cross_layers, self.naming_layers)
         self.self_layers: tuple[Layer, ...] = ()
         if config.affinity.kind != "none":
             self.self_layers = resolve_layers(available, attention.self_layers, "attention.self_layers")
@@ -375,6 +376,17 @@ def _refuse_compile(parts: Parts, config: GenerateConfig) -> None:
         raise ConfigError("--run.compile is for U-Nets alone: the attention of a compiled transformer is not seen")
     if config.run.compile and config.model.offload:
         raise ConfigError("--model.offload and --run.compile do not go together: leave one out")
+
+
+def _refuse_other_heads(cross_layers: Sequence[Layer], naming_layers: Sequence[Layer]) -> None:
+    """Refuse naming by other heads of a layer that is read: a layer is recorded through one set of heads."""
+    heads = {block: layer.heads for layer in cross_layers for block in layer.blocks}
+    for layer in naming_layers:
+        if any(heads.get(block, layer.heads) != layer.heads for block in layer.blocks):
+            raise ConfigError(
+                f"--attention.naming_layers: {layer.name} is among --attention.cross_layers with other heads; name the "
+                "same heads in both, or another layer"
+            )
 
 
 def to_soft_maps(
