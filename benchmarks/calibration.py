@@ -46,8 +46,9 @@ from pseudolabel.calibrate.criteria import (
     separation,
 )
 from pseudolabel.calibrate.judge import present_and_absent
+from pseudolabel.calibrate.offline import refined_maps, view
 from pseudolabel.calibrate.pictures import Picture, draw_decoys
-from pseudolabel.calibrate.recordings import Sentences, Wanted, record, refined_maps, view
+from pseudolabel.calibrate.recordings import Sentences, Wanted, record
 from pseudolabel.calibrate.search import DECOYS, TIMESTEPS
 from pseudolabel.config import GenerateConfig
 from pseudolabel.softmaps.diffusion.load import load_parts

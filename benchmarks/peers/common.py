@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from pseudolabel.calibrate.recordings import Recorded, raw_layers
+from pseudolabel.calibrate.offline import raw_layers
+from pseudolabel.calibrate.recordings import Recorded
 from pseudolabel.softmaps.config import AttentionConfig
 from pseudolabel.softmaps.grids import common_grid, min_max, resize_maps, valid_mask
 from pseudolabel.softmaps.layers import Layer

@@ -3,7 +3,8 @@
 import torch
 
 from benchmarks.peers.common import Maps, Model, scaled, spread
-from pseudolabel.calibrate.recordings import Recorded, TokenRule, Wanted, layer_weights, raw_layers
+from pseudolabel.calibrate.offline import layer_weights, raw_layers
+from pseudolabel.calibrate.recordings import Recorded, TokenRule, Wanted
 from pseudolabel.softmaps.config import AttentionConfig
 from pseudolabel.softmaps.grids import common_grid, resize_maps
 

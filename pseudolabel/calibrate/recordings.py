@@ -1,8 +1,8 @@
 """What a diffusion model's layers looked at, kept small, so that many settings can be compared without the model.
 
-One U-Net pass per noise draw records every layer at once, and a second one where heads are weighed. `refined_maps` then
-does offline what `reading.read_batch` does for one choice of layers and affinity, with the same functions; a test holds
-the two against each other.
+One U-Net pass per noise draw records every layer at once, and a second one where heads are weighed.
+`offline.refined_maps` then does what `reading.read_batch` does for one choice of layers and affinity, with the same
+functions; a test holds the two against each other.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,19 +10,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.errors import ConfigError
 from data.store.softmaps import Frame
 from pseudolabel.calibrate.pictures import Picture
-from pseudolabel.config import GenerateConfig
 from pseudolabel.softmaps.affinity import DENSE_CELLS, SelfAttention
 from pseudolabel.softmaps.attention import Recording
 from pseudolabel.softmaps.config import AttentionConfig
-from pseudolabel.softmaps.grids import common_grid, regrid, resize_maps
 from pseudolabel.softmaps.layers import Layer, layer_key
 from pseudolabel.softmaps.passes import Pass, Reader
 from pseudolabel.softmaps.reading import (
@@ -31,7 +27,6 @@ from pseudolabel.softmaps.reading import (
     every_token,
     named_tokens,
     number_fault,
-    refine_maps,
     rescaled_classes,
     run_passes,
 )
@@ -276,83 +271,3 @@ def _recorded(picture: Picture, mine: Sequence[tuple[Pass, _Tables]], wanted: Wa
 def _side_by_side(tables: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Stack the values of tables with the same keys."""
     return {name: torch.stack([table[name] for table in tables]) for name in tables[0]}
-
-
-def raw_layers(
-    recorded: Recorded, config: AttentionConfig, specs: Sequence[str] | None = None
-) -> list[Float[Tensor, "draws classes _ _"]]:
-    """Return the maps of each cross layer that the settings (or `specs`) name, on the layer's grid, not scaled.
-
-    Layers are named by module; of `name@0+3` the recordings of `name@0` and `name@3` are averaged, and of `name` those
-    of all its heads where it was recorded head by head.
-    """
-    table = recorded.maps[TokenRule.of(config)]
-    maps = []
-    for spec in config.cross_layers if specs is None else specs:
-        name, _, heads = spec.partition("@")
-        if spec in table:
-            names = [spec]
-        elif heads:
-            names = [f"{name}@{head}" for head in heads.split("+")]
-        else:
-            names = [key for key in table if key.startswith(f"{name}@")]
-        if not names or any(each not in table for each in names):
-            raise ConfigError(f"Layer {spec!r} was not recorded; there are {', '.join(table)}")
-        maps.append(torch.stack([table[each] for each in names]).mean(dim=0))
-    return maps
-
-
-def layer_weights(recorded: Recorded, config: AttentionConfig) -> Float[Tensor, "layers draws"] | None:
-    """Return how much each cross layer that the settings name counts; None where all count alike."""
-    if not config.weighs_layers:
-        return None
-    agreement = torch.stack([recorded.agreement[spec] for spec in config.cross_layers])
-    return agreement / agreement.sum(dim=0, keepdim=True).clamp_min(1e-12)
-
-
-def raw_maps(
-    recorded: Recorded, config: AttentionConfig, grid_hw: tuple[int, int]
-) -> Float[Tensor, "draws classes grid_h grid_w"]:
-    """Return the mean over the cross layers that the settings name, not scaled."""
-    return torch.stack([resize_maps(maps, grid_hw) for maps in raw_layers(recorded, config)]).mean(dim=0)
-
-
-@torch.inference_mode()
-def refined_maps(
-    sentences: Sentences, config: GenerateConfig, layers: Sequence[Layer]
-) -> Float[Tensor, "classes grid_h grid_w"]:
-    """Return the soft maps that the pipeline would make with these settings, from recordings.
-
-    Args:
-        sentences: one picture at one timestep.
-        config: layers by module names, token rescaling and affinity; the rest as recorded.
-        layers: all layers of the model.
-
-    """
-    attention, affinity = config.attention, config.affinity
-    by_name = {layer.name: layer for layer in layers}
-    cross = [by_name[spec.partition("@")[0]] for spec in attention.cross_layers]
-    names = attention.self_layers if affinity.kind != "none" else ()
-    grid_hw = common_grid(cross, [by_name[name] for name in names], sentences[0].latent_hw)
-    total = torch.zeros(len(sentences[0].picture.prompted), *grid_hw)
-    for recorded in sentences:
-        spreading = [recorded.attention[name] for name in names]
-        device = spreading[0].queries.device if spreading else torch.device("cpu")
-        maps = [each.to(device) for each in raw_layers(recorded, attention)]
-        frames = [recorded.frame] * len(maps[0])
-        naming = [each.to(device) for each in raw_layers(recorded, attention, attention.naming_layers)]
-        by_layer, counts = layer_weights(recorded, attention), [len(recorded.rows)] * len(frames)
-        valid_only = config.resize.valid_only
-        *_, refined = refine_maps(maps, spreading, frames, grid_hw, valid_only, affinity, by_layer, naming, counts)
-        total[list(recorded.rows)] = refined.mean(dim=0).cpu()[: len(recorded.rows)]
-    return total
-
-
-def view(
-    maps: Float[Tensor, "classes grid_h grid_w"], recorded: Recorded
-) -> Float[np.ndarray, "classes view_h view_w"]:
-    """Return maps at the size of the picture's ground truth view, without the padding."""
-    assert recorded.picture.truth is not None
-    height, width = recorded.picture.truth.shape
-    whole = Frame((height, width), (height, width), recorded.frame.image_hw)
-    return regrid(maps, recorded.frame, False, whole, (height, width)).numpy()

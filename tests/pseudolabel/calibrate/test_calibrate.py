@@ -33,9 +33,11 @@ from pseudolabel.calibrate.criteria import (
     threshold_of,
 )
 from pseudolabel.calibrate.judge import measured
+from pseudolabel.calibrate.offline import refined_maps
 from pseudolabel.calibrate.pictures import Picture, load_picture
-from pseudolabel.calibrate.recordings import PLAIN, TokenRule, Wanted, record, refined_maps
-from pseudolabel.calibrate.search import head_count, merge_heads, usable
+from pseudolabel.calibrate.recordings import PLAIN, TokenRule, Wanted, record
+from pseudolabel.calibrate.search import usable
+from pseudolabel.calibrate.steps import head_count, merge_heads
 from pseudolabel.cli import main
 from pseudolabel.config import GenerateConfig, differences
 from pseudolabel.masks.config import FuseConfig
