@@ -19,7 +19,7 @@ from data.readers.layout import open_samples
 from data.samples import Sample
 from data.scoring import confusion_matrix, score
 from pseudolabel.calibrate import recordings
-from pseudolabel.calibrate.candidates import fewer_heads, one_more_or_less
+from pseudolabel.calibrate.candidates import fewer_heads, one_more_or_less, weighings
 from pseudolabel.calibrate.criteria import (
     THRESHOLDS,
     best_threshold,
@@ -32,7 +32,7 @@ from pseudolabel.calibrate.criteria import (
     separation,
     threshold_of,
 )
-from pseudolabel.calibrate.judge import measured
+from pseudolabel.calibrate.judge import competed, judge_sizes, measured
 from pseudolabel.calibrate.offline import refined_maps
 from pseudolabel.calibrate.pictures import Picture, load_picture
 from pseudolabel.calibrate.recordings import PLAIN, TokenRule, Wanted, record
@@ -155,6 +155,49 @@ def test_offline_maps_equal_the_pipelines(tiny_config, with_settings, rgb, atten
     assert torch.allclose(found, torch.from_numpy(expected.maps.astype(np.float32)), atol=2e-3)
 
 
+def test_competing_words_are_recorded_as_the_pipeline_makes_them(tiny_config, with_settings, rgb):
+    config = with_settings(tiny_config, "fuse", background="words")
+    cross = ("down_blocks.1.attentions.1", "mid_block.attentions.0")
+    config = with_settings(config, "attention", cross_layers=cross, naming_layers=cross[1:])
+    [expected] = Pipeline.load(config, VOC).soft_maps([rgb], [LABELS], ["one"])
+    reader = reader_of(config)
+    layers = list_layers(reader.parts.denoiser)
+    [recorded] = record(reader, [Picture("one", rgb, LABELS)], Wanted(layers, layers, words=True))
+    *classes, words = refined_maps(recorded, config, layers).numpy()
+    assert expected.words is not None
+    np.testing.assert_allclose(classes, expected.maps.astype(np.float32), atol=2e-3)
+    # The pipeline takes the mean over draws of each word first, as is done here; fp16 rounds.
+    np.testing.assert_allclose(words, expected.words.astype(np.float32), atol=2e-3)
+
+
+def test_where_words_win_no_class_is_left():
+    config = GenerateConfig(data=DataConfig(root=Path()), fuse=FuseConfig(background="words"))
+    maps = np.array([[[0.9, 0.2]], [[0.3, 0.1]], [[0.5, 0.4]]])
+    np.testing.assert_array_equal(competed(maps, config), [[[0.9, 0]], [[0.3, 0]]])
+    assert competed(maps, replace(config, fuse=FuseConfig())) is maps
+
+
+def test_image_sizes_are_judged_by_the_mean_of_their_maps():
+    truth = np.zeros((4, 4), np.uint8)
+    truth[:2] = 3
+    picture = Picture("one", np.zeros((4, 4, 3), np.uint8), (3,), truth=truth)
+    right, wrong = (truth / 3)[None], 1 - (truth / 3)[None]
+    by_scale = {0.75: [wrong], 1.0: [right], 1.25: [0.6 * right]}
+    sets = [(0.75,), (1.0,), (1.0, 1.25), (0.75, 1.0)]
+    found = [verdict.score for verdict in judge_sizes(by_scale, [picture], sets, 21)]
+    assert found[1] == found[2] == 1
+    assert found[0] == 0
+    assert found[3] == pytest.approx(0.25)  # flat: all of one class, half of it right
+
+
+def test_weighings_differ_from_what_there_is(tiny_config, with_settings):
+    config = with_settings(tiny_config, "attention", cross_layers=("a",))
+    found = weighings(config, ("a", "b"), can_weigh_layers=True)
+    assert config not in found
+    assert len(found) == len(set(found)) == 15  # two ways to share cells out, four of weighing, two sets of layers
+    assert {other.attention.weights for other in weighings(config, ("a",), can_weigh_layers=False)} == {"mean", "heads"}
+
+
 def test_all_heads_one_by_one_equal_the_whole_layer(tiny_config, with_settings, rgb):
     config = with_settings(tiny_config, "attention", cross_layers=("mid_block.attentions.0",))
     config = with_settings(config, "affinity", kind="none")
@@ -275,6 +318,8 @@ def test_the_command_writes_a_config_that_generate_reads(small_world, sd_folder,
     assert written["diffusion"]["timesteps"] in ([100], [300])
     assert "timestep (of 100 300) and cross layers" in text
     assert ("timestep again" in text) == use_truth
+    assert "weights of layers and heads: " in text
+    assert ("image sizes (of 0.75 1 1.25), averaged: " in text) == use_truth
     assert "data" not in written
     assert "run" not in written
     assert "pseudolabel generate" in capsys.readouterr().out
