@@ -1,6 +1,6 @@
 """How good settings are: on recordings, and through the pipeline itself."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,7 +89,7 @@ def competed(maps: np.ndarray, config: GenerateConfig) -> np.ndarray:
 
 
 def judge_sizes(
-    by_scale: dict[float, Sequence[np.ndarray]],
+    by_scale: Mapping[float, Sequence[np.ndarray]],
     pictures: Sequence[Picture],
     sets: Sequence[tuple[float, ...]],
     n_classes: int,

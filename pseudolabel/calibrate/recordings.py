@@ -190,23 +190,22 @@ def _read_tables(reader: Reader, batch: Sequence[Pass], wanted: Wanted) -> list[
     latent_hw = (batch[0].noised.shape[-2], batch[0].noised.shape[-1])
     weights = class_weights([item.prompt for item in batch], batch[0].text.tokens.shape[1], wanted.words)
     weights = weights.to(reader.parts.device)
-    cells, settings = list(wanted.self_layers), {}
-    if wanted.reference is not None:
+    cells, reference = list(wanted.self_layers), wanted.reference
+    if reference is not None:
         cells += [layer for layer in wanted.cross_layers if layer not in cells]
-        settings = {"reference": wanted.reference}
-    recording = run_passes(reader.parts, wanted.cross_layers, cells, batch, every_token(weights), **settings)
+    columns = every_token(weights)
+    recording = run_passes(reader.parts, wanted.cross_layers, cells, batch, columns, reference=reference)
     tables = [_Tables({rule: {} for rule in wanted.rules}, {}, {}, {}) for _ in batch]
     _keep_maps(reader, batch, wanted, recording, weights, tables, by_head=False)
     if any(rule.by_head for rule in wanted.rules):
-        columns = every_token(weights)
         weighed = run_passes(reader.parts, wanted.cross_layers, (), batch, columns, weigh=weigh_heads)
         _keep_maps(reader, batch, wanted, weighed, weights, tables, by_head=True)
     for layer in wanted.self_layers:
         queries, keys = recording.queries_and_keys(layer)
         for own, table in enumerate(tables):
             table.queries[layer.name], table.keys[layer.name] = queries[own], keys[own]
-    if wanted.reference is not None:
-        agreement = weigh_layers(recording, wanted.cross_layers, wanted.reference, latent_hw).cpu()
+    if reference is not None:
+        agreement = weigh_layers(recording, wanted.cross_layers, reference, latent_hw).cpu()
         for layer, values in zip(wanted.cross_layers, agreement, strict=True):
             for table, value in zip(tables, values, strict=True):
                 table.agreement[layer_key(layer)] = value

@@ -338,11 +338,11 @@ def test_running_out_of_gpu_memory_halves_the_batches_here_too(tiny_config, rgb,
     [expected] = record(reader, [picture], Wanted(layers))
     run, tried = recordings.run_passes, []
 
-    def short_of_memory(parts, cross, self_layers, passes, columns):
+    def short_of_memory(parts, cross, self_layers, passes, columns, **settings):
         tried.append(len(passes))
         if len(passes) > 1:
             raise torch.cuda.OutOfMemoryError("full")
-        return run(parts, cross, self_layers, passes, columns)
+        return run(parts, cross, self_layers, passes, columns, **settings)
 
     monkeypatch.setattr(recordings, "run_passes", short_of_memory)
     [found] = record(reader, [picture], Wanted(layers))
