@@ -167,8 +167,8 @@ def report(found: dict[str, Any], looks: Sequence[dict[str, str]], measured_on: 
 
 LOOKS = (
     "Nothing above was chosen on val. Before the arena, val had been looked at when the steps of the demo model's "
-    "training were settled, and once for the tables of `refinements.md`, `doubt.md` and stage two. The arena has "
-    "looked at it this often:"
+    "training were settled, and for the tables of `refinements.md`, `doubt.md` and stage two. Every change of the "
+    "settings is followed by one look for the model's card. The arena has looked at it this often:"
 )
 
 
