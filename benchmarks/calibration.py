@@ -46,8 +46,9 @@ from pseudolabel.calibrate.criteria import (
     separation,
 )
 from pseudolabel.calibrate.judge import present_and_absent
+from pseudolabel.calibrate.offline import refined_maps, view
 from pseudolabel.calibrate.pictures import Picture, draw_decoys
-from pseudolabel.calibrate.recordings import Sentences, record, refined_maps, view
+from pseudolabel.calibrate.recordings import Sentences, Wanted, record
 from pseudolabel.calibrate.search import DECOYS, TIMESTEPS
 from pseudolabel.config import GenerateConfig
 from pseudolabel.softmaps.diffusion.load import load_parts
@@ -117,7 +118,7 @@ def measure(
     ordinary: dict[int, list[Sentences]] = {timestep: [] for timestep in timesteps}
     with_decoys: dict[int, list[Sentences]] = {timestep: [] for timestep in timesteps}
     for found, pictures in ((ordinary, plain), (with_decoys, decoyed)):
-        for item in tqdm(record(reader, pictures, layers), "read", total=total):
+        for item in tqdm(record(reader, pictures, Wanted(layers)), "read", total=total):
             found[item[0].timestep].append(item)
     edges = [image_edges(item[0].picture.rgb_u8) for item in with_decoys[timesteps[0]]]
     rows = []

@@ -137,7 +137,7 @@ SOFT_FIELDS = ("model", "resize", "prompt", "diffusion", "attention", "affinity"
 MASK_FIELDS = ("fuse", "crf", "sam", "ignore_below")
 # Settings that the first stores did not have.
 LATER = {
-    "attention": ("rescaled_tokens", "blur", "weights"),
+    "attention": ("rescaled_tokens", "blur", "weights", "naming_layers"),
     "affinity": ("temperature",),
     "fuse": ("background",),
     "crf": ("max_megapixels", "engine", "smoothness", "grid", "edge"),

@@ -44,6 +44,7 @@ class Pipeline:
         config: all settings.
         reader: makes passes of images and runs them in batches.
         cross_layers: layers whose cross-attention is read.
+        naming_layers: layers whose cross-attention tells classes apart, where others do than `cross_layers`.
         self_layers: layers whose self-attention spreads the maps.
 
     """
@@ -67,6 +68,10 @@ class Pipeline:
         available = list_layers(parts)
         attention = config.attention
         self.cross_layers = resolve_layers(available, attention.cross_layers, "attention.cross_layers")
+        self.naming_layers: tuple[Layer, ...] = ()
+        if attention.naming_layers:
+            self.naming_layers = resolve_layers(available, attention.naming_layers, "attention.naming_layers")
+            _refuse_other_heads(self.cross_layers, self.naming_layers)
         self.self_layers: tuple[Layer, ...] = ()
         if config.affinity.kind != "none":
             self.self_layers = resolve_layers(available, attention.self_layers, "attention.self_layers")
@@ -77,7 +82,7 @@ class Pipeline:
             self.reference = resolve_layers(available, attention.self_layers, "attention.self_layers")[-1]
         if cut:
             reference = () if self.reference is None else (self.reference,)
-            cut_denoiser(parts, (*self.cross_layers, *reference), self.self_layers)
+            cut_denoiser(parts, (*self.cross_layers, *self.naming_layers, *reference), self.self_layers)
         if config.run.compile and config.model.offload:
             raise ConfigError("--model.offload and --run.compile do not go together: leave one out")
         if config.run.compile:
@@ -344,4 +349,16 @@ class Pipeline:
             attention=attention,
             words=self.reads_words,
             reference=self.reference,
+            naming_layers=self.naming_layers,
         )
+
+
+def _refuse_other_heads(cross_layers: Sequence[Layer], naming_layers: Sequence[Layer]) -> None:
+    """Refuse naming by other heads of a layer that is read: a layer is recorded through one set of heads."""
+    heads = {block: layer.heads for layer in cross_layers for block in layer.blocks}
+    for layer in naming_layers:
+        if any(heads.get(block, layer.heads) != layer.heads for block in layer.blocks):
+            raise ConfigError(
+                f"--attention.naming_layers: {layer.name} is among --attention.cross_layers with other heads; name the "
+                "same heads in both, or another layer"
+            )

@@ -24,7 +24,7 @@ FLOORS = {
         ("data.console",),
         ("data.config", "data.classes"),
         ("data.images", "data.samples", "data.scoring", "data.lattice"),
-        ("data.masks", "data.phrase_scores", "data.densecrf"),
+        ("data.masks", "data.phrase_scores", "data.densecrf", "data.gpu"),
         ("data.readers", "data.store.softmaps", "data.store.records"),
         ("data.store",),
         ("data.store.source",),
@@ -45,7 +45,10 @@ FLOORS = {
 }
 # What only some modules touch: third parties whose insides change, each in one place.
 TOUCHED_BY = {
-    "pydensecrf": ("data.densecrf",),
+    "pydensecrf": (
+        "data.densecrf",
+        "data.gpu",
+    ),
     "diffusers": ("pseudolabel.softmaps.diffusion", "pseudolabel.demo.training"),
     "transformers": ("pseudolabel.softmaps.diffusion", "pseudolabel.demo.training", "pseudolabel.masks.sam"),
     "segmentation_models_pytorch": ("train.network",),

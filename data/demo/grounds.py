@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 GROUNDS = ("grass", "sky", "water", "sand", "road", "brick wall", "snow", "rock")
-UPPER_GROUNDS = ("sky", "brick wall")  # Where two grounds meet, these lie above.
+OTHER_GROUNDS = ("planks", "tiles", "carpet", "gravel", "dusk", "leaves")  # No split shows these; the arena does.
+UPPER_GROUNDS = ("sky", "brick wall", "dusk", "planks")  # Where two grounds meet, these lie above.
 SINE = np.array([round(256 * math.sin(2 * math.pi * step / 256)) for step in range(256)], dtype=np.int32)
 RGB = tuple[int, int, int]
 
@@ -25,12 +26,18 @@ COLOURS: dict[str, tuple[RGB, RGB]] = {
     "brick wall": ((150, 76, 66), (196, 112, 96)),
     "snow": ((214, 226, 236), (252, 254, 255)),
     "rock": ((70, 54, 44), (166, 142, 118)),
+    "planks": ((112, 72, 40), (186, 134, 84)),
+    "tiles": ((168, 176, 172), (222, 228, 222)),
+    "carpet": ((98, 32, 52), (168, 84, 96)),
+    "gravel": ((88, 84, 80), (202, 196, 186)),
+    "dusk": ((70, 48, 106), (250, 168, 112)),
+    "leaves": ((92, 62, 20), (206, 128, 40)),
 }
 MORTAR = (206, 192, 180)
 
 
 def draw_ground(name: str, rng: np.random.Generator, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
-    """One ground, filling a square of `size_px`; `name` is one of GROUNDS."""
+    """One ground, filling a square of `size_px`; `name` is one of GROUNDS or OTHER_GROUNDS."""
     match name:
         case "grass":
             light = _noise(rng, size_px, ((4, 4), (16, 16), (64, 32)), (3, 3, 2))
@@ -50,8 +57,18 @@ def draw_ground(name: str, rng: np.random.Generator, size_px: int) -> UInt8[np.n
         case "rock":
             folded = np.abs(_noise(rng, size_px, ((5, 5), (10, 10), (24, 24)), (3, 2, 1)) - 128)
             light = 3 * folded + _noise(rng, size_px, ((8, 8), (40, 40)), (1, 1)) // 3 - 16  # The folds are cracks.
+        case "planks" | "tiles" | "carpet":
+            light = _pattern(name, rng, size_px)
+        case "gravel":
+            light = _noise(rng, size_px, ((24, 24), (48, 48), (64, 64)), (3, 2, 2))
+        case "dusk":
+            rows = np.arange(size_px, dtype=np.int32)[:, None] * 190 // size_px
+            light = rows + _noise(rng, size_px, ((6, 2), (12, 4)), (2, 1)) * 65 // 255
+        case "leaves":
+            folded = np.abs(_noise(rng, size_px, ((10, 10), (20, 20)), (2, 1)) - 128)
+            light = 4 * folded + _noise(rng, size_px, ((40, 40),), (1,)) // 4
         case _:
-            raise ValueError(f"no ground is called {name!r}: choose one of {', '.join(GROUNDS)}")
+            raise ValueError(f"no ground is called {name!r}: choose one of {', '.join((*GROUNDS, *OTHER_GROUNDS))}")
     return _between(name, light, rng)
 
 
@@ -107,6 +124,24 @@ def _ripples(rng: np.random.Generator, size_px: int) -> Int32[np.ndarray, "size 
     bend = _noise(rng, size_px, ((4, 3), (8, 8)), (2, 1))
     rows = np.arange(size_px, dtype=np.int32)[:, None] * 256 * uniform_int(rng, 8, 14) // size_px
     return 96 + SINE[(rows + 2 * bend) & 255] * 64 // 256 + bend // 3
+
+
+def _pattern(name: str, rng: np.random.Generator, size_px: int) -> Int32[np.ndarray, "size size"]:
+    """Upright planks, square tiles in two shades, or a carpet of slanting stripes, in 0 ... 255, with some grain."""
+    pixels = np.arange(size_px, dtype=np.int32)
+    step = max(6, size_px // uniform_int(rng, 6, 11))
+    across = pixels + uniform_int(rng, 0, step)
+    shades = random_bytes(rng, size_px // step + 2).astype(np.int32)
+    grain = _noise(rng, size_px, ((4, 48), (32, 32)), (2, 1))
+    match name:
+        case "planks":
+            base = np.where(across % step < 1, 0, 64 + shades[across // step] // 2)[None, :]
+        case "tiles":
+            checked = (across[:, None] // step + across[None, :] // step) % 2
+            base = np.where((across[:, None] % step < 2) | (across[None, :] % step < 2), 0, 110 + 110 * checked)
+        case _:
+            base = 96 + SINE[((across[:, None] + 2 * across[None, :]) * 256 // (2 * step)) & 255] * 80 // 256
+    return (3 * base + grain) // 4
 
 
 def _between(name: str, light: Int32[np.ndarray, "size size"], rng: np.random.Generator) -> UInt8[np.ndarray, "..."]:

@@ -60,7 +60,13 @@ class _Cutout:
     top: int
 
 
-def draw_scene(seed: int | np.random.Generator, *, drawings: Drawings = "train", size_px: int = SIZE_PX) -> Scene:
+def draw_scene(
+    seed: int | np.random.Generator,
+    *,
+    drawings: Drawings = "train",
+    grounds: Sequence[str] = GROUNDS,
+    size_px: int = SIZE_PX,
+) -> Scene:
     """Draw one scene of the demo world.
 
     Scene statistics: one, two or three classes (0.4, 0.4, 0.2) over one or two grounds; where there are fewer than
@@ -71,6 +77,7 @@ def draw_scene(seed: int | np.random.Generator, *, drawings: Drawings = "train",
     Args:
         seed: A number, or the generator to draw from (which then moves on).
         drawings: "train" leaves out the drawings held out for the shifted world, "held_out" takes them alone.
+        grounds: The grounds to choose from, at least two.
         size_px: Height and width of the scene, at least 32.
 
     Returns:
@@ -81,7 +88,7 @@ def draw_scene(seed: int | np.random.Generator, *, drawings: Drawings = "train",
 
     """
     rng = _generator(seed)
-    return compose(_choose_glyphs(rng, drawings), rng, size_px)
+    return compose(_choose_glyphs(rng, drawings), rng, size_px, grounds=grounds)
 
 
 def draw_portrait(seed: int | np.random.Generator, *, drawings: Drawings = "train", size_px: int = SIZE_PX) -> Scene:
@@ -151,21 +158,24 @@ def compose(
     rng: np.random.Generator,
     size_px: int = SIZE_PX,
     sides: Sequence[tuple[int, int] | None] | None = None,
+    grounds: Sequence[str] = GROUNDS,
 ) -> Scene:
-    """Draw a scene of given drawings, the first farthest back, at random places on random grounds.
+    """Draw a scene of given drawings, the first farthest back, at random places on some of the `grounds`.
 
     `sides` gives a drawing's longer side, least and most, in hundredths of the scene's; None: as in other scenes.
     """
-    rgb, grounds = _draw_grounds(rng, size_px)
+    rgb, chosen = _draw_grounds(rng, size_px, grounds)
     cutouts, owners = _arrange(glyphs, rng, size_px, sides or [None] * len(glyphs))
-    return _finish(rgb, grounds, cutouts, owners, rng)
+    return _finish(rgb, chosen, cutouts, owners, rng)
 
 
-def _draw_grounds(rng: np.random.Generator, size_px: int) -> tuple[UInt8[np.ndarray, "size size 3"], tuple[str, ...]]:
+def _draw_grounds(
+    rng: np.random.Generator, size_px: int, names: Sequence[str] = GROUNDS
+) -> tuple[UInt8[np.ndarray, "size size 3"], tuple[str, ...]]:
     """One ground, or two with a border between them, and their names."""
     if size_px < 32:
         raise ValueError(f"size_px is {size_px}: a scene is at least 32 pixels wide")
-    grounds = _choose_grounds(rng)
+    grounds = _choose_grounds(rng, names)
     rgb = draw_ground(grounds[0], rng, size_px)
     if len(grounds) == 2:
         rgb = blend_grounds(rgb, draw_ground(grounds[1], rng, size_px), rng)
@@ -219,9 +229,9 @@ def _choose_glyphs(rng: np.random.Generator, drawings: Drawings) -> list[Glyph]:
     return [_pick(rng, glyphs_of(name, drawings)) for name in chosen]
 
 
-def _choose_grounds(rng: np.random.Generator) -> tuple[str, ...]:
-    """One ground, or two of which sky and brick wall lie above the others."""
-    names = list(GROUNDS)
+def _choose_grounds(rng: np.random.Generator, grounds: Sequence[str]) -> tuple[str, ...]:
+    """One ground, or two of which those of UPPER_GROUNDS lie above the others."""
+    names = list(grounds)
     chosen = [names.pop(uniform_int(rng, 0, len(names))) for _ in range(1 if rng.random() < 0.4 else 2)]
     return tuple(sorted(chosen, key=lambda name: UPPER_GROUNDS.index(name) if name in UPPER_GROUNDS else 9))
 

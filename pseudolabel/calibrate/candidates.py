@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
 from data.errors import ModelError
@@ -29,7 +30,13 @@ AFFINITIES: tuple[dict[str, Any], ...] = (
     {"kind": "iseg"},
     {"kind": "clipes", "boxes": True, "theta": 0.4},
     {"kind": "cda", "iterations": 1, "temperature": 0.3},
+    {"kind": "cda", "iterations": 1, "temperature": 0.1},
 )
+# Sets of image sizes, relative to the best one so far, whose maps are averaged.
+SCALES = (0.75, 1.0, 1.25)
+SCALE_SETS = tuple(chosen for number in (1, 2, 3) for chosen in combinations(SCALES, number))
+# How GoCA lets tokens share a cell out, beside what was chosen.
+GOCA_SHARING: dict[str, Any] = {"token_rescaling": True, "rescaled_tokens": "words", "blur": 5}
 
 
 def with_attention(config: GenerateConfig, **values: Any) -> GenerateConfig:
@@ -73,9 +80,15 @@ def describe(config: GenerateConfig) -> str:
     """Return what a search changes, in one line."""
     attention, affinity = config.attention, config.affinity
     parts = [f"t={'+'.join(map(str, config.diffusion.timesteps))}", f"cross {' '.join(attention.cross_layers)}"]
-    parts += ["rescaled"] if attention.token_rescaling else []
+    parts += [f"named by {' '.join(attention.naming_layers)}"] if attention.naming_layers else []
+    shared = attention.rescaled_tokens == "words"
+    parts += ["rescaled" + " among words" * shared] if attention.token_rescaling else []
+    parts += [f"{attention.weights} weighed"] if attention.weights != "mean" else []
     parts += [] if config.prompt.background_words else ["no background words"]
+    parts += ["background words compete"] if config.fuse.background == "words" else []
     parts += [f"{config.resize.long_side_px} px"] if config.resize.long_side_px else []
+    sizes = "+".join(f"{scale:g}" for scale in config.diffusion.scales)
+    parts += [f"sizes {sizes}"] if config.diffusion.scales != (1.0,) else []
     if affinity.kind != "none":
         boxes = f"boxes {affinity.theta}" if affinity.uses_boxes else ""
         count = f"x{affinity.iterations}" if affinity.kind in ("iterated", "cda") else ""
@@ -88,6 +101,9 @@ def small_changes(config: GenerateConfig, names: Sequence[str]) -> list[Generate
     """Return settings that differ in one thing: a layer more or less, rescaling, or one number of the affinity."""
     attention, affinity = config.attention, config.affinity
     found = [with_attention(config, token_rescaling=not attention.token_rescaling)]
+    naming = attention.naming_layers
+    found += [with_attention(config, naming_layers=other) for other in one_more_or_less(naming, names)]
+    found += [with_attention(config, naming_layers=())] if naming else []
     found += [with_attention(config, cross_layers=other) for other in one_more_or_less(attention.cross_layers, names)]
     if affinity.kind == "none":
         return found
@@ -109,6 +125,30 @@ def _affinity_changes(affinity: AffinityConfig) -> list[dict[str, Any]]:
     if affinity.kind == "iseg":
         changes += [{"sharpening": value} for value in SHARPENINGS]
     return changes
+
+
+def with_sharing(config: GenerateConfig, sharing: dict[str, Any]) -> GenerateConfig:
+    """Return settings with other rules of how tokens share a cell out; what is not named is at its default."""
+    return with_attention(config, **({"token_rescaling": False, "rescaled_tokens": "content", "blur": 1} | sharing))
+
+
+def weighings(config: GenerateConfig, names: Sequence[str], can_weigh_layers: bool) -> list[GenerateConfig]:
+    """Return settings that weigh layers and heads otherwise, with the chosen cross layers and with all.
+
+    Args:
+        config: the best settings so far.
+        names: all cross layers.
+        can_weigh_layers: whether there is a self-attention layer whose dense features can say how much layers count.
+
+    """
+    kinds = ("mean", "layers", "heads", "both") if can_weigh_layers else ("mean", "heads")
+    sharings = [config, with_sharing(config, GOCA_SHARING)] if config.prompt.background_words else [config]
+    layers = dict.fromkeys((config.attention.cross_layers, tuple(names)))
+    found = [
+        with_attention(sharing, weights=kind, cross_layers=cross)
+        for sharing, kind, cross in product(sharings, kinds, layers)
+    ]
+    return [other for other in found if other != config]
 
 
 def one_more_or_less(chosen: Sequence[str], names: Sequence[str]) -> list[tuple[str, ...]]:

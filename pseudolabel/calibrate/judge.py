@@ -1,6 +1,6 @@
 """How good settings are: on recordings, and through the pipeline itself."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +12,9 @@ from data.masks import read_truth
 from data.samples import Sample
 from data.scoring import confusion_matrix, score
 from pseudolabel.calibrate.criteria import best_threshold, count_pixels, image_edges, label_score
+from pseudolabel.calibrate.offline import raw_maps, refined_maps, view
 from pseudolabel.calibrate.pictures import Picture
-from pseudolabel.calibrate.recordings import Sentences, raw_maps, refined_maps, view
+from pseudolabel.calibrate.recordings import Sentences
 from pseudolabel.config import GenerateConfig, mask_config
 from pseudolabel.masks.fuse import before_crf
 from pseudolabel.masks.labelmap import label_map
@@ -74,9 +75,42 @@ def judge_by_truth(
         for index, candidate in enumerate(candidates):
             if candidate.diffusion.timesteps != (item[0].timestep,):
                 continue
-            maps = view(refined_maps(item, candidate, layers), item[0])
+            maps = competed(view(refined_maps(item, candidate, layers), item[0]), candidate)
             counts[index] = counts[index] + count_pixels(maps, picture.prompted, picture.truth, n_classes)
     return [Verdict(*best_threshold(count)) for count in counts]
+
+
+def competed(maps: np.ndarray, config: GenerateConfig) -> np.ndarray:
+    """Return class maps that are zero where background words win, if these compete; theirs is then the last map."""
+    if config.fuse.background == "rule":
+        return maps
+    classes, words = maps[:-1], maps[-1]
+    return np.where(words > classes.max(axis=0), 0, classes)
+
+
+def judge_sizes(
+    by_scale: Mapping[float, Sequence[np.ndarray]],
+    pictures: Sequence[Picture],
+    sets: Sequence[tuple[float, ...]],
+    n_classes: int,
+) -> list[Verdict]:
+    """Return the highest mIoU over thresholds of each set of image sizes, whose maps are averaged.
+
+    Args:
+        by_scale: by relative size, the maps of each picture at the size of its ground truth.
+        pictures: the same pictures.
+        sets: sizes that are averaged.
+        n_classes: number of classes, the background included.
+
+    """
+    verdicts = []
+    for scales in sets:
+        counts: Any = 0
+        for picture, *maps in zip(pictures, *(by_scale[scale] for scale in scales), strict=True):
+            assert picture.truth is not None
+            counts = counts + count_pixels(np.mean(maps, axis=0), picture.prompted, picture.truth, n_classes)
+        verdicts.append(Verdict(*best_threshold(counts)))
+    return verdicts
 
 
 def judge_by_labels(

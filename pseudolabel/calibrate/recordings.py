@@ -1,36 +1,64 @@
 """What a diffusion model's layers looked at, kept small, so that many settings can be compared without the model.
 
-One U-Net pass per noise draw records every layer at once. `refined_maps` then does offline what `reading.read_batch`
-does for one choice of layers and affinity, with the same functions; a test holds the two against each other.
+One U-Net pass per noise draw records every layer at once, and a second one where heads are weighed.
+`offline.refined_maps` then does what `reading.read_batch` does for one choice of layers and affinity, with the same
+functions; a test holds the two against each other.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.errors import ConfigError
 from data.store.softmaps import Frame
 from pseudolabel.calibrate.pictures import Picture
-from pseudolabel.config import GenerateConfig
 from pseudolabel.softmaps.affinity import DENSE_CELLS, SelfAttention
+from pseudolabel.softmaps.attention import Recording
 from pseudolabel.softmaps.config import AttentionConfig
-from pseudolabel.softmaps.grids import common_grid, regrid, resize_maps
 from pseudolabel.softmaps.layers import Layer, layer_key
 from pseudolabel.softmaps.passes import Pass, Reader
 from pseudolabel.softmaps.reading import (
     class_weights,
     content_tokens,
     every_token,
+    named_tokens,
     number_fault,
-    refine_maps,
     rescaled_classes,
     run_passes,
 )
+from pseudolabel.softmaps.weights import weigh_heads, weigh_layers
+
+
+@dataclass(frozen=True)
+class TokenRule:
+    """How a layer's tokens and heads become a class's map: what of `AttentionConfig` a recording fixes.
+
+    Attributes:
+        rescaling: as `AttentionConfig.token_rescaling`.
+        named: classes and background words alone share a cell out, not all content tokens.
+        blur: width in cells of the Gaussian over a token's map.
+        by_head: heads are weighed.
+
+    """
+
+    rescaling: bool = False
+    named: bool = False
+    blur: int = 1
+    by_head: bool = False
+
+    @classmethod
+    def of(cls, config: AttentionConfig) -> "TokenRule":
+        """Return the rule of some settings."""
+        if not config.token_rescaling:
+            return cls(by_head=config.weighs_heads)
+        return cls(True, config.rescaled_tokens == "words", config.blur, config.weighs_heads)
+
+
+PLAIN, RESCALED = TokenRule(), TokenRule(rescaling=True)
 
 
 @dataclass(frozen=True)
@@ -56,9 +84,10 @@ class Recorded:
         latent_hw: height and width of its latent.
         timestep: t.
         rows: positions, among the picture's prompted classes, of the classes of this sentence.
-        plain: by layer, raw cross-attention maps on the layer's grid.
-        rescaled: the same with token rescaling.
+        maps: by rule and layer, raw cross-attention maps on the layer's grid; those of background words, where they
+            were recorded, follow the classes'.
         attention: by layer, self-attention; empty where it was not recorded.
+        agreement: by layer, how much it counts where layers are weighed; empty where that was not recorded.
 
     """
 
@@ -67,24 +96,41 @@ class Recorded:
     latent_hw: tuple[int, int]
     timestep: int
     rows: tuple[int, ...]
-    plain: dict[str, Float[Tensor, "draws classes _ _"]]
-    rescaled: dict[str, Float[Tensor, "draws classes _ _"]]
+    maps: dict[TokenRule, dict[str, Float[Tensor, "draws classes _ _"]]]
     attention: dict[str, SelfAttention]
+    agreement: dict[str, Float[Tensor, " draws"]]
 
 
 Sentences = tuple[Recorded, ...]  # all of one picture at one timestep
 
 
-def record(
-    reader: Reader, pictures: Sequence[Picture], cross_layers: Sequence[Layer], self_layers: Sequence[Layer] = ()
-) -> Iterator[Sentences]:
+@dataclass(frozen=True)
+class Wanted:
+    """What is recorded.
+
+    Attributes:
+        cross_layers: layers whose cross-attention is recorded.
+        self_layers: layers whose self-attention is recorded, as queries and keys.
+        rules: how tokens and heads become maps, each recorded.
+        reference: the layer whose dense features `cross_layers` are weighed by; None: they are not.
+        words: the maps of background words are recorded too.
+
+    """
+
+    cross_layers: Sequence[Layer]
+    self_layers: Sequence[Layer] = ()
+    rules: Sequence[TokenRule] = (PLAIN, RESCALED)
+    reference: Layer | None = None
+    words: bool = False
+
+
+def record(reader: Reader, pictures: Sequence[Picture], wanted: Wanted) -> Iterator[Sentences]:
     """Run the passes of the reader's settings and yield what was recorded, for each picture and timestep.
 
     Args:
         reader: of a model that is whole, not cut; without mirror images and with one scale.
         pictures: images and the classes in their sentences.
-        cross_layers: layers whose cross-attention is recorded.
-        self_layers: layers whose self-attention is recorded, as queries and keys.
+        wanted: layers and rules.
 
     """
     groups: dict[tuple[int, int], list[Picture]] = {}
@@ -95,7 +141,7 @@ def record(
     for latent_hw, equal in groups.items():
         together = _pictures_together(reader, latent_hw)
         for start in range(0, len(equal), together):
-            yield from _record_group(reader, equal[start : start + together], cross_layers, self_layers)
+            yield from _record_group(reader, equal[start : start + together], wanted)
 
 
 def _pictures_together(reader: Reader, latent_hw: tuple[int, int]) -> int:
@@ -106,9 +152,7 @@ def _pictures_together(reader: Reader, latent_hw: tuple[int, int]) -> int:
 
 
 @torch.inference_mode()
-def _record_group(
-    reader: Reader, pictures: Sequence[Picture], cross_layers: Sequence[Layer], self_layers: Sequence[Layer]
-) -> Iterator[Sentences]:
+def _record_group(reader: Reader, pictures: Sequence[Picture], wanted: Wanted) -> Iterator[Sentences]:
     """Record pictures of one padded size together."""
     reader.embed(prompt.text for picture in pictures for prompt in reader.plan(picture.prompted))
     passes = [
@@ -118,7 +162,7 @@ def _record_group(
     ]
 
     def read(batch: Sequence[Pass]) -> list[_Tables]:
-        return _read_tables(reader, batch, cross_layers, self_layers)
+        return _read_tables(reader, batch, wanted)
 
     found = [pair for batch, tables in reader.batches(passes, read) for pair in zip(batch, tables, strict=True)]
     for index, picture in enumerate(pictures):
@@ -127,8 +171,7 @@ def _record_group(
             _refuse_bad_numbers(reader, picture, [tables for _, tables in mine])
             prompts = dict.fromkeys(item.prompt for item, _ in mine)
             yield tuple(
-                _recorded(picture, [pair for pair in mine if pair[0].prompt is prompt], self_layers)
-                for prompt in prompts
+                _recorded(picture, [pair for pair in mine if pair[0].prompt is prompt], wanted) for prompt in prompts
             )
 
 
@@ -136,132 +179,94 @@ def _record_group(
 class _Tables:
     """What one pass showed, by layer."""
 
-    plain: dict[str, Tensor]
-    rescaled: dict[str, Tensor]
+    maps: dict[TokenRule, dict[str, Tensor]]
     queries: dict[str, Tensor]
     keys: dict[str, Tensor]
+    agreement: dict[str, Tensor]
 
 
-def _read_tables(
-    reader: Reader, batch: Sequence[Pass], cross_layers: Sequence[Layer], self_layers: Sequence[Layer]
-) -> list[_Tables]:
-    """Run one batch; every token is recorded, and summed to classes with and without rescaling."""
-    prompts, frames = [item.prompt for item in batch], [item.frame for item in batch]
+def _read_tables(reader: Reader, batch: Sequence[Pass], wanted: Wanted) -> list[_Tables]:
+    """Run one batch; every token is recorded, and summed to classes by every rule."""
     latent_hw = (batch[0].noised.shape[-2], batch[0].noised.shape[-1])
-    weights = class_weights(prompts, batch[0].text.tokens.shape[1]).to(reader.parts.device)
-    content = content_tokens(prompts, weights.shape[-1]).to(weights.device)
-    recording = run_passes(reader.parts, cross_layers, self_layers, batch, every_token(weights))
-    tables = [_Tables({}, {}, {}, {}) for _ in batch]
-    for layer in cross_layers:
-        plain = torch.einsum("bct,bthw->bchw", weights, recording.cross_map(layer, latent_hw)).cpu()
-        valid_only = reader.resize.valid_only
-        rescaled = rescaled_classes(recording, layer, latent_hw, weights, content, frames, valid_only).cpu()
-        for own, table, item in zip(range(len(batch)), tables, batch, strict=True):
-            table.plain[layer_key(layer)] = plain[own, : len(item.prompt.rows)]
-            table.rescaled[layer_key(layer)] = rescaled[own, : len(item.prompt.rows)]
-    for layer in self_layers:
+    weights = class_weights([item.prompt for item in batch], batch[0].text.tokens.shape[1], wanted.words)
+    weights = weights.to(reader.parts.device)
+    cells, reference = list(wanted.self_layers), wanted.reference
+    if reference is not None:
+        cells += [layer for layer in wanted.cross_layers if layer not in cells]
+    columns = every_token(weights)
+    recording = run_passes(reader.parts, wanted.cross_layers, cells, batch, columns, reference=reference)
+    tables = [_Tables({rule: {} for rule in wanted.rules}, {}, {}, {}) for _ in batch]
+    _keep_maps(reader, batch, wanted, recording, weights, tables, by_head=False)
+    if any(rule.by_head for rule in wanted.rules):
+        weighed = run_passes(reader.parts, wanted.cross_layers, (), batch, columns, weigh=weigh_heads)
+        _keep_maps(reader, batch, wanted, weighed, weights, tables, by_head=True)
+    for layer in wanted.self_layers:
         queries, keys = recording.queries_and_keys(layer)
         for own, table in enumerate(tables):
             table.queries[layer.name], table.keys[layer.name] = queries[own], keys[own]
+    if reference is not None:
+        agreement = weigh_layers(recording, wanted.cross_layers, reference, latent_hw).cpu()
+        for layer, values in zip(wanted.cross_layers, agreement, strict=True):
+            for table, value in zip(tables, values, strict=True):
+                table.agreement[layer_key(layer)] = value
     return tables
+
+
+def _keep_maps(
+    reader: Reader,
+    batch: Sequence[Pass],
+    wanted: Wanted,
+    recording: Recording,
+    weights: Float[Tensor, "batch classes tokens"],
+    tables: Sequence[_Tables],
+    by_head: bool,
+) -> None:
+    """Put the maps of each layer by each rule, of those that weigh heads or of those that do not, into the tables."""
+    prompts, frames = [item.prompt for item in batch], [item.frame for item in batch]
+    latent_hw, n_tokens = (batch[0].noised.shape[-2], batch[0].noised.shape[-1]), weights.shape[-1]
+    for rule, layer in product(wanted.rules, wanted.cross_layers):
+        if rule.by_head != by_head:
+            continue
+        if rule.rescaling:
+            sharing = (named_tokens if rule.named else content_tokens)(prompts, n_tokens).to(weights.device)
+            valid_only = reader.resize.valid_only
+            found = rescaled_classes(recording, layer, latent_hw, weights, sharing, frames, valid_only, rule.blur).cpu()
+        else:
+            found = torch.einsum("bct,bthw->bchw", weights, recording.cross_map(layer, latent_hw)).cpu()
+        for own, table, prompt in zip(found, tables, prompts, strict=True):
+            table.maps[rule][layer_key(layer)] = own[: len(prompt.rows) + len(prompt.words) * wanted.words]
 
 
 def _refuse_bad_numbers(reader: Reader, picture: Picture, tables: Sequence[_Tables]) -> None:
     """Raise ModelError if the model gave NaN or infinite values for a picture."""
-    values = (value for each in tables for part in (each.plain, each.queries, each.keys) for value in part.values())
+    values = (
+        value for each in tables for part in (*each.maps.values(), each.queries, each.keys) for value in part.values()
+    )
     fault = number_fault(reader.parts, picture.id, values)
     if fault is not None:
         raise fault
 
 
-def _recorded(picture: Picture, mine: Sequence[tuple[Pass, _Tables]], self_layers: Sequence[Layer]) -> Recorded:
+def _recorded(picture: Picture, mine: Sequence[tuple[Pass, _Tables]], wanted: Wanted) -> Recorded:
     """Put the draws of one sentence side by side."""
     first, tables = mine[0][0], [table for _, table in mine]
     latent_hw = (first.noised.shape[-2], first.noised.shape[-1])
-
-    def stacked(which: str) -> dict[str, Tensor]:
-        return {
-            name: torch.stack([getattr(table, which)[name] for table in tables]) for name in getattr(tables[0], which)
-        }
-
-    queries, keys = stacked("queries"), stacked("keys")
+    queries, keys = _side_by_side([each.queries for each in tables]), _side_by_side([each.keys for each in tables])
     return Recorded(
         picture,
         first.frame,
         latent_hw,
         first.timestep,
         first.prompt.rows,
-        stacked("plain"),
-        stacked("rescaled"),
+        {rule: _side_by_side([each.maps[rule] for each in tables]) for rule in wanted.rules},
         {
             layer.name: KeptAttention(queries[layer.name], keys[layer.name], layer.grid_hw(latent_hw))
-            for layer in self_layers
+            for layer in wanted.self_layers
         },
+        _side_by_side([each.agreement for each in tables]),
     )
 
 
-def raw_layers(recorded: Recorded, config: AttentionConfig) -> list[Float[Tensor, "draws classes _ _"]]:
-    """Return the maps of each cross layer that the settings name, on the layer's grid, not scaled.
-
-    Layers are named by module; of `name@0+3` the recordings of `name@0` and `name@3` are averaged, and of `name` those
-    of all its heads where it was recorded head by head.
-    """
-    table = recorded.rescaled if config.token_rescaling else recorded.plain
-    maps = []
-    for spec in config.cross_layers:
-        name, _, heads = spec.partition("@")
-        if spec in table:
-            names = [spec]
-        elif heads:
-            names = [f"{name}@{head}" for head in heads.split("+")]
-        else:
-            names = [key for key in table if key.startswith(f"{name}@")]
-        if not names or any(each not in table for each in names):
-            raise ConfigError(f"Layer {spec!r} was not recorded; there are {', '.join(table)}")
-        maps.append(torch.stack([table[each] for each in names]).mean(dim=0))
-    return maps
-
-
-def raw_maps(
-    recorded: Recorded, config: AttentionConfig, grid_hw: tuple[int, int]
-) -> Float[Tensor, "draws classes grid_h grid_w"]:
-    """Return the mean over the cross layers that the settings name, not scaled."""
-    return torch.stack([resize_maps(maps, grid_hw) for maps in raw_layers(recorded, config)]).mean(dim=0)
-
-
-@torch.inference_mode()
-def refined_maps(
-    sentences: Sentences, config: GenerateConfig, layers: Sequence[Layer]
-) -> Float[Tensor, "classes grid_h grid_w"]:
-    """Return the soft maps that the pipeline would make with these settings, from recordings.
-
-    Args:
-        sentences: one picture at one timestep.
-        config: layers by module names, token rescaling and affinity; the rest as recorded.
-        layers: all layers of the model.
-
-    """
-    attention, affinity = config.attention, config.affinity
-    by_name = {layer.name: layer for layer in layers}
-    cross = [by_name[spec.partition("@")[0]] for spec in attention.cross_layers]
-    names = attention.self_layers if affinity.kind != "none" else ()
-    grid_hw = common_grid(cross, [by_name[name] for name in names], sentences[0].latent_hw)
-    total = torch.zeros(len(sentences[0].picture.prompted), *grid_hw)
-    for recorded in sentences:
-        spreading = [recorded.attention[name] for name in names]
-        device = spreading[0].queries.device if spreading else torch.device("cpu")
-        maps = [each.to(device) for each in raw_layers(recorded, attention)]
-        frames = [recorded.frame] * len(maps[0])
-        *_, refined = refine_maps(maps, spreading, frames, grid_hw, config.resize.valid_only, affinity)
-        total[list(recorded.rows)] = refined.mean(dim=0).cpu()
-    return total
-
-
-def view(
-    maps: Float[Tensor, "classes grid_h grid_w"], recorded: Recorded
-) -> Float[np.ndarray, "classes view_h view_w"]:
-    """Return maps at the size of the picture's ground truth view, without the padding."""
-    assert recorded.picture.truth is not None
-    height, width = recorded.picture.truth.shape
-    whole = Frame((height, width), (height, width), recorded.frame.image_hw)
-    return regrid(maps, recorded.frame, False, whole, (height, width)).numpy()
+def _side_by_side(tables: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack the values of tables with the same keys."""
+    return {name: torch.stack([table[name] for table in tables]) for name in tables[0]}

@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from data.densecrf import chosen_engine
 from data.errors import StoreError, UserError
+from data.gpu import may_have_gpu
 from data.store.records import is_up_to_date
 from data.store.review import hand_on
 from data.store.source import moved, stored_path
@@ -84,9 +86,15 @@ def holds_background(source: MaskStore) -> bool:
 
 
 def _device_of(config: MaskConfig, device: str) -> str:
-    """Return where the refinement may run; torch is imported only where it is needed."""
+    """Return where the refinement may run; torch is imported only where it is needed.
+
+    Engine auto on a machine without a GPU is pydensecrf, where there is one: that takes no torch to find out.
+    """
     crf = config.crf
-    on_cpu = crf.kind in ("none", "tlp") or (crf.kind == "densecrf" and crf.engine == "pydensecrf")
+    engine = crf.engine
+    if engine == "auto" and (device == "cpu" or (device == "auto" and not may_have_gpu())):
+        engine = chosen_engine(engine)
+    on_cpu = crf.kind in ("none", "tlp") or (crf.kind == "densecrf" and engine == "pydensecrf")
     if on_cpu and config.sam.id is None:
         return "cpu"
     from pseudolabel.softmaps.diffusion.parts import pick_device

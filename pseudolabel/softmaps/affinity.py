@@ -108,6 +108,44 @@ def spread(
             return min_max(_mean_over_layers(source, layers, grid_hw, config), valid)
 
 
+def told_apart(
+    maps: Float[Tensor, "batch classes height width"],
+    naming: Sequence[Float[Tensor, "batch classes _ _"]],
+    layers: Sequence[SelfAttention],
+    valid: Bool[Tensor, "batch 1 height width"],
+    n_classes: Sequence[int],
+) -> Float[Tensor, "batch classes height width"]:
+    """Let other layers say which class a cell belongs to, and the maps how far things reach.
+
+    F_c = (max over classes of the maps) * n_c / (max over classes of n), where n_c is the mean over the naming layers
+    of a class's map divided by its own mean, spread once by self-attention. The strongest map of a cell is as high as
+    before, but it may be another class's. One class alone stays as it is. This is our own: on the demo's model coarse
+    layers know best what a thing is, and fine ones where it ends.
+
+    Args:
+        maps: class maps after spreading, 0 to 1.
+        naming: maps of the naming layers, not scaled, each on its own grid.
+        layers: self-attention; without any, what names is not spread.
+        valid: cells that hold image; means are taken over these alone.
+        n_classes: of each element, how many maps are classes; those behind them stay as they are.
+
+    """
+    grid_hw = (maps.shape[-2], maps.shape[-1])
+    relative = []
+    for each in naming:
+        resized = resize_maps(each, grid_hw)
+        mean = (resized * valid).sum(dim=(-2, -1), keepdim=True) / valid.sum(dim=(-2, -1), keepdim=True)
+        relative.append(resized / mean.clamp_min(1e-12))
+    names = torch.stack(relative).mean(dim=0)
+    if layers:
+        names = _mean_over_layers(names, layers, grid_hw, AffinityConfig(kind="iterated"))
+    numbers = torch.arange(maps.shape[1], device=maps.device)
+    is_class = (numbers[None] < torch.tensor(n_classes, device=maps.device)[:, None])[:, :, None, None]
+    reach = (maps * is_class).amax(dim=1, keepdim=True)
+    strongest = (names * is_class).amax(dim=1, keepdim=True)
+    return torch.where(is_class, reach * names / strongest.clamp_min(1e-12), maps)
+
+
 def spread_between_alike(
     matrix: Float[Tensor, "batch cells cells"], values: Float[Tensor, "batch cells maps"], config: AffinityConfig
 ) -> Float[Tensor, "batch cells maps"]:

@@ -166,6 +166,10 @@ class AttentionConfig:
     self_layers: tuple[str, ...] = PAPER_SELF_LAYERS
     """Layers whose self-attention spreads the maps; with several, each at its own grid, averaged."""
 
+    naming_layers: tuple[str, ...] = ()
+    """Layers by whose cross-attention the classes of an image compete for a cell, while cross_layers say how far things
+    reach: coarse layers often know better what a thing is, fine ones where it ends. None: cross_layers do both."""
+
     token_rescaling: bool = False
     """Drop start, end and filler tokens, let a cell's content tokens sum to 1, then min-max per token (GoCA)."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.errors import ModelError
 from data.store.softmaps import Frame
-from pseudolabel.softmaps.affinity import SelfAttention, spread
+from pseudolabel.softmaps.affinity import SelfAttention, spread, told_apart
 from pseudolabel.softmaps.attention import HeadWeights, Recording, record_attention
 from pseudolabel.softmaps.boxes import Box, batch_boxes, box_mask
 from pseudolabel.softmaps.config import AffinityConfig, AttentionConfig
@@ -85,6 +85,7 @@ def read_batch(
     attention: bool = False,
     words: bool = False,
     reference: Layer | None = None,
+    naming_layers: Sequence[Layer] = (),
 ) -> Reading:
     """Run passes of equal size in one batch and return what was read.
 
@@ -99,6 +100,7 @@ def read_batch(
         attention: read the share of each cell's attention too, which `Reading.attention` is.
         words: make maps of the background words too.
         reference: the layer whose dense features layers are weighed by; None where they are not.
+        naming_layers: layers by which classes are told apart (`told_apart`).
 
     """
     latent_hw = (passes[0].noised.shape[-2], passes[0].noised.shape[-1])
@@ -109,7 +111,8 @@ def read_batch(
     weighed = [layer for layer in cross_layers if reference is not None]
     recorded = [*self_layers, *(layer for layer in weighed if layer not in self_layers)]
     weigh = weigh_heads if settings.weighs_heads else None
-    recording = run_passes(parts, cross_layers, recorded, passes, columns, beside, weigh, reference)
+    read_layers = [*cross_layers, *(layer for layer in naming_layers if layer not in cross_layers)]
+    recording = run_passes(parts, read_layers, recorded, passes, columns, beside, weigh, reference)
     by_layer = None if reference is None else weigh_layers(recording, weighed, reference, latent_hw)
     grid_hw = common_grid(cross_layers, self_layers, latent_hw)
     shares = None
@@ -117,19 +120,21 @@ def read_batch(
         maps = [recording.cross_map(layer, latent_hw)[:, columns.shape[1] :] for layer in cross_layers]
         shares = torch.stack([resize_maps(each, grid_hw) for each in maps]).mean(dim=0)
         recording = recording.first_columns(columns.shape[1])
+    content = None
     if settings.token_rescaling:
         named = settings.rescaled_tokens == "words"
         content = (named_tokens if named else content_tokens)(prompts, weights.shape[-1]).to(parts.device)
-        cross = {
-            layer.name: rescaled_classes(
-                recording, layer, latent_hw, weights, content, frames, valid_only, settings.blur
-            )
-            for layer in cross_layers
-        }
-    else:
-        cross = {layer.name: recording.cross_map(layer, latent_hw) for layer in cross_layers}
+
+    def class_maps(layer: Layer) -> Tensor:
+        if content is None:
+            return recording.cross_map(layer, latent_hw)
+        return rescaled_classes(recording, layer, latent_hw, weights, content, frames, valid_only, settings.blur)
+
+    cross = {layer.name: class_maps(layer) for layer in cross_layers}
+    naming = [class_maps(layer) for layer in naming_layers]
     layers = tuple(SelfAttention(*recording.queries_and_keys(layer), layer.grid_hw(latent_hw)) for layer in self_layers)
-    refined = refine_maps(list(cross.values()), layers, frames, grid_hw, valid_only, affinity, by_layer)
+    counts = [len(prompt.rows) for prompt in prompts]
+    refined = refine_maps(list(cross.values()), layers, frames, grid_hw, valid_only, affinity, by_layer, naming, counts)
     return Reading(cross, *refined, attention=shares)
 
 
@@ -233,6 +238,8 @@ def refine_maps(
     valid_only: bool,
     affinity: AffinityConfig,
     by_layer: Float[Tensor, "layers batch"] | None = None,
+    naming: Sequence[Float[Tensor, "batch classes _ _"]] = (),
+    n_classes: Sequence[int] = (),
 ) -> tuple[
     Float[Tensor, "batch classes grid_h grid_w"],
     tuple[SelfAttention, ...],
@@ -249,6 +256,8 @@ def refine_maps(
         valid_only: see `ResizeConfig`.
         affinity: how the maps are spread.
         by_layer: how much each layer of `cross` counts, summing to 1; None: all alike.
+        naming: maps of the layers by which classes are told apart; none: those of `cross` do it.
+        n_classes: with `naming`: of each pass, how many maps are classes.
 
     Returns:
         class_maps, layers, boxes and refined of a `Reading`.
@@ -265,4 +274,7 @@ def refine_maps(
         boxes = batch_boxes(class_maps, valid_sizes(frames, grid_hw, valid_only), affinity)
         drawn = np.stack([[box_mask(found, grid_hw) for found in row] for row in boxes])
         masks = torch.from_numpy(drawn).to(device)
-    return class_maps, tuple(layers), boxes, spread(class_maps, layers, masks, valid, affinity)
+    refined = spread(class_maps, layers, masks, valid, affinity)
+    if naming:
+        refined = told_apart(refined, naming, layers, valid, n_classes)
+    return class_maps, tuple(layers), boxes, refined

@@ -143,6 +143,7 @@ SWITCHES = {
     "token_rescaling": ("attention", {"token_rescaling": True}),
     "rescaled_words": ("attention", {"token_rescaling": True, "rescaled_tokens": "words"}),
     "blur": ("attention", {"token_rescaling": True, "blur": 3}),
+    "naming_layers": ("attention", {"naming_layers": ("down:1/2",)}),
     "weighed_layers": ("attention", {"weights": "layers"}),
     "weighed_heads": ("attention", {"weights": "heads"}),
     "several_self_layers": ("attention", {"self_layers": ("up:1/2", "up:1/1")}),
@@ -170,6 +171,19 @@ def test_every_switch_does_something_of_its_own(pipeline, tiny_config, with_sett
     assert before.maps.shape != after.maps.shape or not np.array_equal(before.maps, after.maps)
     assert after.maps.max() <= 1
     assert np.isfinite(after.maps).all()
+
+
+def test_a_layer_is_read_through_one_set_of_heads(tiny_config, with_settings):
+    config = with_settings(tiny_config, "attention", cross_layers=("mid@0",), naming_layers=("mid",))
+    with pytest.raises(ConfigError, match=r"--attention.naming_layers: mid_block.attentions.0 is among .* other heads"):
+        Pipeline.load(config, VOC)
+    Pipeline.load(with_settings(config, "attention", naming_layers=("mid@0",)), VOC)
+
+
+def test_one_class_needs_no_naming(pipeline, tiny_config, with_settings):
+    named = Pipeline.load(with_settings(tiny_config, "attention", naming_layers=("down:1/2",)), VOC)
+    [before], [after] = (each.soft_maps(IMAGES[:1], [(8,)], ["a"]) for each in (pipeline, named))
+    np.testing.assert_allclose(before.maps, after.maps, atol=1e-3)
 
 
 def test_an_ensemble_is_the_mean_of_its_members(tiny_config, with_settings):

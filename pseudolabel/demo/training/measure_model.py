@@ -134,6 +134,9 @@ def evaluate_model(model: Path, config_file: Path, scenes: int = 200) -> dict[st
 
     """
     from data.scoring import confusion_matrix, score
+    from pseudolabel.config import mask_config
+    from pseudolabel.masks.fuse import before_crf
+    from pseudolabel.masks.labelmap import label_map
     from pseudolabel.pipeline import Pipeline
 
     with tempfile.TemporaryDirectory() as folder:
@@ -141,16 +144,17 @@ def evaluate_model(model: Path, config_file: Path, scenes: int = 200) -> dict[st
         write_world(root, train=0, val=scenes, personal=0)
         config = read_config(config_file, model, root)
         samples = open_samples(config.data)
-        pipeline = Pipeline.load(config, samples.classes)
+        pipeline, masks = Pipeline.load(config, samples.classes), mask_config(config)
         counts, before, after = np.zeros(2, int), np.zeros((21, 21), np.int64), np.zeros((21, 21), np.int64)
         for sample in tqdm(samples.samples, "evaluate", unit="scene"):
             image = read_image(sample.image_path)
             truth = read_truth(sample.truth_path or root, image.shape[:2])
-            found = pipeline.explain(image, sample.labels, image_id=sample.id)
             if len(sample.labels) > 1:
+                found = pipeline.explain(image, sample.labels, image_id=sample.id)
                 counts += class_accuracy(mean_map(found.cross.values(), truth.shape), sample.labels, truth)
-            before += confusion_matrix(truth, found.argmax_before_crf, 21)
-            after += confusion_matrix(truth, np.asarray(found.argmax), 21)
+            [soft] = pipeline.soft_maps([image], [sample.labels], [sample.id])  # every image size, as `generate` does
+            before += confusion_matrix(truth, before_crf(soft, masks.fuse), 21)
+            after += confusion_matrix(truth, label_map(image, soft, masks)[1], 21)
     return {
         "scenes": scenes,
         "class_accuracy": round(float(counts[0] / counts[1]), 4),

@@ -19,7 +19,7 @@ from data.readers.layout import open_samples
 from data.samples import Sample
 from data.scoring import confusion_matrix, score
 from pseudolabel.calibrate import recordings
-from pseudolabel.calibrate.candidates import fewer_heads, one_more_or_less
+from pseudolabel.calibrate.candidates import fewer_heads, one_more_or_less, weighings
 from pseudolabel.calibrate.criteria import (
     THRESHOLDS,
     best_threshold,
@@ -32,10 +32,12 @@ from pseudolabel.calibrate.criteria import (
     separation,
     threshold_of,
 )
-from pseudolabel.calibrate.judge import measured
+from pseudolabel.calibrate.judge import competed, judge_sizes, measured
+from pseudolabel.calibrate.offline import refined_maps
 from pseudolabel.calibrate.pictures import Picture, load_picture
-from pseudolabel.calibrate.recordings import record, refined_maps
-from pseudolabel.calibrate.search import head_count, merge_heads, usable
+from pseudolabel.calibrate.recordings import PLAIN, TokenRule, Wanted, record
+from pseudolabel.calibrate.search import usable
+from pseudolabel.calibrate.steps import head_count, merge_heads
 from pseudolabel.cli import main
 from pseudolabel.config import GenerateConfig, differences
 from pseudolabel.masks.config import FuseConfig
@@ -130,6 +132,10 @@ def reader_of(config) -> Reader:
         ({"cross_layers": ("down_blocks.1.attentions.0",)}, {"kind": "none"}),
         ({"cross_layers": ("mid_block.attentions.0@0",)}, {"kind": "iseg"}),
         ({}, {"kind": "cda", "temperature": 0.1}),
+        ({"naming_layers": ("mid_block.attentions.0",)}, {}),
+        ({"weights": "heads"}, {}),
+        ({"weights": "layers"}, {}),
+        ({"weights": "both", "token_rescaling": True, "rescaled_tokens": "words", "blur": 5}, {"boxes": False}),
     ],
 )
 def test_offline_maps_equal_the_pipelines(tiny_config, with_settings, rgb, attention, affinity):
@@ -140,11 +146,56 @@ def test_offline_maps_equal_the_pipelines(tiny_config, with_settings, rgb, atten
 
     reader = reader_of(config)
     layers = list_layers(reader.parts.denoiser)
+    [finest] = [layer for layer in layers if layer.name == config.attention.self_layers[-1]]
+    rules, reference = [TokenRule.of(config.attention)], finest if config.attention.weighs_layers else None
     read = [replace(layer, heads=(0,)) for layer in layers] if "@" in config.attention.cross_layers[0] else layers
-    [recorded] = record(reader, [Picture("one", rgb, LABELS)], read, layers)
+    [recorded] = record(reader, [Picture("one", rgb, LABELS)], Wanted(read, layers, rules, reference))
     found = refined_maps(recorded, config, layers)
     assert found.shape == expected.maps.shape
     assert torch.allclose(found, torch.from_numpy(expected.maps.astype(np.float32)), atol=2e-3)
+
+
+def test_competing_words_are_recorded_as_the_pipeline_makes_them(tiny_config, with_settings, rgb):
+    config = with_settings(tiny_config, "fuse", background="words")
+    cross = ("down_blocks.1.attentions.1", "mid_block.attentions.0")
+    config = with_settings(config, "attention", cross_layers=cross, naming_layers=cross[1:])
+    [expected] = Pipeline.load(config, VOC).soft_maps([rgb], [LABELS], ["one"])
+    reader = reader_of(config)
+    layers = list_layers(reader.parts.denoiser)
+    [recorded] = record(reader, [Picture("one", rgb, LABELS)], Wanted(layers, layers, words=True))
+    *classes, words = refined_maps(recorded, config, layers).numpy()
+    assert expected.words is not None
+    np.testing.assert_allclose(classes, expected.maps.astype(np.float32), atol=2e-3)
+    # The pipeline takes the mean over draws of each word first, as is done here; fp16 rounds.
+    np.testing.assert_allclose(words, expected.words.astype(np.float32), atol=2e-3)
+
+
+def test_where_words_win_no_class_is_left():
+    config = GenerateConfig(data=DataConfig(root=Path()), fuse=FuseConfig(background="words"))
+    maps = np.array([[[0.9, 0.2]], [[0.3, 0.1]], [[0.5, 0.4]]])
+    np.testing.assert_array_equal(competed(maps, config), [[[0.9, 0]], [[0.3, 0]]])
+    assert competed(maps, replace(config, fuse=FuseConfig())) is maps
+
+
+def test_image_sizes_are_judged_by_the_mean_of_their_maps():
+    truth = np.zeros((4, 4), np.uint8)
+    truth[:2] = 3
+    picture = Picture("one", np.zeros((4, 4, 3), np.uint8), (3,), truth=truth)
+    right, wrong = (truth / 3)[None], 1 - (truth / 3)[None]
+    by_scale = {0.75: [wrong], 1.0: [right], 1.25: [0.6 * right]}
+    sets = [(0.75,), (1.0,), (1.0, 1.25), (0.75, 1.0)]
+    found = [verdict.score for verdict in judge_sizes(by_scale, [picture], sets, 21)]
+    assert found[1] == found[2] == 1
+    assert found[0] == 0
+    assert found[3] == pytest.approx(0.25)  # flat: all of one class, half of it right
+
+
+def test_weighings_differ_from_what_there_is(tiny_config, with_settings):
+    config = with_settings(tiny_config, "attention", cross_layers=("a",))
+    found = weighings(config, ("a", "b"), can_weigh_layers=True)
+    assert config not in found
+    assert len(found) == len(set(found)) == 15  # two ways to share cells out, four of weighing, two sets of layers
+    assert {other.attention.weights for other in weighings(config, ("a",), can_weigh_layers=False)} == {"mean", "heads"}
 
 
 def test_all_heads_one_by_one_equal_the_whole_layer(tiny_config, with_settings, rgb):
@@ -155,8 +206,8 @@ def test_all_heads_one_by_one_equal_the_whole_layer(tiny_config, with_settings, 
     middle = [layer for layer in layers if layer.place == "mid"]
     count = head_count(reader.parts.denoiser, middle[0])
     picture = Picture("one", rgb, LABELS)
-    [whole] = record(reader, [picture], middle)
-    merged = merge_heads([next(iter(record(reader, [picture], each))) for each in per_head(middle, count)])
+    [whole] = record(reader, [picture], Wanted(middle))
+    merged = merge_heads([next(iter(record(reader, [picture], Wanted(each)))) for each in per_head(middle, count)])
     heads = "+".join(map(str, range(count)))
     by_heads = with_settings(config, "attention", cross_layers=(f"mid_block.attentions.0@{heads}",))
     expected, found = refined_maps(whole, config, layers), refined_maps(merged, by_heads, layers)
@@ -267,6 +318,8 @@ def test_the_command_writes_a_config_that_generate_reads(small_world, sd_folder,
     assert written["diffusion"]["timesteps"] in ([100], [300])
     assert "timestep (of 100 300) and cross layers" in text
     assert ("timestep again" in text) == use_truth
+    assert "weights of layers and heads: " in text
+    assert ("image sizes (of 0.75 1 1.25), averaged: " in text) == use_truth
     assert "data" not in written
     assert "run" not in written
     assert "pseudolabel generate" in capsys.readouterr().out
@@ -282,18 +335,18 @@ def test_running_out_of_gpu_memory_halves_the_batches_here_too(tiny_config, rgb,
     reader = reader_of(tiny_config)
     layers = list_layers(reader.parts.denoiser)
     picture = Picture("one", rgb, LABELS)
-    [expected] = record(reader, [picture], layers)
+    [expected] = record(reader, [picture], Wanted(layers))
     run, tried = recordings.run_passes, []
 
-    def short_of_memory(parts, cross, self_layers, passes, columns):
+    def short_of_memory(parts, cross, self_layers, passes, columns, **settings):
         tried.append(len(passes))
         if len(passes) > 1:
             raise torch.cuda.OutOfMemoryError("full")
-        return run(parts, cross, self_layers, passes, columns)
+        return run(parts, cross, self_layers, passes, columns, **settings)
 
     monkeypatch.setattr(recordings, "run_passes", short_of_memory)
-    [found] = record(reader, [picture], layers)
+    [found] = record(reader, [picture], Wanted(layers))
     assert tried[0] == 2
     assert tried[-2:] == [1, 1]
-    for name, maps in expected[0].plain.items():
-        torch.testing.assert_close(found[0].plain[name], maps, atol=1e-5, rtol=1e-4)
+    for name, maps in expected[0].maps[PLAIN].items():
+        torch.testing.assert_close(found[0].maps[PLAIN][name], maps, atol=1e-5, rtol=1e-4)

@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +166,20 @@ def test_what_may_run_on_a_gpu_takes_a_device(made_store, tmp_path, capsys, opti
     assert refine(made_store, tmp_path / "wrong", option, "--device=cuda:7") == 2
     assert "error: --device is 'cuda:7'" in capsys.readouterr().err
     assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.skipif(not has_pydensecrf(), reason="needs pydensecrf: pip install '.[crf]'")
+@pytest.mark.parametrize(("gpu", "imported"), [(False, False), (True, True)])
+def test_without_a_gpu_torch_is_not_imported(made_store, tmp_path, store_bytes, gpu, imported):
+    code = (
+        "import sys; from pseudolabel.cli import main; from pseudolabel.generate import refine\n"
+        f"refine.may_have_gpu = lambda: {gpu}\n"
+        f"status = main(['refine', '--store', {str(made_store)!r}, '--output', {str(tmp_path / 's')!r}, "
+        "'--workers=0', '--crf.engine=auto'])\n"
+        "sys.exit(status or 10 + ('torch' in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 10 + imported
+    assert store_bytes(tmp_path / "s") == store_bytes(made_store)
 
 
 @pytest.mark.skipif(not has_pydensecrf(), reason="needs pydensecrf: pip install '.[crf]'")

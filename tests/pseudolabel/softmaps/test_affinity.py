@@ -14,6 +14,7 @@ from pseudolabel.softmaps.affinity import (
     sharpened,
     spread,
     spread_between_alike,
+    told_apart,
 )
 from pseudolabel.softmaps.boxes import box_mask, find_boxes
 from pseudolabel.softmaps.config import AffinityConfig
@@ -242,3 +243,55 @@ def test_maps_of_classes_of_other_sentences_take_no_part_in_cda():
     filled = torch.cat([maps, torch.zeros(2, 30)])
     torch.testing.assert_close(alike_classes(maps, 0.3), alike_classes(filled, 0.3))
     assert torch.isfinite(alike_classes(torch.zeros(2, 30), 0.3)).all()
+
+
+def _named_slowly(maps, naming, matrices, n_classes):
+    """Return `told_apart` of one element whose naming maps lie on the same grid, cell by cell."""
+    names = np.mean([each / each.mean(axis=(1, 2), keepdims=True) for each in naming], axis=0)
+    classes, height, width = names.shape
+    flat = names.reshape(classes, -1)
+    spread_out = np.mean([[matrix @ row for row in flat] for matrix in matrices], axis=0).reshape(names.shape)
+    found = maps.copy()
+    for row in range(height):
+        for column in range(width):
+            reach = max(maps[label, row, column] for label in range(n_classes))
+            strongest = max(spread_out[label, row, column] for label in range(n_classes))
+            for label in range(n_classes):
+                found[label, row, column] = reach * spread_out[label, row, column] / strongest
+    return found
+
+
+def test_naming_layers_are_the_formula():
+    generator = torch.Generator().manual_seed(3)
+    maps, *naming = torch.rand(3, 2, 4, 5, 6, generator=generator)
+    attention = random_attention()
+    found = told_apart(maps, naming, [attention], ALL_VALID, [4, 2])
+    for element, n_classes in enumerate((4, 2)):
+        expected = _named_slowly(
+            maps[element].double().numpy(),
+            [each[element].double().numpy() for each in naming],
+            [attention.matrix()[element].double().numpy()],
+            n_classes,
+        )
+        np.testing.assert_allclose(found[element].numpy(), expected, atol=1e-5)
+
+
+@given(st.integers(0, 1000), st.integers(1, 3))
+def test_naming_layers_leave_the_reach_and_what_is_no_class_alone(seed, n_classes):
+    generator = torch.Generator().manual_seed(seed)
+    maps, naming = torch.rand(2, 2, 4, 5, 6, generator=generator)
+    found = told_apart(maps, [naming], [random_attention(seed=seed)], ALL_VALID, [n_classes] * 2)
+    torch.testing.assert_close(found[:, :n_classes].amax(dim=1), maps[:, :n_classes].amax(dim=1))
+    assert torch.equal(found[:, n_classes:], maps[:, n_classes:])
+    if n_classes == 1:
+        torch.testing.assert_close(found, maps)
+
+
+def test_the_padding_has_no_say_in_names():
+    generator = torch.Generator().manual_seed(5)
+    maps, naming = torch.rand(2, 2, 2, 5, 6, generator=generator)
+    valid = ALL_VALID.clone()
+    valid[:, :, 3:] = False
+    other = torch.where(valid, naming, naming * 7)
+    first, second = (told_apart(maps, [each], [], valid, [2, 2]) for each in (naming, other))
+    torch.testing.assert_close(first[..., :3, :], second[..., :3, :])
