@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-STRIPE_ELEMENTS = 1 << 22  # of a stripe, all its channels: 8 MB in half precision
+STRIPE_ELEMENTS = 1 << 21  # of a stripe, all its channels: 4 MB in half precision; smaller ones spared no more
 LEAST_ROWS = 4  # a block's two convolutions see two rows beyond a stripe
 QUARTER = 4  # below a quarter of the image's side a tiny encoder's values are few
 
