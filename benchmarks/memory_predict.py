@@ -83,17 +83,14 @@ def run(arguments: list[object]) -> tuple[int, float]:
 
 def section(base: int, found: dict[str, tuple[int, float]]) -> str:
     """Return the section."""
-    rows = [
-        [case, " ".join(CASES[case][1]), f"{max(0, peak - base) / GIB:.2f}", f"{seconds:.0f}"]
-        for case, (peak, seconds) in found.items()
-    ]
+    rows = [[case, " ".join(CASES[case][1]), f"{max(0, peak - base) / GIB:.2f}"] for case, (peak, _) in found.items()]
     return "\n\n".join(
         [
             HEADING,
             f"GiB beyond what the same command takes for an image of 64 x 64 pixels ({base / GIB:.2f} GiB), one image "
             "of noise each, the network of `configs/train/voc12_small.yaml` with 21 classes, overlays and soft maps "
             "written. Without a window the network sees the whole image at once, and memory grows with it.",
-            table(["image", "how", "GiB", "seconds"], rows),
+            table(["image", "how", "GiB"], rows),
             f"Allowed: {ALLOWED_GIB:g} GiB. {machine_line(machine())} Made by `python -m benchmarks.memory_predict`.",
         ]
     )
