@@ -6,6 +6,7 @@ from typing import Any
 
 from data.errors import ConfigError
 from pseudolabel.ground.config import GroundConfig
+from pseudolabel.softmaps.config import PromptConfig
 
 
 def ground(
@@ -15,7 +16,7 @@ def ground(
     sentence: str | None = None,
     independent: bool = False,
     phrases: Path | None = None,
-    prompt: str | None = None,
+    prompt: str | PromptConfig | None = None,
     seed: int = 0,
     steps: int = 30,
     guidance: float = 5.0,
@@ -35,7 +36,8 @@ def ground(
         independent: Each phrase has its own threshold, masks may overlap; else every pixel goes to one phrase or none.
         phrases: Table of images and phrases instead: CSV with the columns image, phrase and, if wanted, sentence; a row
             a phrase, images named from the table's folder.
-        prompt: Draw an image of this sentence and look there; it is the sentence that phrases are read in, too.
+        prompt: Draw an image of this sentence and look there; it is the sentence that phrases are read in, too. In a
+            config file it may be the group of the sentence's settings, as for generate.
         seed: Of the drawn image.
         steps: Denoising steps of the drawn image.
         guidance: Classifier-free guidance of the drawn image; 1 is none.
@@ -47,6 +49,8 @@ def ground(
     from pseudolabel.ground.files import PAGE, RESULTS, check_output
     from pseudolabel.ground.questions import Drawing, answer, check_drawn, questions_of_images, questions_of_table
 
+    if isinstance(prompt, PromptConfig):
+        settings, prompt = {**settings, "prompt": prompt}, None
     config, output = GroundConfig(**settings), Path(output)
     warn_of_idle(config.pipeline.idle())
     check_output(output)

@@ -197,7 +197,7 @@ def test_the_demos_settings_fit(photo, tmp_path, ground_options, capsys):
     """A configuration file of `generate` serves, its data group and ignore band included."""
     config = Path(__file__).parents[3] / "configs" / "pseudolabel" / "demo.yaml"
     status, _, err = run(capsys, "ground", "--config", config, *ground_options, "--image", photo, "--phrase", "dog",
-                         "--output", tmp_path / "out")  # fmt: skip
+                         "--attention.naming_layers", "[]", "--output", tmp_path / "out")  # fmt: skip
     assert status == 0, err
 
 

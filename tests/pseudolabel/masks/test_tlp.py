@@ -99,6 +99,6 @@ def test_it_is_a_kind_of_refinement_and_its_settings_have_no_effect_under_others
     marginals = refine_scores(rgb, scores * 3, CrfConfig(kind="tlp"))
     np.testing.assert_allclose(marginals, text_guided_smoothing(rgb, scores, 64.0, 10.0, 160), atol=1e-3)
     np.testing.assert_allclose(refine_scores(rgb, scores, CrfConfig(kind="tlp", iterations=0)), scores, atol=1e-6)
-    assert CrfConfig(kind="tlp", iterations=3, sxy_bilateral=9.0).idle() == ("iterations", "sxy_bilateral")
+    assert CrfConfig(kind="tlp", iterations=3, sxy_bilateral=9.0).idle() == ("sxy_bilateral", "iterations")
     assert CrfConfig(kind="densecrf", smoothness=9.0).idle() == ("smoothness",)
     assert CrfConfig(kind="pamr", grid=9, engine="torch").idle() == ("engine", "grid")
