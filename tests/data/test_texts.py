@@ -79,11 +79,11 @@ def test_json_that_cannot_be_read(tmp_path, text):
 )
 def test_yaml_that_is_refused_quickly(tmp_path, text, match):
     (tmp_path / "a").write_text(text)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(LabelError, match=match) as caught:
         read_yaml(tmp_path / "a", KIND)
     assert "\n" not in str(caught.value)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_yaml_of_plain_values(tmp_path):
@@ -106,11 +106,11 @@ def test_config_files_are_read_the_same_way(tmp_path, capsys, program, make):
     else:
         path.symlink_to("/dev/zero")
     command = "check" if program == "pseudolabel" else "fit"
-    start = time.perf_counter()
+    start = time.process_time()
     for flags in (["--config", str(path)], [f"--config={path}"]):
         assert import_module(f"{program}.cli").main([command, *flags]) == 2
         assert capsys.readouterr().err.startswith("error: Cannot read the config file")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_the_error_is_the_kinds():

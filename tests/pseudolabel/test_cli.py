@@ -2,7 +2,6 @@ import inspect
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,35 +13,32 @@ from pseudolabel import cli
 HEAVY = ("torch", "diffusers", "transformers", "cv2", "numpy", "ray")
 
 
-def modules_after(*args: str) -> tuple[set[str], str, float]:
-    """Run the command line in a fresh process; return the heavy modules it imported, its output, and the seconds."""
+def modules_after(*args: str) -> tuple[set[str], str]:
+    """Run the command line in a fresh process; return the heavy modules it imported, and its output."""
     code = (
         "import sys\nfrom pseudolabel.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         f"print('IMPORTED', *[name for name in {HEAVY!r} if name in sys.modules])"
     )
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
     output, _, names = done.stdout.rpartition("IMPORTED")
-    return set(names.split()), output, time.perf_counter() - start
+    return set(names.split()), output
 
 
 def test_help_imports_nothing_heavy():
-    heavy, output, seconds = modules_after("--help")
+    heavy, output = modules_after("--help")
     assert heavy == set()
     assert all(name in output for name in cli.COMMANDS)
-    assert seconds < 5  # 0.2 s on an idle machine
 
 
 def test_help_of_a_command_needs_no_model_code():
-    heavy, output, seconds = modules_after("generate", "--help")
+    heavy, output = modules_after("generate", "--help")
     assert heavy == set()
     assert "--data.root ROOT, --root ROOT" in output
     assert "Noise depends on this seed" in output
-    assert seconds < 8  # 0.4 s on an idle machine
 
 
 def test_the_list_of_commands_says_what_each_does():
-    _, output, _ = modules_after("--help")
+    _, output = modules_after("--help")
     said = " ".join(output.split())
     assert all(inspect.getdoc(command).splitlines()[0] in said for command in cli.COMMANDS.values())
 

@@ -94,13 +94,13 @@ def test_quoted_line_breaks_and_odd_separators_stay_in_their_cell(tmp_path):
 def test_many_columns_take_bounded_time(tmp_path, columns, match):
     names = [f"class{number}" for number in range(columns)]
     text = "image," + ",".join(names) + "\na.jpg" + ",1" * columns + "\n"
-    start = time.perf_counter()
+    start = time.process_time()
     if match:
         with pytest.raises(LabelError, match=match):
             table(tmp_path, text)
     else:
         assert len(table(tmp_path, text)["a.jpg"]) == 254
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("separator", [" ", ";"])
@@ -108,13 +108,13 @@ def test_many_labels_in_a_cell_take_bounded_time(tmp_path, save_image, separator
     save_image(tmp_path / "a.jpg")
     save_image(tmp_path / "b.jpg")
     words = separator.join(f"w{number}" for number in range(12_000))
-    start = time.perf_counter()
+    start = time.process_time()
     (tmp_path / "labels.csv").write_text(f"image,labels\na.jpg,{words}\nb.jpg,w1\n")
     with pytest.raises(UserError):
         open_samples(DataConfig(tmp_path))
     (tmp_path / "classes.yaml").write_text("[cat, dog]")
     assert len(check_data(DataConfig(tmp_path)).problems) < 30
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def folders(tmp_path, save_image, *names: str) -> DataConfig:

@@ -103,7 +103,7 @@ def try_all(
     path: Path, make: Callable[[random.Random], bytes], run: Callable[[], object], seed: int, count: int = MUTANTS
 ) -> None:
     """Write mutants over a file and run each; a failure names its number."""
-    start = time.perf_counter()
+    start = time.process_time()
     for number in range(count):
         path.write_bytes(make(random.Random(f"{seed} {number}")))
         try:
@@ -112,7 +112,7 @@ def try_all(
             continue
         except Exception as error:
             raise AssertionError(f"mutant {number} of {path.name}: {path.read_bytes()[:300]!r}") from error
-    assert time.perf_counter() - start < 60
+    assert time.process_time() - start < 60
 
 
 def either(tree: Any, write: Callable[[Any], bytes]) -> Callable[[random.Random], bytes]:

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -160,9 +159,7 @@ def test_a_scene_has_clear_colours():
 
 @pytest.mark.slow
 def test_quick(tmp_path):
-    start = time.perf_counter()
     assert main(["demo", "--quick", f"--output={tmp_path}", "--device=cpu"]) == 0
-    assert time.perf_counter() - start < 300  # 90 s on two idle cores
     folder = tmp_path / "quick"
     assert len(MaskStore.open(folder / "masks").ids()) == results.QUICK.train
     assert len(MaskStore.open(folder / "predictions").ids()) == results.QUICK.val
