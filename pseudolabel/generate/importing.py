@@ -81,7 +81,7 @@ def import_masks(
         )
     header: dict[str, Any] = {
         "config": {"import": {"white": white, "soft": soft}},
-        "model": {"id": f"masks of {os.path.abspath(masks)}", "fingerprint": ""},
+        "model": {"id": f"another program ({os.path.abspath(masks)})", "fingerprint": ""},
         "data": stored_data(data),
     }
     store = MaskStore.open_or_create(store_path, classes=samples.classes, **header)

@@ -162,7 +162,8 @@ def summary_tiles(coverage: Coverage, scores: StoreScores | None) -> list[tuple[
     if scores is not None:
         if scores.before_crf is not None:
             values.append((f"{100 * scores.before_crf.miou:.1f} %", "mIoU before CRF"))
-        values.append((f"{100 * scores.after_crf.miou:.1f} %", "mIoU after CRF"))
+        after = "mIoU" if scores.before_crf is None else "mIoU after CRF"
+        values.append((f"{100 * scores.after_crf.miou:.1f} %", after))
     values += [
         (f"{100 * coverage.background / coverage.images:.1f} %", "background pixels"),
         (f"{100 * coverage.ignore / coverage.images:.1f} %", "undecided pixels (255)"),

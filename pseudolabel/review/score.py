@@ -169,15 +169,15 @@ def table(result: StoreScores) -> str:
     """Return the figures as a table for a terminal, in percent."""
     names = [printable(result.classes.name(i)) for i in range(len(result.classes) + 1)]
     width = max(map(len, names))
-    lines = [f"{'class':<{width}}  before CRF  after CRF  precision  recall"]
-    after = result.after_crf
-    before = None if result.before_crf is None else result.before_crf.iou
+    before, after = result.before_crf, result.after_crf
+    heading = "" if before is None else "before CRF  "
+    lines = [f"{'class':<{width}}  {heading}{'IoU' if before is None else 'after CRF':>9}  precision  recall"]
     for i in range(len(result.classes) + 1):
-        first = float("nan") if before is None else float(before[i])
-        cells = f"{_percent(first):>10}  {_percent(after.iou[i]):>9}  {_percent(after.precision[i]):>9}"
+        first = "" if before is None else f"{_percent(before.iou[i]):>10}  "
+        cells = f"{first}{_percent(after.iou[i]):>9}  {_percent(after.precision[i]):>9}"
         lines.append(f"{names[i]:<{width}}  {cells}  {_percent(after.recall[i]):>6}")
-    first = float("nan") if result.before_crf is None else result.before_crf.miou
-    lines.append(f"{'mean (mIoU)':<{width}}  {_percent(first):>10}  {_percent(after.miou):>9}")
+    first = "" if before is None else f"{_percent(before.miou):>10}  "
+    lines.append(f"{'mean (mIoU)':<{width}}  {first}{_percent(after.miou):>9}")
     lines.append(
         f"{count(result.images, 'image')}; {_percent(result.ignore_share)} % of their pixels are left undecided (255)."
     )

@@ -1,6 +1,7 @@
 """Masks of other programs become a store that every command reads."""
 
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -83,6 +84,23 @@ def test_every_command_works_on_it(photos, tmp_path, capsys):
     exported = ["--format", "voc", "--output", str(tmp_path / "V")]
     assert main(["export", "--store", str(tmp_path / "S"), *exported]) == 0
     assert list((tmp_path / "V").rglob("home__2.png"))
+
+
+def test_masks_without_soft_maps_have_one_iou_and_no_crf_to_be_before(photos, tmp_path, capsys):
+    root, masks = photos
+    assert importing(root, masks, tmp_path / "S", "--soft", "false") == 0
+    (root / "masks").mkdir()
+    write_mask(root / "masks" / "1.png", mask_of(1, 2))
+    assert main(["score", "--store", str(tmp_path / "S")]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^class +IoU +precision +recall$", said, re.MULTILINE)
+    assert re.search(r"^mean \(mIoU\) +100.0$", said, re.MULTILINE)
+    assert main(["report", "--store", str(tmp_path / "S")]) == 0
+    page = (tmp_path / "S" / "report.html").read_text(encoding="utf-8")
+    assert "<th>IoU" in page
+    assert "before CRF" not in page
+    assert "after CRF" not in page
+    assert f"made by <bdi>another program ({masks})</bdi>" in page
 
 
 def test_it_goes_on_where_it_stopped(photos, tmp_path, capsys):
