@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+import urllib.request
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
@@ -133,13 +134,20 @@ def run_command(tiny_options):
 
 
 def serve_and_leave(words: list[str]) -> None:
-    """Run a command that serves a page until Ctrl-C, which comes as soon as it has said where."""
+    """Run a command that serves a page until Ctrl-C, which comes as soon as the page answers."""
     command = [sys.executable, "-m", *words, "--port", "0"]
     where = os.environ | {"BROWSER": "true", "PYTHONPATH": str(ROOT)}  # a browser that shows nothing
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=where) as process:
-        assert any("http://127.0.0.1:" in line for line in process.stdout), process.stderr.read()
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        try:
+            found = (re.search(r"http://127\.0\.0\.1:\d+/", line) for line in process.stdout)
+            address = next((match[0] for match in found if match), None)
+            assert address, process.stderr.read()
+            with urllib.request.urlopen(address, timeout=60):
+                pass
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 0, errors
 
 

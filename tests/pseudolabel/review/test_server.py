@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -399,12 +400,16 @@ def test_hostile_names_are_text(tmp_path, served):
 def test_the_command_says_where_and_ends_on_ctrl_c(drawn):
     command = [sys.executable, "-m", "pseudolabel.cli", "review", "--store", str(drawn.path), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        said = [process.stdout.readline() for _ in range(2)]
-        assert "6 images, 0 of them decided" in said[0]
-        port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", said[1])[1])
-        process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=30)
-    assert port > 0
+        try:
+            said = [process.stdout.readline() for _ in range(2)]
+            assert "6 images, 0 of them decided" in said[0]
+            address = re.search(r"http://127\.0\.0\.1:\d+/", said[1])[0]
+            with urllib.request.urlopen(address, timeout=60):  # it answers: from now on Ctrl-C is the server's
+                pass
+            process.send_signal(signal.SIGINT)
+            rest, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 0, errors
     assert "Next: segtrain fit" in rest
     assert errors == ""
