@@ -91,8 +91,8 @@ def merge_lora(
             planned.append((target.layer.weight, delta))
     if odd or not planned:
         raise ModelError(
-            f"{source} does not fit this model ({listed(odd) or 'it holds no weights'}): it was made for another one, or "
-            "in a form that is not known; change --model.lora or --model.id"
+            f"{source} does not fit this model ({listed(odd) or 'it holds no weights'}): it was made for another one, "
+            "or in a form that is not known; change --model.lora or --model.id"
         )
     with torch.no_grad():
         for weight, delta in planned:
