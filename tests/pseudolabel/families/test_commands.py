@@ -165,10 +165,15 @@ def test_pixart_is_read_under_the_class_name_its_folders_on_the_hub_have(name, f
     assert "Transformer2DModel); only" in refused(capsys, world, tmp_path / "s", *options(folder, name))
 
 
-def test_a_tokenizer_that_needs_sentencepiece_says_so(copied, monkeypatch):
+@pytest.mark.parametrize("missing", ["sentencepiece", "protobuf"])
+def test_a_tokenizer_that_needs_sentencepiece_says_so(copied, missing, monkeypatch):
     (copied / "tokenizer_2" / "tokenizer.json").rename(copied / "tokenizer_2" / "spiece.model")
-    monkeypatch.setattr("pseudolabel.softmaps.diffusion.load.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"SentencePiece's, which is not installed: install the extra \[large\]"):
+    for name in ("sentencepiece", "protobuf"):
+        monkeypatch.setattr(f"transformers.utils.is_{name}_available", lambda there=name != missing: there)
+    match = (
+        rf"SentencePiece's, for which {missing} must be installed: install the extra \[large\], or change --model.id"
+    )
+    with pytest.raises(ModelError, match=match):
         load_parts(ModelConfig(id=str(copied)), CPU, torch.float32)
 
 
