@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import ModelError
 from pseudolabel.config import GenerateConfig
+from pseudolabel.masks.config import CrfKind, MaskConfig
 from pseudolabel.softmaps.config import AffinityConfig
 
 if TYPE_CHECKING:
@@ -32,9 +33,29 @@ AFFINITIES: tuple[dict[str, Any], ...] = (
     {"kind": "cda", "iterations": 1, "temperature": 0.3},
     {"kind": "cda", "iterations": 1, "temperature": 0.1},
 )
-# Sets of image sizes, relative to the best one so far, whose maps are averaged.
-SCALES = (0.75, 1.0, 1.25)
-SCALE_SETS = tuple(chosen for number in (1, 2, 3) for chosen in combinations(SCALES, number))
+# Image sizes, relative to the configured one, of which up to `MOST_SIZES` are averaged. Each is a third or so larger
+# than the one before it; small ones see whole things, large ones their outlines.
+SCALES = (0.4, 0.57, 0.75, 1.0, 1.25)
+MOST_SIZES = 3
+# Refinements along edges: the dense CRF as in arXiv 2309.04109 (and DeepLab v2), as in the example of pydensecrf and
+# much code since, as in IRN, as was best for the demo's small scenes; TLP; and none.
+REFINEMENTS: tuple[dict[str, Any], ...] = (
+    {"kind": "densecrf", "sxy_bilateral": 67.0, "srgb_bilateral": 3.0, "compat_bilateral": 4.0},
+    {"kind": "densecrf", "sxy_bilateral": 80.0, "srgb_bilateral": 13.0, "compat_bilateral": 10.0},
+    {"kind": "densecrf", "sxy_bilateral": 50.0, "srgb_bilateral": 5.0, "compat_bilateral": 10.0},
+    {"kind": "densecrf", "sxy_bilateral": 30.0, "srgb_bilateral": 8.0, "compat_bilateral": 4.0},
+    {"kind": "tlp", "smoothness": 64.0, "edge": 10.0},
+    {"kind": "tlp", "smoothness": 16.0, "edge": 10.0},
+    {"kind": "tlp", "smoothness": 64.0, "edge": 20.0},
+    {"kind": "none"},
+)
+# What small changes multiply each number of a refinement by.
+FACTORS: dict[CrfKind, dict[str, tuple[float, ...]]] = {
+    "densecrf": {"sxy_bilateral": (0.7, 1.4), "srgb_bilateral": (0.6, 1.6), "compat_bilateral": (0.5, 2.0)},
+    "tlp": {"smoothness": (0.5, 2.0), "edge": (0.7, 1.4)},
+    "pamr": {},
+    "none": {},
+}
 # How GoCA lets tokens share a cell out, beside what was chosen.
 GOCA_SHARING: dict[str, Any] = {"token_rescaling": True, "rescaled_tokens": "words", "blur": 5}
 
@@ -97,8 +118,24 @@ def describe(config: GenerateConfig) -> str:
     return ", ".join(parts)
 
 
-def small_changes(config: GenerateConfig, names: Sequence[str]) -> list[GenerateConfig]:
-    """Return settings that differ in one thing: a layer more or less, rescaling, or one number of the affinity."""
+def size_sets(scales: Sequence[float]) -> list[tuple[float, ...]]:
+    """Return the sets of image sizes that are tried, from single ones to sets of `MOST_SIZES`.
+
+    >>> size_sets((0.5, 1.0))
+    [(0.5,), (1.0,), (0.5, 1.0)]
+    """
+    return [chosen for number in range(1, MOST_SIZES + 1) for chosen in combinations(scales, number)]
+
+
+def small_changes(config: GenerateConfig, names: Sequence[str], cell_names: Sequence[str]) -> list[GenerateConfig]:
+    """Return settings that differ in one thing: a layer more or less, rescaling, or one number of the affinity.
+
+    Args:
+        config: the best settings so far.
+        names: all layers that see the text.
+        cell_names: all layers whose self-attention can spread maps.
+
+    """
     attention, affinity = config.attention, config.affinity
     found = [with_attention(config, token_rescaling=not attention.token_rescaling)]
     naming = attention.naming_layers
@@ -107,7 +144,9 @@ def small_changes(config: GenerateConfig, names: Sequence[str]) -> list[Generate
     found += [with_attention(config, cross_layers=other) for other in one_more_or_less(attention.cross_layers, names)]
     if affinity.kind == "none":
         return found
-    found += [with_attention(config, self_layers=other) for other in one_more_or_less(attention.self_layers, names)]
+    found += [
+        with_attention(config, self_layers=other) for other in one_more_or_less(attention.self_layers, cell_names)
+    ]
     found += [with_affinity(config, **change) for change in _affinity_changes(affinity)]
     return found
 
@@ -175,3 +214,41 @@ def fewer_heads(config: GenerateConfig, n_heads: dict[str, int]) -> list[Generat
                 changed = (*specs[:position], f"{name}@{'+'.join(rest)}", *specs[position + 1 :])
                 found.append(with_attention(config, cross_layers=changed))
     return found
+
+
+def with_threshold(masks: MaskConfig, threshold: float) -> MaskConfig:
+    """Return mask settings with another threshold."""
+    return replace(masks, fuse=replace(masks.fuse, threshold=round(threshold, 4)))
+
+
+def other_refinements(masks: MaskConfig) -> list[MaskConfig]:
+    """Return settings with each of `REFINEMENTS`; what one of them does not name stays as it is."""
+    found = [replace(masks, crf=replace(masks.crf, **change)) for change in REFINEMENTS]
+    return [other for other in found if other != masks]
+
+
+def refinement_changes(masks: MaskConfig) -> list[MaskConfig]:
+    """Return settings that differ in one number of the refinement, by `FACTORS`."""
+    return [
+        replace(masks, crf=replace(masks.crf, **{name: round(getattr(masks.crf, name) * factor, 3)}))
+        for name, factors in FACTORS[masks.crf.kind].items()
+        for factor in factors
+    ]
+
+
+def other_backgrounds(masks: MaskConfig) -> list[MaskConfig]:
+    """Return settings that make the background's score otherwise, from the same soft maps."""
+    found = [replace(masks, fuse=replace(masks.fuse, clamp=not masks.fuse.clamp))]
+    if masks.fuse.background == "words":
+        found.append(replace(masks, fuse=replace(masks.fuse, background="rule")))
+    return found
+
+
+def describe_masks(masks: MaskConfig) -> str:
+    """Return how soft maps become masks, in one line."""
+    crf = masks.crf
+    numbers = " ".join(f"{name} {getattr(crf, name):g}" for name in FACTORS[crf.kind])
+    parts = [f"threshold {masks.fuse.threshold:g}", f"{crf.kind} {numbers}".rstrip()]
+    parts += [] if masks.fuse.clamp else ["background rises again"]
+    parts += ["background words compete"] if masks.fuse.background == "words" else []
+    return ", ".join(parts)

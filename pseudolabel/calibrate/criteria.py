@@ -142,6 +142,11 @@ def label_score(
     """
     told_apart = float(np.mean([separation(*pair) for pair in zip(present, absent, strict=True)]))
     aligned = float(np.mean([edge_alignment(*pair) for pair in zip(present, edges, strict=True)]))
+    return joined_score(told_apart, aligned)
+
+
+def joined_score(told_apart: float, aligned: float) -> float:
+    """Return the score of mean `separation` and mean `edge_alignment` over images; see `label_score`."""
     return told_apart * max(0.0, aligned)
 
 

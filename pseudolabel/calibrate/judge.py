@@ -1,59 +1,30 @@
 """How good settings are: on recordings, and through the pipeline itself."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
-from data.masks import read_truth
-from data.samples import Sample
-from data.scoring import confusion_matrix, score
-from pseudolabel.calibrate.criteria import best_threshold, count_pixels, image_edges, label_score
+from pseudolabel.calibrate.criteria import (
+    THRESHOLDS,
+    best_threshold,
+    count_pixels,
+    edge_alignment,
+    image_edges,
+    joined_score,
+    separation,
+)
 from pseudolabel.calibrate.offline import raw_maps, refined_maps, view
 from pseudolabel.calibrate.pictures import Picture
 from pseudolabel.calibrate.recordings import Sentences
-from pseudolabel.config import GenerateConfig, mask_config
-from pseudolabel.masks.fuse import before_crf
-from pseudolabel.masks.labelmap import label_map
-from pseudolabel.pipeline import Pipeline
+from pseudolabel.config import GenerateConfig
 from pseudolabel.softmaps.grids import common_grid
 from pseudolabel.softmaps.layers import Layer
 
-
-@dataclass(frozen=True)
-class Measured:
-    """The mIoU of some settings through the pipeline itself, at full size and with all draws."""
-
-    threshold: float
-    before_crf: float
-    after_crf: float
-
-    def __str__(self) -> str:
-        return f"{self.before_crf:.4f} / {self.after_crf:.4f}"
-
-
-def measured(
-    pipeline: Pipeline, samples: Sequence[Sample], pictures: Sequence[Picture], thresholds: Sequence[float]
-) -> Measured:
-    """Return what the pipeline's settings reach at the threshold that is best after the CRF."""
-    n_classes = len(pipeline.reader.classes or ()) + 1
-    counts = np.zeros((len(thresholds), 2, n_classes, n_classes), np.int64)
-    masks = mask_config(pipeline.config)
-    variants = [replace(masks, fuse=replace(masks.fuse, threshold=tau)) for tau in thresholds]
-    for sample, picture in tqdm(list(zip(samples, pictures, strict=True)), "measure", unit="image", leave=False):
-        assert sample.truth_path is not None
-        rgb_u8 = picture.rgb_u8
-        truth = read_truth(sample.truth_path, rgb_u8.shape[:2], sample.image_path, sample.white)
-        [soft] = pipeline.soft_maps([rgb_u8], [picture.labels], [picture.id])
-        for (raw, refined), variant in zip(counts, variants, strict=True):
-            raw += confusion_matrix(truth, before_crf(soft, variant.fuse), n_classes)
-            refined += confusion_matrix(truth, label_map(rgb_u8, soft, variant)[1], n_classes)
-    best = int(np.argmax([score(refined).miou for _, refined in counts]))
-    raw, refined = counts[best]
-    return Measured(float(thresholds[best]), score(raw).miou, score(refined).miou)
+Sheet = dict[str, Tensor]  # what one picture says of some settings, kept until all pictures have spoken
 
 
 @dataclass(frozen=True)
@@ -64,20 +35,41 @@ class Verdict:
     threshold: float
 
 
-def judge_by_truth(
-    recorded: Iterable[Sentences], candidates: Sequence[GenerateConfig], layers: tuple[Layer, ...], n_classes: int
-) -> list[Verdict]:
+def sheet_by_truth(
+    items: Sequence[Sentences], candidates: Sequence[GenerateConfig], layers: Sequence[Layer], n_classes: int
+) -> Sheet:
+    """Return the pixels of one picture by what candidates make of them (`count_pixels`): the numbers above 0, placed.
+
+    Args:
+        items: what was recorded of the picture, at each timestep that a candidate has.
+        candidates: settings of one timestep each.
+        layers: all layers of the model.
+        n_classes: number of classes, the background included.
+
+    """
+    picture = items[0][0].picture
+    assert picture.truth is not None
+    at = {item[0].timestep: item for item in items}
+    places, numbers, size = [], [], n_classes**2 * (len(THRESHOLDS) + 1)
+    for index, candidate in enumerate(candidates):
+        item = at[candidate.diffusion.timesteps[0]]
+        maps = competed(view(refined_maps(item, candidate, layers), item[0]), candidate)
+        counted = count_pixels(maps, picture.prompted, picture.truth, n_classes).ravel()
+        [found] = np.nonzero(counted)
+        places.append(found + index * size)
+        numbers.append(counted[found])
+    return {
+        "places": torch.from_numpy(np.concatenate(places)),
+        "numbers": torch.from_numpy(np.concatenate(numbers)),
+    }
+
+
+def verdicts_by_truth(sheets: Iterable[Sheet], candidates: Sequence[GenerateConfig], n_classes: int) -> list[Verdict]:
     """Return the highest mIoU over thresholds of each candidate (one confusion matrix over all pictures)."""
-    counts: list[Any] = [0] * len(candidates)
-    for item in recorded:
-        picture = item[0].picture
-        assert picture.truth is not None
-        for index, candidate in enumerate(candidates):
-            if candidate.diffusion.timesteps != (item[0].timestep,):
-                continue
-            maps = competed(view(refined_maps(item, candidate, layers), item[0]), candidate)
-            counts[index] = counts[index] + count_pixels(maps, picture.prompted, picture.truth, n_classes)
-    return [Verdict(*best_threshold(count)) for count in counts]
+    counts = np.zeros((len(candidates), n_classes, n_classes, len(THRESHOLDS) + 1), np.int64)
+    for sheet in sheets:
+        counts.reshape(-1)[sheet["places"].numpy()] += sheet["numbers"].numpy()  # no place twice in a sheet
+    return [Verdict(*best_threshold(each)) for each in counts]
 
 
 def competed(maps: np.ndarray, config: GenerateConfig) -> np.ndarray:
@@ -113,28 +105,31 @@ def judge_sizes(
     return verdicts
 
 
-def judge_by_labels(
-    recorded: Iterable[Sentences], candidates: Sequence[GenerateConfig], layers: tuple[Layer, ...]
-) -> list[Verdict]:
-    """Return `criteria.label_score` of each candidate's raw maps; the affinity of the candidates plays no part."""
-    present: list[list[Any]] = [[] for _ in candidates]
-    absent: list[list[Any]] = [[] for _ in candidates]
-    edges: list[list[Any]] = [[] for _ in candidates]
-    for item in recorded:
-        lines = image_edges(item[0].picture.rgb_u8)
-        for index, candidate in enumerate(candidates):
-            if candidate.diffusion.timesteps != (item[0].timestep,):
-                continue
-            first, second = present_and_absent(item, candidate, layers)
-            present[index].append(first)
-            absent[index].append(second)
-            edges[index].append(lines)
-    scores = [label_score(*maps) for maps in zip(present, absent, edges, strict=True)]
-    return [Verdict(score, candidate.fuse.threshold) for score, candidate in zip(scores, candidates, strict=True)]
+def sheet_by_labels(items: Sequence[Sentences], candidates: Sequence[GenerateConfig], layers: Sequence[Layer]) -> Sheet:
+    """Return of one picture how well each candidate's raw maps tell classes apart, and follow the image's edges.
+
+    These are the two parts of `criteria.label_score`; the affinity of the candidates plays no part.
+    """
+    at = {item[0].timestep: item for item in items}
+    edges = image_edges(items[0][0].picture.rgb_u8)
+    rows = []
+    for candidate in candidates:
+        present, absent = present_and_absent(at[candidate.diffusion.timesteps[0]], candidate, layers)
+        rows.append([separation(present, absent), edge_alignment(present, edges)])
+    return {"parts": torch.tensor(rows, dtype=torch.float64)}
+
+
+def verdicts_by_labels(sheets: Iterable[Sheet], candidates: Sequence[GenerateConfig]) -> list[Verdict]:
+    """Return `criteria.label_score` of each candidate, with the threshold it has."""
+    means = torch.stack([sheet["parts"] for sheet in sheets]).mean(dim=0).tolist()
+    return [
+        Verdict(joined_score(told_apart, aligned), candidate.fuse.threshold)
+        for candidate, (told_apart, aligned) in zip(candidates, means, strict=True)
+    ]
 
 
 def present_and_absent(
-    item: Sentences, config: GenerateConfig, layers: tuple[Layer, ...]
+    item: Sentences, config: GenerateConfig, layers: Sequence[Layer]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the raw maps (mean over draws) of the classes a picture holds, and of its decoys, without the padding."""
     names = {spec.partition("@")[0] for spec in config.attention.cross_layers}

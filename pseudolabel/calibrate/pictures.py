@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from data.images import read_image
+from data.images import read_image, size_of
 from data.masks import read_truth
 from data.samples import Sample
 
@@ -37,6 +37,11 @@ class Picture:
     def rgb_u8(self) -> UInt8[np.ndarray, "height width 3"]:
         """The image."""
         return read_image(self.source) if isinstance(self.source, Path) else self.source
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Its height and width."""
+        return size_of(self.source) if isinstance(self.source, Path) else self.source.shape[:2]
 
     @property
     def prompted(self) -> tuple[int, ...]:

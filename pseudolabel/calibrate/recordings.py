@@ -5,10 +5,10 @@ One U-Net pass per noise draw records every layer at once, and a second one wher
 functions; a test holds the two against each other.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import groupby, product
 
 import torch
 from jaxtyping import Float
@@ -124,24 +124,33 @@ class Wanted:
     words: bool = False
 
 
+def in_reading_order(reader: Reader, pictures: Sequence[Picture]) -> list[Picture]:
+    """Return the pictures as `record` takes them: those of one padded size together."""
+    groups: dict[tuple[int, int], list[Picture]] = {}
+    for picture in pictures:
+        groups.setdefault(_latent_hw(reader, picture), []).append(picture)
+    return [picture for equal in groups.values() for picture in equal]
+
+
 def record(reader: Reader, pictures: Sequence[Picture], wanted: Wanted) -> Iterator[Sentences]:
     """Run the passes of the reader's settings and yield what was recorded, for each picture and timestep.
 
     Args:
         reader: of a model that is whole, not cut; without mirror images and with one scale.
-        pictures: images and the classes in their sentences.
+        pictures: images and the classes in their sentences; they come `in_reading_order`.
         wanted: layers and rules.
 
     """
-    groups: dict[tuple[int, int], list[Picture]] = {}
-    for picture in pictures:
-        height, width, _ = picture.rgb_u8.shape
-        frame = reader.frame((height, width))
-        groups.setdefault(reader.latent_hw(frame), []).append(picture)
-    for latent_hw, equal in groups.items():
+    ordered = in_reading_order(reader, pictures)
+    for latent_hw, group in groupby(ordered, lambda picture: _latent_hw(reader, picture)):
+        equal = list(group)
         together = _pictures_together(reader, latent_hw)
         for start in range(0, len(equal), together):
             yield from _record_group(reader, equal[start : start + together], wanted)
+
+
+def _latent_hw(reader: Reader, picture: Picture) -> tuple[int, int]:
+    return reader.latent_hw(reader.frame(picture.size_hw))
 
 
 def _pictures_together(reader: Reader, latent_hw: tuple[int, int]) -> int:
@@ -270,3 +279,43 @@ def _recorded(picture: Picture, mine: Sequence[tuple[Pass, _Tables]], wanted: Wa
 def _side_by_side(tables: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Stack the values of tables with the same keys."""
     return {name: torch.stack([table[name] for table in tables]) for name in tables[0]}
+
+
+def packed(items: Sequence[Sentences]) -> dict[str, Tensor]:
+    """Return what was recorded of one picture, at all timesteps, as tensors by name; self-attention is left out."""
+    return {
+        f"{place}/{name}": tensor
+        for place, recorded in enumerate(recorded for item in items for recorded in item)
+        for name, tensor in (
+            *(
+                (f"{number}/{key}", each)
+                for number, table in enumerate(recorded.maps.values())
+                for key, each in table.items()
+            ),
+            *((f"agreement/{key}", each) for key, each in recorded.agreement.items()),
+        )
+    }
+
+
+def unpacked(reader: Reader, picture: Picture, tensors: Mapping[str, Tensor], wanted: Wanted) -> Iterator[Sentences]:
+    """Yield, for each timestep, what `packed` made of a picture's recordings by the same reader."""
+    frame = reader.frame(picture.size_hw)
+    prompts = reader.plan(picture.prompted)
+    tables: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        place, kind, key = name.split("/", 2)
+        tables.setdefault(f"{place}/{kind}", {})[key] = tensor
+    for first, timestep in enumerate(reader.diffusion.timesteps):
+        yield tuple(
+            Recorded(
+                picture,
+                frame,
+                reader.latent_hw(frame),
+                timestep,
+                prompt.rows,
+                {rule: tables[f"{place}/{number}"] for number, rule in enumerate(wanted.rules)},
+                {},
+                tables.get(f"{place}/agreement", {}),
+            )
+            for place, prompt in enumerate(prompts, start=first * len(prompts))
+        )

@@ -1,7 +1,6 @@
-"""The command `calibrate`: layers, timestep and thresholds for a model and data."""
+"""The command `calibrate`: layers, timestep, refinement and thresholds for a model and data."""
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,55 +15,79 @@ def calibrate(
     long_sides: tuple[int, ...] = (),
     draws: int = 2,
     heads: bool = True,
+    refinement: bool = True,
     use_truth: bool = True,
+    budget_minutes: float | None = None,
     replace_output: bool = False,
     **settings: Any,
 ) -> None:
-    """Choose layers, timestep and thresholds for a model and data.
+    """Choose layers, timestep, refinement and thresholds for a model and data; run again to resume.
 
-    Takes images evenly from the data set. With ground truth the highest mIoU wins (before the CRF, but for the
-    threshold); without it, the maps that best tell present classes from absent ones, and heads, affinity and image size
-    stay as configured. Score the result on other images than these.
+    Takes images evenly from the data set. With ground truth the highest mIoU wins (before the CRF; for the threshold
+    and the refinement, after it); without it, the maps that best tell present classes from absent ones, and heads,
+    affinity, image size and refinement stay as configured. Score the result on other images than these.
 
     Args:
-        output: YAML file to write: what differs from the defaults.
+        output: YAML file to write: what differs from the defaults. What has been read and judged is kept beside it, in
+            .NAME.checkpoint, until the search is over.
         images: How many images to look at.
-        timesteps: Timesteps tried; by default 50 to 400, of models of flow matching (SD3, Flux) 100 to 700.
+        timesteps: Timesteps tried; by default 30 to 400, of models of flow matching (SD3, Flux) 100 to 700.
         long_sides: Values of resize.long_side_px tried beside the configured one.
         draws: Noise draws while searching; the configured number is used for the final figures.
         heads: Try to leave out attention heads.
+        refinement: Try other refinements along edges, and their numbers; none if crf.kind is none.
         use_truth: Use ground truth where there is some; false: image-level labels alone.
+        budget_minutes: Search for about so long, what usually gains most first, then write the best so far; the same
+            command again goes on for as long. None: until everything has been tried.
         replace_output: Replace the output file if it exists.
         **settings: The fields of GenerateConfig.
 
     """
-    import yaml
-
-    from data.files import check_writable, write_atomically
+    from data.files import check_writable
     from data.readers.layout import open_samples
-    from pseudolabel.calibrate.search import evenly, report_of, run_search
+    from pseudolabel.calibrate.budget import Budget
+    from pseudolabel.calibrate.kept import kept_beside, wrote
+    from pseudolabel.calibrate.search import Options, evenly, prepare, run_search
 
-    config, output = GenerateConfig(**settings), Path(output)
-    if os.path.lexists(output) and not replace_output:
+    config, output, budget = GenerateConfig(**settings), Path(output), Budget(budget_minutes)
+    if os.path.lexists(output) and not replace_output and not wrote(output):
         raise StoreError(f"{output} exists already: choose another --output, or give --replace_output.")
     if images < 1 or draws < 1:
         raise ConfigError(f"--images is {images}, --draws {draws}: each must be at least one.")
+    if budget_minutes is not None and not budget_minutes > 0:
+        raise ConfigError(f"--budget_minutes is {budget_minutes}: it must be above 0, or left out for no limit.")
     output.parent.mkdir(parents=True, exist_ok=True)
     check_writable(output)
-    started = time.perf_counter()
     samples = open_samples(config.data, need_labels=True, need_truth=use_truth)
-    chosen = evenly(samples.samples, images)
-    search, before, after = run_search(config, samples, chosen, timesteps, long_sides, draws, heads, use_truth)
-    text = report_of(search, config.data.split, before, after) + yaml.safe_dump(
-        differences(search.config), sort_keys=False, width=120
-    )
-    print("\n".join(search.steps))
+    options = Options(timesteps, long_sides, draws, heads, refinement, use_truth)
+    task = prepare(config, samples, evenly(samples.samples, images), options)
+    with kept_beside(output, task.content, budget) as kept:
+        found = run_search(task, kept)
+        _write(output, found, config, kept)
+    for step, seconds in zip(found.search.steps, found.search.seconds, strict=True):
+        print(f"{step} [{seconds:.0f} s]")
+    if found.before is not None and found.after is not None:
+        print(f"mIoU on these images, before / after the CRF: {found.before} as configured, {found.after} calibrated.")
+    print(f"Wrote {output} after {budget.spent_s:.0f} s.")
+    if found.untried:
+        print(f"The time was up before: {', '.join(found.untried)}. The same command goes on from here.")
+    print(f"Next: pseudolabel generate --config {output} --root {config.data.root} --store STORE")
+
+
+def _write(output: Path, found: Any, config: GenerateConfig, kept: Any) -> None:
+    """Write the settings found; on a full disk print them, since hours may have gone into them."""
+    import yaml
+
+    from data.files import write_atomically
+    from pseudolabel.calibrate.search import report_of
+
+    plain = yaml.safe_dump(differences(found.search.config), sort_keys=False, width=120)
+    text = report_of(found, config.data.split) + plain
     try:
+        if found.untried:
+            kept.note_output(text.encode())
         write_atomically(output, text.encode())
     except OSError:
         print(f"{output} could not be written; it would hold:\n{text}")
         raise
-    if before is not None and after is not None:
-        print(f"mIoU on these images, before / after the CRF: {before} as configured, {after} calibrated.")
-    print(f"Wrote {output} after {time.perf_counter() - started:.0f} s.")
-    print(f"Next: pseudolabel generate --config {output} --root {config.data.root} --store STORE")
+    kept.over = not found.untried
