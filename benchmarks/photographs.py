@@ -64,14 +64,14 @@ def train(given: argparse.Namespace, name: str, more: Sequence[str]) -> dict[str
     val = ("--data.val.root", given.root, "--data.val.split", given.val)
     quiet = ("--trainer.enable_progress_bar", "false")
     if not notes.exists():
-        start, worked, load = time.perf_counter(), processor_seconds(), os.getloadavg()[0]
+        start, worked, load, on = time.perf_counter(), processor_seconds(), os.getloadavg()[0], machine()
         length = ("--trainer.max_epochs", given.epochs, "--trainer.check_val_every_n_epoch", given.epochs)
         data = ("--data.root", given.root, "--data.split", given.train, "--data.masks", "truth")
         anew = ("--output", run, "--overwrite", "true")
         program("segtrain", "fit", "--config", CONFIG, *data, *length, *more, *quiet, *anew)
         minutes, processor = (time.perf_counter() - start) / 60, (processor_seconds() - worked) / 60
         loads = [round(load, 1), round(os.getloadavg()[0], 1)]
-        write_json(notes, {"minutes": minutes, "processor_minutes": processor, "load": loads, **machine()})
+        write_json(notes, {"minutes": minutes, "processor_minutes": processor, "load": loads, **on})
     found = json.loads(notes.read_text(encoding="utf-8"))
     for kind, views in (("plain", ()), ("views", VIEWS)):
         report = run / kind
@@ -155,7 +155,15 @@ def page(found: dict) -> str:
         )
         for name, row in found["networks"].items()
     ]
-    header = ("first weights of the encoder", "mIoU", "three scales, mirrored", "minutes", "of the processors", "load", "commit")
+    header = (
+        "first weights of the encoder",
+        "mIoU",
+        "three scales, mirrored",
+        "minutes",
+        "of the processors",
+        "load",
+        "commit",
+    )
     train_images, val_images = found["images"].values()
     lines = [
         "# Photographs: what ImageNet weights bring",
