@@ -174,8 +174,8 @@ def page(found: dict) -> str:
         "",
         table(header, rows),
         "",
-        "Minutes are of the whole training on the wall's clock and summed over the processors; the load is the machine's "
-        "before and after, with whatever else ran on it. "
+        "Minutes are of the whole training on the wall's clock and summed over the processors; the load is the "
+        "machine's before and after, with whatever else ran on it. "
         f"{machine_line(found)} With VOC at hand:",
         "",
         "    python benchmarks/photographs.py --root VOCdevkit --train train --val val",

@@ -28,11 +28,12 @@ from data.store.softmaps import SoftMaps
 from data.store.source import stored_data, stored_path
 from data.store.store import MaskStore
 from train.checkpoint import file_digest, load_network
+from train.crf_tiles import blocks_of_large
 from train.dataset import to_tensor
 from train.inference import InferenceConfig, probabilities, sharpen, with_engine
 from train.memory import image_in_memory
 from train.network import Segmenter
-from train.tiles import CELL_PX, Block, needs_blocks, probability_blocks
+from train.tiles import CELL_PX, Block
 
 logger = logging.getLogger(__name__)
 
@@ -149,10 +150,10 @@ def predict_blocks(
     """
     height, width = rgb.shape[:2]
     with image_in_memory((height, width), inference.window):
-        if needs_blocks((height, width), n_classes, inference):
-            image = torch.from_numpy(rgb).permute(2, 0, 1)
-            for block in probability_blocks(network, image, n_classes, inference, network.mean, model):
-                yield block, block
+        image = torch.from_numpy(rgb).permute(2, 0, 1)
+        parts = blocks_of_large(network, image, n_classes, inference, network.mean, model)
+        if parts is not None:
+            yield from parts
         else:
             whole = slice(0, height), slice(0, width)
             before, after = predict_image(network, rgb, inference, model)
