@@ -30,7 +30,7 @@ CASES = {  # (height, width) and how it is predicted
     "4,000 x 3,000": ((3000, 4000), WINDOW),
     "4,000 x 3,000, two scales, mirrored": ((3000, 4000), (*WINDOW, *VIEWS)),
     "4,000 x 3,000, CRF": ((3000, 4000), (*WINDOW, *CRF)),
-    "8,000 x 6,000, CRF": ((6000, 8000), (*WINDOW, *CRF)),
+    "6,000 x 4,000, CRF": ((4000, 6000), (*WINDOW, *CRF)),
     "12,000 x 7,456": ((7456, 12_000), WINDOW),
     "12,000 x 7,456, all probabilities": ((7456, 12_000), (*WINDOW, "--probabilities", "true")),
 }
