@@ -25,10 +25,14 @@ CONFIG = HERE.parent / "configs/train/voc12_small.yaml"
 ALLOWED_GIB = 3.0
 WINDOW = ("--inference.window", "513")
 VIEWS = ("--inference.scales", "[0.75,1.0]", "--inference.flip", "true")
+CRF = ("--inference.crf.enabled", "true", "--inference.crf.iterations", "2")  # more take time, not memory
 CASES = {  # (height, width) and how it is predicted
     "4,000 x 3,000": ((3000, 4000), WINDOW),
     "4,000 x 3,000, two scales, mirrored": ((3000, 4000), (*WINDOW, *VIEWS)),
+    "4,000 x 3,000, CRF": ((3000, 4000), (*WINDOW, *CRF)),
+    "6,000 x 4,000, CRF": ((4000, 6000), (*WINDOW, *CRF)),
     "12,000 x 7,456": ((7456, 12_000), WINDOW),
+    "12,000 x 7,456, all probabilities": ((7456, 12_000), (*WINDOW, "--probabilities", "true")),
 }
 
 

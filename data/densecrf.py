@@ -60,6 +60,7 @@ def dense_crf(
     sxy_bilateral: float,
     srgb_bilateral: float,
     compat_bilateral: float,
+    origin_yx: tuple[int, int] = (0, 0),
     torch: Any = None,
     device: str = "cpu",
 ) -> Float32[np.ndarray, "classes height width"]:
@@ -76,6 +77,8 @@ def dense_crf(
         sxy_bilateral: spatial standard deviation of the appearance kernel, in pixels.
         srgb_bilateral: colour standard deviation of the appearance kernel, in grey levels of 0 to 255.
         compat_bilateral: weight of the appearance kernel.
+        origin_yx: where the image's first pixel lies in a larger one of which it is a part: the lattice that filters
+            lies still in the larger one, so that a part far from its edges comes out as in the whole.
         torch: the module torch, which then does the work; None: pydensecrf does.
         device: where torch works.
 
@@ -92,10 +95,10 @@ def dense_crf(
     gaussian, bilateral = (sxy_gaussian, compat_gaussian), (sxy_bilateral, srgb_bilateral, compat_bilateral)
     energy = np.ascontiguousarray(-np.log(clipped).reshape(len(scores), -1))
     if torch is None:
-        marginals = _by_pydensecrf(rgb_u8, energy, iterations, gaussian, bilateral)
+        marginals = _by_pydensecrf(rgb_u8, energy, iterations, gaussian, bilateral, origin_yx)
     else:
         with torch.inference_mode():
-            marginals = _by_torch(torch, device, rgb_u8, energy, iterations, gaussian, bilateral)
+            marginals = _by_torch(torch, device, rgb_u8, energy, iterations, gaussian, bilateral, origin_yx)
     return marginals.reshape(scores.shape)
 
 
@@ -105,16 +108,23 @@ def _by_pydensecrf(
     iterations: int,
     gaussian: tuple[float, float],
     bilateral: tuple[float, float, float],
+    origin_yx: tuple[int, int],
 ) -> np.ndarray:
     """Return the marginals (classes, pixels) for unary energies of the same shape."""
     from pydensecrf import densecrf
 
     field = densecrf.DenseCRF2D(rgb_u8.shape[1], rgb_u8.shape[0], len(energy))
     field.setUnaryEnergy(energy)
-    field.addPairwiseGaussian(sxy=gaussian[0], compat=gaussian[1])
-    # pydensecrf asks for memory it may write to, which np.asarray(PIL image) does not give.
-    image = np.require(rgb_u8, requirements=["C_CONTIGUOUS", "WRITEABLE"])
-    field.addPairwiseBilateral(sxy=bilateral[0], srgb=bilateral[1], rgbim=image, compat=bilateral[2])
+    if origin_yx == (0, 0):
+        field.addPairwiseGaussian(sxy=gaussian[0], compat=gaussian[1])
+        # pydensecrf asks for memory it may write to, which np.asarray(PIL image) does not give.
+        image = np.require(rgb_u8, requirements=["C_CONTIGUOUS", "WRITEABLE"])
+        field.addPairwiseBilateral(sxy=bilateral[0], srgb=bilateral[1], rgbim=image, compat=bilateral[2])
+    else:  # the same features, of which the two calls above only know the columns and rows from 0 on
+        places = np.indices(rgb_u8.shape[:2], np.float32)[::-1].reshape(2, -1) + np.float32(origin_yx[::-1])[:, None]
+        colours = rgb_u8.reshape(-1, 3).T / np.float32(bilateral[1])
+        field.addPairwiseEnergy(places / np.float32(gaussian[0]), compat=gaussian[1])
+        field.addPairwiseEnergy(np.concatenate([places / np.float32(bilateral[0]), colours]), compat=bilateral[2])
     return np.array(field.inference(iterations), dtype=np.float32)
 
 
@@ -126,12 +136,13 @@ def _by_torch(
     iterations: int,
     gaussian: tuple[float, float],
     bilateral: tuple[float, float, float],
+    origin_yx: tuple[int, int],
 ) -> np.ndarray:
     """Return the marginals (classes, pixels); `_mean_field` with the kernels of an image."""
     height, width = rgb_u8.shape[:2]
     rgb = torch.from_numpy(np.array(rgb_u8)).to(device).reshape(-1, 3).float()
-    columns = torch.arange(width, device=device).float().repeat(height)
-    rows = torch.arange(height, device=device).float().repeat_interleave(width)
+    columns = torch.arange(width, device=device).add(origin_yx[1]).float().repeat(height)
+    rows = torch.arange(height, device=device).add(origin_yx[0]).float().repeat_interleave(width)
     # Tensors of one number: a GPU turns a division by a plain one into a product, whose last bit may be another, and
     # with it which lattice points there are.
     step, near, alike = torch.tensor([gaussian[0], *bilateral[:2]], device=device).split(1)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -32,23 +32,29 @@ _WINDOWS = os.name == "nt"
 
 
 def write_atomically(path: Path, content: bytes | memoryview, durable: bool = False) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part: temporary file, then os.replace.
+    """Write a file so that a reader sees the old content or the new, never a part; as `atomic_file`."""
+    with atomic_file(path, durable) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
+    """Give a file to write to that stands at `path` when the block ends: temporary file, then os.replace.
 
     The temporary file lies beside the target, begins with a dot and carries process and thread, so that two writers of
-    one name do not meet.
+    one name do not meet. If the block fails, nothing has changed.
 
     Args:
         path: the file.
-        content: its bytes.
-        durable: wait until the disk has them (fsync) before the former file goes. Without it the file may be missing
+        durable: wait until the disk has it (fsync) before the former file goes. Without it the file may be missing
             after a power cut, which is right for all that is made again.
 
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         temporary.unlink(missing_ok=True)  # of a killed process with this number, or somebody's link
-        with temporary.open("xb") as file:
-            file.write(content)
+        with temporary.open("x+b") as file:
+            yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

@@ -215,7 +215,7 @@ def test_phrases_are_measured(sd_folder, tmp_path, capsys):
 def test_stores_are_joined_for_training(made_store, tmp_path):
     from benchmarks.synthesize import join
     from data.store.store import MaskStore
-    from train.dataset import list_training
+    from train.samples import list_training
 
     joined = MaskStore.open(join(tmp_path / "both", [(made_store, 2)]))
     assert len(list_training(joined, "store", None, None)) == 2

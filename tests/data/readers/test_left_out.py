@@ -197,7 +197,7 @@ def test_a_folder_of_truth_means_the_same_wherever_it_is_named(part_of_voc, tmp_
     from data.classes import VOC
     from data.store.source import stored_data, truth_paths
     from data.store.store import MaskStore
-    from train.dataset import list_training
+    from train.samples import list_training
 
     work = tmp_path_factory.mktemp("work")
     monkeypatch.chdir(work)

@@ -88,7 +88,7 @@ def reviewer(browser, visitor, drawn) -> Iterator[Reviewer]:
 
 def samples(store: MaskStore) -> dict:
     """What the next fit would learn from."""
-    from train.dataset import list_training
+    from train.samples import list_training
 
     return {sample.id: sample for sample in list_training(store, "store", None, None)}
 
