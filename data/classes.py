@@ -6,7 +6,6 @@ Class ids are the pixel values of a mask: 0 is the background, 1 to N are the cl
 
 import difflib
 import re
-import reprlib
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data.console import count
+from data.console import count, holds_control, is_encodable, short, some
 from data.errors import ConfigError, LabelError
 from data.texts import FileKind, read_yaml
 
@@ -75,7 +74,7 @@ class ClassSet:
         if not 1 <= len(self.names) <= MAX_CLASSES:
             raise ConfigError(f"{count(len(self.names), 'class')}: a mask holds 1 to {MAX_CLASSES}; name fewer.")
         for name in self.names:
-            if not _is_text(name):
+            if not is_encodable(name):
                 raise ConfigError(
                     f"The class name {name!a} holds bytes of no known encoding; rename its folder, or save the label "
                     "file as UTF-8."
@@ -99,7 +98,7 @@ class ClassSet:
         position = self._positions.get(class_key(name))
         if position is None:
             raise LabelError(
-                f"Unknown class {name!r}{nearest(name, self.names)}; the classes are {_shortened(self.names)}."
+                f"Unknown class {name!r}{nearest(name, self.names)}; the classes are {some(self.names, 12)}."
             )
         return position + 1
 
@@ -164,23 +163,13 @@ def repeated_names(names: Sequence[str]) -> list[str]:
     return [name for name, key in zip(names, keys, strict=True) if not key or times[key] > 1]
 
 
-def _is_text(name: str) -> bool:
-    """Return whether a name can be written: a folder's name may be bytes of another encoding (lone surrogates)."""
-    return not any(0xD800 <= ord(character) < 0xE000 for character in name)
-
-
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Return ", did you mean 'x'?" for the nearest known name, or an empty string if none is near."""
+    """Return " (did you mean 'x'?)" for the nearest known name; an empty text if none is near."""
     if len(name) > MAX_NAME:  # a comparison takes the square of the length
         return ""
     by_key = {class_key(other): other for other in known}
     match = difflib.get_close_matches(class_key(name), list(by_key), n=1, cutoff=0.6)
     return f" (did you mean {by_key[match[0]]!r}?)" if match else ""
-
-
-def _shortened(names: Sequence[str], limit: int = 12) -> str:
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
 def make_classes(names: Sequence[str], phrases: dict[str, str], background: dict[str, tuple[str, ...]]) -> ClassSet:
@@ -210,7 +199,7 @@ def load_classes(path: Path) -> ClassSet:
     version = content.get("format_version", 1) if isinstance(content, dict) else 1
     if not isinstance(version, int) or version > CLASSES_VERSION:
         raise ConfigError(
-            f"{path} has format_version {_short(version)}; this program reads up to {CLASSES_VERSION}: update it."
+            f"{path} has format_version {short(version)}; this program reads up to {CLASSES_VERSION}: update it."
         )
     default: tuple[str, ...] = DEFAULT_BACKGROUND
     if isinstance(content, dict) and "default_background" in content:
@@ -228,12 +217,12 @@ def _entry(entry: Any, default: tuple[str, ...], path: Path) -> tuple[str, str, 
     name = entry.get("name") if isinstance(entry, dict) else None
     if not isinstance(name, str):
         raise ConfigError(
-            f"{path}: {_short(entry)} is no class; write `- name: cat` (quote names such as 'yes' or '12')."
+            f"{path}: {short(entry)} is no class; write `- name: cat` (quote names such as 'yes' or '12')."
         )
     unknown = [key for key in entry if key not in ("name", "phrase", "background")]
     if unknown:
         raise ConfigError(
-            f"{path}: {_short(unknown[0])} in class {_short(name)} is unknown; use name, phrase, background."
+            f"{path}: {short(unknown[0])} in class {short(name)} is unknown; use name, phrase, background."
         )
     check_name(name, f"{path}: ")
     words = default
@@ -242,7 +231,7 @@ def _entry(entry: Any, default: tuple[str, ...], path: Path) -> tuple[str, str, 
     phrase = entry.get("phrase")
     if phrase is not None and (not isinstance(phrase, str) or len(phrase) > MAX_NAME):
         raise ConfigError(
-            f"{path}: the phrase of class {name!r} is {_short(phrase)}; write a text of at most {MAX_NAME} characters."
+            f"{path}: the phrase of class {name!r} is {short(phrase)}; write a text of at most {MAX_NAME} characters."
         )
     return name, phrase or name.replace("_", " "), words
 
@@ -261,26 +250,21 @@ def check_name(name: str, place: str = "") -> str:
             "label."
         )
     if len(name) > MAX_NAME:
-        raise ConfigError(f"{place}The class name {_short(name)} is longer than {MAX_NAME} characters; shorten it.")
-    if any(ord(character) < 32 or 0xD800 <= ord(character) < 0xE000 for character in name):
+        raise ConfigError(f"{place}The class name {short(name)} is longer than {MAX_NAME} characters; shorten it.")
+    if holds_control(name):
         raise ConfigError(f"{place}The class name {name!r} holds a control character; rename the class.")
     return name
 
 
 def _words(value: Any, place: str) -> tuple[str, ...]:
     if not _is_texts(value):
-        raise ConfigError(f"{place} is {_short(value)}, but must be a list of words, such as [tree, sky].")
+        raise ConfigError(f"{place} is {short(value)}, but must be a list of words, such as [tree, sky].")
     if len(value) > MAX_WORDS or any(len(word) > MAX_NAME for word in value):
         raise ConfigError(
             f"{place} has {len(value)} words; at most {MAX_WORDS} of at most {MAX_NAME} characters are read: a "
             "sentence has room for far fewer."
         )
     return tuple(value)
-
-
-def _short(value: Any) -> str:
-    """Return a value of somebody's file for a message; one with aliases may be very long when written out."""
-    return reprlib.repr(value)
 
 
 def save_classes(classes: ClassSet, path: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import re
+import reprlib
 import signal
 import subprocess
 import sys
@@ -31,6 +32,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Unicode's general categories that are not drawn but change what stands beside them: control characters, format
 # characters (of no width, or turning the direction of writing), halves of surrogate pairs, line and paragraph ends.
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 
 def describe_machine(device: str) -> str:
@@ -118,6 +121,41 @@ def count(number: int, one: str, many: str | None = None) -> str:
 
     """
     return f"{number} {plural(number, one, many)}"
+
+
+def some(items: Sequence[str], limit: int = 5) -> str:
+    """Return the first few of some texts and how many more there are.
+
+    >>> some(["a", "b", "c"]), some(["a", "b", "c"], limit=2)
+    ('a, b, c', 'a, b and 1 more')
+
+    """
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
+
+
+def short(value: object) -> str:
+    """Return a value out of somebody's file for a message: in one line, cut where it is long or deep.
+
+    >>> short("a" * 99)
+    "'aaaaaaaaaaaaaaaaaaaaaaaaaaa...aaaaaaaaaaaaaaaaaaaaaaaaaaaa'"
+
+    """
+    return _SHORT.repr(value)[:100]
+
+
+def holds_control(text: str) -> bool:
+    """Return whether a text holds a control character or half of a surrogate pair, which no name of a file may."""
+    return any(ord(character) < 32 or ord(character) == 127 or _is_surrogate(character) for character in text)
+
+
+def is_encodable(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: a name out of a folder may be bytes of another encoding."""
+    return not any(map(_is_surrogate, text))
+
+
+def _is_surrogate(character: str) -> bool:
+    return 0xD800 <= ord(character) < 0xE000
 
 
 def printable(text: str) -> str:

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from data.classes import IGNORE
 from data.config import DataConfig, White
-from data.console import count
+from data.console import count, some
 from data.errors import ConfigError, ImageError, UserError
 from data.images import read_orientation, size_of, to_upright
 from data.masks import only_black_and_white, read_mask, white_as_class
@@ -210,17 +210,11 @@ def import_lines(result: Imported, store: Path) -> list[str]:
     """Return what to print at the end of an import."""
     lines = [f"{count(result.written + result.there, 'mask')} in {store / 'masks'}: {result.written} taken now."]
     if result.without:
-        lines.append(
-            f"Note: {count(len(result.without), 'image has', 'images have')} no mask: {_some(result.without)}."
-        )
+        lines.append(f"Note: {count(len(result.without), 'image has', 'images have')} no mask: {some(result.without)}.")
     if result.strays:
         belong = count(len(result.strays), "mask belongs", "masks belong")
-        lines.append(f"Note: {belong} to no image of the split: {_some(result.strays)}.")
+        lines.append(f"Note: {belong} to no image of the split: {some(result.strays)}.")
     if result.unlabelled:
         named = ", ".join(f"{name} ({number})" for name, number in result.unlabelled.most_common())
         lines.append(f"Note: masks show classes that their image's labels do not name: {named}.")
     return lines
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
