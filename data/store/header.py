@@ -5,7 +5,7 @@ import json
 import re
 from dataclasses import fields
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from data.classes import IGNORE, ClassSet
 from data.config import DataConfig, from_plain
@@ -16,20 +16,39 @@ from data.files import json_bytes, parse_json, plain_json, read_regular
 FORMAT = "pseudolabel-masks"
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 64_000_000  # 254 classes with a thousand background words each take a tenth
-_NO_MATTER = (
-    "data.cache:",
-    "data.truth:",
-    "data.truth_255:",
-    "data.crowd:",
-)  # settings of the data that change no mask
+# Settings of the data that change no mask.
+_NO_MATTER = ("data.cache:", "data.truth:", "data.truth_255:", "data.crowd:")
 _ENGINE = re.compile(r"config\.(\w+\.)*crf\.engine:")  # nor does what ran the CRF, beyond a pixel in ten thousand
 _NOT_STORED = frozenset({"cache"})  # a folder that is written to: never taken from a store
 
 
+class MadeWith(TypedDict):
+    """What the masks of a store are made with.
+
+    Attributes:
+        classes: classes of the masks.
+        config: the resolved settings that change the result (not the batch size or the device).
+        model: id and fingerprint of the model.
+        data: where the images are: format, root, split and so on, as `data.config.DataConfig` names them.
+        program: name of the program that writes it; pseudolabel if not given.
+
+    """
+
+    classes: ClassSet
+    config: dict[str, Any]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    program: NotRequired[str]
+
+
 def make_header(
-    classes: ClassSet, config: dict[str, Any], model: dict[str, Any], data: dict[str, Any], program: str
+    classes: ClassSet,
+    config: dict[str, Any],
+    model: dict[str, Any],
+    data: dict[str, Any],
+    program: str = "pseudolabel",
 ) -> dict[str, Any]:
-    """Return the content of store.json; arguments as in `MaskStore.create`."""
+    """Return the content of store.json; arguments as in `MadeWith`. It is equal to what reading it back would give."""
     header = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -40,9 +59,8 @@ def make_header(
         "model": model,
         "data": data,
     }
-    return json.loads(
-        json.dumps(header, default=plain_json)
-    )  # what reading it back would give, so that they compare equal
+    plain: dict[str, Any] = json.loads(json.dumps(header, default=plain_json))
+    return plain
 
 
 def header_bytes(header: dict[str, Any]) -> bytes:

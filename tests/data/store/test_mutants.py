@@ -268,9 +268,9 @@ def test_soft_maps_of_any_memory_layout_come_back(good, tmp_path):
 
 
 def test_a_line_without_end_is_not_read_into_memory(good, tmp_path, monkeypatch):
-    from data.store import store as module
+    from data.store import index
 
-    monkeypatch.setattr(module, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(index, "MAX_LINE_BYTES", 1000)
     store = rewrite(good, tmp_path / "s", "index.jsonl", b"x" * 10_000 + b"\n" + good["index.jsonl"])
     assert store.ids() == ["a"]
 
