@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data.classes import save_classes
+from data.class_file import save_classes
 from data.exporters.items import Exported, ExportOptions, classes_in, place_image, read_items, split_of, suffix_of
 from data.exporters.labels import write_labels
 from data.files import write_atomically

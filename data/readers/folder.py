@@ -26,7 +26,8 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from data.classes import ClassSet, load_classes
+from data.class_file import load_classes
+from data.classes import ClassSet
 from data.config import DataConfig
 from data.console import count
 from data.errors import ConfigError, ImageError

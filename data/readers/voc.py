@@ -25,7 +25,8 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data.classes import VOC, load_classes
+from data.class_file import load_classes
+from data.classes import VOC
 from data.config import DataConfig
 from data.console import count, some
 from data.errors import ConfigError, LabelError

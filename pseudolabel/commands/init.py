@@ -26,7 +26,8 @@ def init(root: Path, output: Path | None = None, overwrite: bool = False) -> Non
     from collections import Counter
     from dataclasses import replace
 
-    from data.classes import class_key, save_classes
+    from data.class_file import save_classes
+    from data.classes import class_key
     from data.config import DataConfig
     from data.errors import ConfigError
     from data.readers.layout import detect_format, list_data

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.classes import ClassSet, save_classes
+from data.class_file import save_classes
+from data.classes import ClassSet
 from data.config import DataConfig
 from data.errors import ConfigError, StoreError
 from data.exporters.annotation import voc_annotation

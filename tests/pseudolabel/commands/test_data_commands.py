@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.classes import VOC, load_classes
+from data.class_file import load_classes
+from data.classes import VOC
 from data.store.store import MaskStore
 from pseudolabel.cli import main
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as drawn
 from PIL import Image
 
-from data.classes import make_classes, save_classes
+from data.class_file import save_classes
+from data.classes import make_classes
 from data.masks import read_mask, write_mask
 from data.store.softmaps import upsample
 from data.store.store import MaskStore
