@@ -241,6 +241,25 @@ def to_upright(raw: UInt8[np.ndarray, "rows columns"], orientation: int) -> UInt
     return np.ascontiguousarray(raw[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1])
 
 
+def as_shown(
+    mask: UInt8[np.ndarray, "rows columns"], size_hw: tuple[int, int], image_path: Path
+) -> UInt8[np.ndarray, "height width"]:
+    """Turn a mask that was drawn on the raw rows of an image which lies on its side; another one stays as it is.
+
+    The sizes tell how it was drawn: only a mask of the image's width by its height is turned.
+
+    Args:
+        mask: class ids.
+        size_hw: height and width of the upright image.
+        image_path: the image, whose EXIF says which way to turn.
+
+    """
+    if mask.shape == tuple(size_hw) or mask.shape != tuple(size_hw)[::-1]:
+        return mask
+    orientation = read_orientation(image_path)
+    return to_upright(mask, orientation) if orientation >= 5 else mask
+
+
 def to_raw_layout(upright: UInt8[np.ndarray, "height width"], orientation: int) -> UInt8[np.ndarray, "rows columns"]:
     """Turn a mask back to the raw layout of the image file; the inverse of `to_upright`."""
     back = {6: 8, 8: 6}.get(orientation, orientation)

@@ -105,11 +105,6 @@ def header_fault(header: dict[str, Any]) -> str:
     for part in ("classes", "config", "model", "data"):
         if not isinstance(header[part], dict):
             return f"{part} is {header[part]!r:.60}, not an object"
-    names = [header["classes"].get(key) for key in ("names", "phrases")]
-    words = header["classes"].get("background_words")
-    lists = [*names, *(words if isinstance(words, list) else [None])]
-    if not all(isinstance(one, list) and all(isinstance(text, str) for text in one) for one in lists):
-        return "classes are not lists of names, phrases and background_words"
     try:
         ClassSet.from_json(header["classes"])
         data_settings(header["data"])

@@ -180,7 +180,7 @@ def synthesize_images(output: Path, classes: ClassSet, count: int, recipe: Recip
         made += 1
     records = [done[index] for index in sorted(done)]
     _write_lists(output, records, classes)
-    return _tally(records, classes, made)
+    return _tally(records, made)
 
 
 def check_folder(output: Path) -> None:
@@ -307,7 +307,7 @@ def _write_lists(output: Path, records: Sequence[dict[str, Any]], classes: Class
     save_classes(classes, output / "classes.yaml")
 
 
-def _tally(records: Sequence[dict[str, Any]], classes: ClassSet, made: int) -> Tally:
+def _tally(records: Sequence[dict[str, Any]], made: int) -> Tally:
     """Count what came of all images."""
     tally = Tally(made=made)
     for record in records:

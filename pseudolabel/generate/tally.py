@@ -126,7 +126,7 @@ def print_summary(store_path: Path, samples: SampleSet, tally: Tally) -> None:
 
 def _print_label_notes(found: dict[str, tuple[int, ...] | None], samples: SampleSet) -> None:
     """Say which masks of the store nobody can vouch for: of images without labels by now, or of labels unknown."""
-    listed = {samples.samples[position].id for position in range(len(samples.samples))} if found else set()
+    listed = {sample.id for sample in samples.samples} if found else set()
     orphans = sorted(set(found) - listed)
     if orphans:
         names = some(orphans, SHOWN)

@@ -203,7 +203,7 @@ def test_a_line_says_what_is_wrong_with_it(good, tmp_path, field, value, rule):
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        (lambda header: header["classes"].update(names="cat"), "classes are not lists"),
+        (lambda header: header["classes"].update(names="cat"), "Not a class list"),
         (lambda header: header["data"].update(format="zip"), "data.format is 'zip'"),
         (lambda header: header["data"].update(difficult="yes"), "data.difficult is 'yes'; it must be bool"),
         (lambda header: header.update(config=[]), "config is .*, not an object"),
