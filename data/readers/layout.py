@@ -1,14 +1,14 @@
 """The door to the readers: which layout a folder has, and its samples or its listing."""
 
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol, get_args
 
-from data.config import DataConfig, DataFormat, White
+from data.config import DataConfig, DataFormat, White, stays_inside
 from data.console import short
 from data.errors import ConfigError
 from data.readers.listing import Listing
-from data.samples import MAX_ID_BYTES, SampleSet
+from data.samples import SampleSet
 
 _CHOICES = {
     "format": ("auto", *get_args(DataFormat)),
@@ -101,11 +101,5 @@ def _check_settings(config: DataConfig) -> None:
         raise ConfigError(f"--data.truth is {short(truth)}; it must be the name of a folder.")
     if not os.path.isdir(config.root):
         raise ConfigError(f"There is no folder {config.root}; --root must name the folder of the data set.")
-    if not isinstance(split, str) or not _stays_inside(split):
+    if not isinstance(split, str) or not stays_inside(split):
         raise ConfigError(f"--data.split is {short(split)}; it must be the name of a split, inside {config.root}.")
-
-
-def _stays_inside(split: str) -> bool:
-    path = PurePosixPath(split.replace("\\", "/"))
-    drive, zero = split[1:2] == ":", "\0" in split
-    return 0 < len(split) <= MAX_ID_BYTES and not (path.is_absolute() or ".." in path.parts or drive or zero)

@@ -4,11 +4,11 @@ import errno
 import json
 import re
 from dataclasses import fields
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from data.classes import IGNORE, ClassSet
-from data.config import DataConfig, from_plain
+from data.config import DataConfig, from_plain, stays_inside
 from data.console import written_by
 from data.errors import StoreError, UserError
 from data.files import json_bytes, parse_json, plain_json, read_regular
@@ -111,7 +111,7 @@ def header_fault(header: dict[str, Any]) -> str:
     except UserError as error:
         return str(error).rstrip(".")
     split = header["data"].get("split") or "train"
-    if "\0" in split or PurePath(split).is_absolute() or ".." in split.replace("\\", "/").split("/"):
+    if not stays_inside(split):
         return f"data.split is {split!r}; a split is a name, or a path inside the data's folder (--data.split)"
     return ""
 
