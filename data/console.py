@@ -1,6 +1,7 @@
 """What both command lines share: which machine this is, how they exit, and how counts, names and errors are said."""
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -32,6 +33,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Unicode's general categories that are not drawn but change what stands beside them: control characters, format
 # characters (of no width, or turning the direction of writing), halves of surrogate pairs, line and paragraph ends.
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+# What some errors of the system mean where this program meets them.
+_SAID = {
+    errno.EEXIST: "It exists, and is no folder",
+    errno.EISDIR: "It is a folder, and a file is to be there",
+    errno.ENOTDIR: "It, or a part of its path, is no folder",
+}
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
@@ -206,7 +213,7 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
         return EXIT_PIPE
     except OSError as error:
         _give_up_full_output()
-        print(f"error: {one_line(error)}; check the path, the permissions and the free space", file=sys.stderr)
+        print(f"error: {system_fault(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
@@ -257,7 +264,8 @@ def check_configs(args: Sequence[str]) -> None:
     """Read the files that --config names, as far as they are there, so that none of them can stop the parser.
 
     Raises:
-        ConfigError: a device, too large, no YAML, or aliases that explode; `data.texts.read_yaml` states the limits.
+        ConfigError: a device, too large, no YAML, aliases that explode (`data.texts.read_yaml` states the limits), or
+            no settings by name.
 
     """
     named = [value for flag, value in pairwise(args) if flag == "--config"]
@@ -266,7 +274,27 @@ def check_configs(args: Sequence[str]) -> None:
         if os.path.exists(path) and not os.path.isdir(path):
             from data.texts import CONFIG_FILE, read_yaml  # with numpy, which --help does without
 
-            read_yaml(Path(path), CONFIG_FILE)
+            content = read_yaml(Path(path), CONFIG_FILE)
+            if not isinstance(content, dict):
+                what = "nothing" if content is None else short(content)
+                raise CONFIG_FILE.fault(Path(path), f"it holds {what}, and must hold settings by name")
+
+
+def system_fault(error: OSError) -> str:
+    """Return what the system says of a file or folder, in words, and what to look at.
+
+    >>> system_fault(FileExistsError(errno.EEXIST, "File exists", "masks"))
+    "It exists, and is no folder: 'masks'; check the path, the permissions and the free space"
+
+    """
+    if error.errno is None or error.strerror is None:
+        return one_line(error)  # of a library, or with words of our own
+    where = "" if error.filename is None else f": {printable(repr(_file_name(error.filename)))}"
+    return f"{_SAID.get(error.errno, error.strerror)}{where}; check the path, the permissions and the free space"
+
+
+def _file_name(name: object) -> str:
+    return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else str(name)
 
 
 def _give_up_full_output() -> None:

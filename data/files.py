@@ -57,7 +57,7 @@ def write_atomically(path: Path, content: bytes | memoryview, durable: bool = Fa
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
-            error.filename = str(path)  # a full disk names no file, and nobody knows the temporary one
+            error.filename, error.filename2 = str(path), None  # a full disk names no file, the temporary one is ours
         raise
 
 
@@ -72,6 +72,21 @@ def check_writable(path: Path) -> None:
         error.filename = str(path)
         raise
     probe.unlink()
+
+
+def check_place(path: Path) -> None:
+    """Raise OSError if a folder could not be made and filled there; for what takes long. Leaves nothing behind."""
+    path = Path(os.path.abspath(path))
+    existing = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "Not a folder", str(existing))
+    probe = existing / f".{os.getpid()}.{threading.get_ident()}.probe"
+    try:
+        probe.mkdir()
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    probe.rmdir()
 
 
 def _replace(temporary: Path, path: Path) -> None:

@@ -72,7 +72,8 @@ def read_header(folder: Path) -> dict[str, Any]:
     """Return the header of the store in a folder, checked.
 
     Raises:
-        StoreError: no store, or a store.json that is damaged, of a newer format version, or not what one can be.
+        StoreError: no store, or a store.json that is unreadable, damaged, of a newer format version, or not what one
+            can be.
 
     """
     path = folder / "store.json"
@@ -80,9 +81,12 @@ def read_header(folder: Path) -> dict[str, Any]:
         header = parse_json(read_regular(path, MAX_HEADER_BYTES))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(f"There is no mask store at {folder} (no store.json); --store must name one.") from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.errno != errno.EFBIG else error
-        raise StoreError(f"{path} is damaged ({reason}); restore it, or make the store again.") from error
+    except OSError as error:
+        if error.errno in (errno.EFBIG, errno.EINVAL):
+            raise StoreError(f"{path} is damaged ({error.strerror}); restore it, or make the store again.") from error
+        raise StoreError(f"{path} cannot be read ({error.strerror}); check --store and the permissions.") from error
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged ({error}); restore it, or make the store again.") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise StoreError(f"{path} is not of the format {FORMAT!r}; --store must name a mask store.")
     version = header.get("format_version")

@@ -41,6 +41,7 @@ def init(root: Path, output: Path | None = None, overwrite: bool = False) -> Non
     listing = list_data(config, own_classes=False)
     counts = Counter(class_key(name) for names in listing.names for name in names)
     classes = listing_classes(listing)
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_classes(classes, path)
     unlabelled = sum(1 for names in listing.names if not names)
     images, kinds = count(len(listing.ids), "image"), count(len(classes), "class")

@@ -31,7 +31,7 @@ from data.config import DataConfig
 from data.errors import ConfigError, StoreError
 from data.exporters.annotation import voc_annotation
 from data.exporters.labels import write_labels
-from data.files import append_line, write_atomically
+from data.files import append_line, check_place, write_atomically
 from data.masks import write_mask
 from data.store.records import image_record
 from data.store.source import stored_data
@@ -184,11 +184,12 @@ def synthesize_images(output: Path, classes: ClassSet, count: int, recipe: Recip
 
 
 def check_folder(output: Path) -> None:
-    """Raise StoreError unless the folder is new, empty, or holds such a data set."""
+    """Raise StoreError unless the folder is new, empty, or holds such a data set; OSError if it cannot be written."""
     if output.exists() and not output.is_dir():
         raise StoreError(f"{output} is a file; name a new folder with --output.")
     if output.is_dir() and any(output.iterdir()) and not (output / "store" / "store.json").is_file():
         raise StoreError(f"{output} is not empty and holds no synthesised data set; name a new folder with --output.")
+    check_place(output)
 
 
 def _open_store(output: Path, classes: ClassSet, recipe: Recipe, config: GroundConfig, pipeline: Pipeline) -> MaskStore:

@@ -213,6 +213,10 @@ def test_paths_in_a_config_hold_wherever_one_stands(capsys, world, tmp_path, mon
         ("seed_everything: 1\n".encode("utf-16"), "save it as UTF-8"),
         (b'crf: "\\0"\n', "zero character"),
         (b'data: {root: "a\\0b"}\n', "zero character"),
+        (b"", "it holds nothing, and must hold settings by name; --print_config shows what one looks like"),
+        (b"# nothing but a comment\n", "it holds nothing"),
+        (b"photos\n", "it holds 'photos', and must hold settings by name"),
+        (b"- crf\n", "it holds ['crf']"),
     ],
 )
 @pytest.mark.parametrize("program", ["pseudolabel", "segtrain"])

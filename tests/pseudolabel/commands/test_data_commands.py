@@ -77,6 +77,12 @@ def test_check_as_json(photos, capsys):
     assert len(report["data"]["problems"]) == 1
 
 
+@pytest.mark.parametrize("examine", ["0", "-3"])
+def test_check_opens_at_least_one_image(photos, capsys, examine):
+    assert main(["check", "--root", str(photos), "--examine", examine]) == 2
+    assert f"--examine is {examine}: it must be at least 1" in capsys.readouterr().err
+
+
 def test_check_writes_nothing(photos, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
