@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from data.about import DISTRIBUTION, installed, keep_traceback
-from data.errors import UserError
+from data.errors import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -199,6 +199,7 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
     given = sys.argv[1:] if args is None else list(args)
     try:
         try:
+            check_encoding(given)
             check_configs(given)
             with printable_output():
                 run(given)
@@ -258,6 +259,16 @@ def printable_output() -> Iterator[None]:
     finally:
         with contextlib.suppress(ValueError, BrokenPipeError):  # closed, or nobody reads on: told by the last flush
             stream.reconfigure(errors=former)
+
+
+def check_encoding(args: Sequence[str]) -> None:
+    """Raise ConfigError for an argument that is no text in UTF-8, such as the name of a file of another encoding."""
+    for arg in args:
+        if not is_encodable(arg):
+            raise ConfigError(
+                f"The argument {arg!a} holds bytes that are no text in UTF-8; rename the file, or go to its folder "
+                "and name it from there."
+            )
 
 
 def check_configs(args: Sequence[str]) -> None:

@@ -57,7 +57,7 @@ def write_atomically(path: Path, content: bytes | memoryview, durable: bool = Fa
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
-            error.filename, error.filename2 = str(path), None  # a full disk names no file, the temporary one is ours
+            error.filename = str(path)  # a full disk names no file, and nobody knows the temporary one
         raise
 
 
@@ -153,6 +153,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         UserError: `path` is taken (see `is_free`), or is being filled by another process.
+        OSError: it cannot be filled; the error names `path`, as what was written is gone.
 
     """
     path = Path(os.path.abspath(path))
@@ -161,7 +162,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     inside = path.is_dir()
     staging = path / _PARTIAL if inside else path.with_name(f".{path.name}{_PARTIAL}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _only_here(staging.with_name(f"{staging.name}.lock"), path):
+    with _named_as(path, staging), _only_here(staging.with_name(f"{staging.name}.lock"), path):
         _remove(staging)
         staging.mkdir()
         try:
@@ -175,6 +176,17 @@ def new_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
+
+
+@contextlib.contextmanager
+def _named_as(path: Path, staging: Path) -> Iterator[None]:
+    """Let an error of the system name a folder where it names its staging folder, its lock or nothing (a full disk)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and str(error.filename or staging).startswith(str(staging)):
+            error.filename = str(path)
+        raise
 
 
 def is_free(path: Path) -> bool:

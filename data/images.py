@@ -105,13 +105,15 @@ def open_image(path: Path, what: str = "image") -> Iterator[Image.Image]:
                 return
     except (FileNotFoundError, NotADirectoryError) as error:
         where = "; check the label file and --root" if what == "image" else ": no such file"
-        raise ImageError(f"There is no {what} {path}{where}.", "no such file") from error
+        gone = ", a link to a file that is gone" if path.is_symlink() else ""
+        raise ImageError(f"There is no {what} {path}{gone}{where}.", "no such file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(path, str(error).split(" exceeds ")[0]) from error
     except UnidentifiedImageError as error:
         raise _unreadable(path, what, "no picture in it that can be read", f" ({', '.join(FORMATS)})") from error
     except _DAMAGED as error:
-        raise _unreadable(path, what, " ".join(str(error).split()) or type(error).__name__) from error
+        said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise _unreadable(path, what, " ".join(said.split()) or type(error).__name__) from error
     raise _unreadable(path, what, fault)
 
 

@@ -240,7 +240,7 @@ def image_facts(path: Path) -> ImageFacts:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
     except OSError as error:
-        return ImageFacts(problem=" ".join(str(error).split()))
+        return ImageFacts(problem=error.strerror or " ".join(str(error).split()))
     except ImageError as error:
         return ImageFacts(problem=error.reason)
     return ImageFacts(size_hw, kinds, "", digest)

@@ -126,6 +126,17 @@ def test_nothing_is_left_of_one_that_failed(tmp_path, existing, fault):
 
 
 @pytest.mark.parametrize("existing", [False, True])
+def test_a_full_disk_names_the_folder_and_not_what_was_written_beside_it(tmp_path, existing):
+    if existing:
+        (tmp_path / "out").mkdir()
+    for name in (None, "a.png"):
+        with pytest.raises(OSError, match=r"full: '.*/out'$"), new_folder(tmp_path / "out") as folder:
+            raise OSError(errno.ENOSPC, "full", *([] if name is None else [str(folder / name)]))
+    with pytest.raises(OSError, match=r"damaged: 'photo\.jpg'"), new_folder(tmp_path / "out"):
+        raise OSError(errno.EIO, "damaged", "photo.jpg")
+
+
+@pytest.mark.parametrize("existing", [False, True])
 def test_what_a_killed_process_left_is_cleared_away(tmp_path, existing):
     (tmp_path / "photo").write_text("dear")
     if existing:
