@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -20,7 +20,8 @@ PACKAGE = Path(__file__).resolve().parents[1]  # the repository, or where the pa
 _READ = re.compile(
     r"(?:^|\.)(?:data\.(?:val\.)?(?:root|classes|labels|store)|model\.(?:id|network\.weights)|ckpt_path|images|root|store)$"
 )
-White = Literal["ignore", "class"]
+MAX_SPLIT = 200  # characters of the name of a split, which becomes one of a file
+White = Literal["ignore", "class"]  # what 255 means in a black-and-white mask: no decision, or its one class
 CrfEngine = Literal["auto", "pydensecrf", "torch"]  # of the dense CRF, in both stages; see data/densecrf.py
 
 
@@ -50,6 +51,13 @@ class DataConfig:
     """255 in a ground-truth mask is not scored, or, in black-and-white masks of a single class, is that class."""
     cache: Path | None = None
     """Where the COCO index and rendered ground truth are kept; ~/.cache/text2mask-wsss if not given."""
+
+
+def stays_inside(split: str) -> bool:
+    """Return whether the name of a split, which may be a path, stays inside the folder of the data."""
+    path = PurePosixPath(split.replace("\\", "/"))
+    leaves = path.is_absolute() or ".." in path.parts or split[1:2] == ":"
+    return 0 < len(split) <= MAX_SPLIT and "\0" not in split and not leaves
 
 
 def require(flag: str, value: object, holds: bool, rule: str) -> None:

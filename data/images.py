@@ -105,13 +105,15 @@ def open_image(path: Path, what: str = "image") -> Iterator[Image.Image]:
                 return
     except (FileNotFoundError, NotADirectoryError) as error:
         where = "; check the label file and --root" if what == "image" else ": no such file"
-        raise ImageError(f"There is no {what} {path}{where}.", "no such file") from error
+        gone = ", a link to a file that is gone" if path.is_symlink() else ""
+        raise ImageError(f"There is no {what} {path}{gone}{where}.", "no such file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(path, str(error).split(" exceeds ")[0]) from error
     except UnidentifiedImageError as error:
         raise _unreadable(path, what, "no picture in it that can be read", f" ({', '.join(FORMATS)})") from error
     except _DAMAGED as error:
-        raise _unreadable(path, what, " ".join(str(error).split()) or type(error).__name__) from error
+        said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise _unreadable(path, what, " ".join(said.split()) or type(error).__name__) from error
     raise _unreadable(path, what, fault)
 
 
@@ -239,6 +241,25 @@ def to_upright(raw: UInt8[np.ndarray, "rows columns"], orientation: int) -> UInt
     flip_rows = orientation in (3, 4, 7, 8)
     flip_columns = orientation in (2, 3, 6, 7)
     return np.ascontiguousarray(raw[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1])
+
+
+def as_shown(
+    mask: UInt8[np.ndarray, "rows columns"], size_hw: tuple[int, int], image_path: Path
+) -> UInt8[np.ndarray, "height width"]:
+    """Turn a mask that was drawn on the raw rows of an image which lies on its side; another one stays as it is.
+
+    The sizes tell how it was drawn: only a mask of the image's width by its height is turned.
+
+    Args:
+        mask: class ids.
+        size_hw: height and width of the upright image.
+        image_path: the image, whose EXIF says which way to turn.
+
+    """
+    if mask.shape == tuple(size_hw) or mask.shape != tuple(size_hw)[::-1]:
+        return mask
+    orientation = read_orientation(image_path)
+    return to_upright(mask, orientation) if orientation >= 5 else mask
 
 
 def to_raw_layout(upright: UInt8[np.ndarray, "height width"], orientation: int) -> UInt8[np.ndarray, "rows columns"]:

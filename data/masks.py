@@ -13,7 +13,7 @@ from data.classes import IGNORE
 from data.config import White
 from data.errors import ImageError
 from data.files import write_atomically
-from data.images import open_image, read_orientation, to_upright
+from data.images import as_shown, open_image
 
 logger = logging.getLogger(__name__)
 BAND = 4_194_304  # pixels counted at a time
@@ -123,10 +123,8 @@ def read_truth(
         mask = white_as_class(mask)
     elif only_black_and_white(mask):
         _warn_of_white(path.parent)
-    if mask.shape != tuple(size_hw) and image_path is not None and mask.shape == tuple(size_hw)[::-1]:
-        orientation = read_orientation(image_path)
-        if orientation >= 5:
-            mask = to_upright(mask, orientation)
+    if image_path is not None:
+        mask = as_shown(mask, size_hw, image_path)
     if mask.shape != tuple(size_hw):
         raise ImageError(
             f"The ground truth {path} has {mask.shape[0]} x {mask.shape[1]} pixels (height x width), its image "

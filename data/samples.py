@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.classes import ClassSet
 from data.config import White
+from data.console import holds_control
 from data.errors import LabelError
 
 _WINDOWS = os.name == "nt"
@@ -89,9 +90,7 @@ def _id_fault(sample_id: str) -> str:
         return "holds a path separator"
     if ".." in sample_id or sample_id.startswith("."):
         return "begins with a dot or holds '..'"
-    if any(
-        ord(character) < 32 or ord(character) == 127 or 0xD800 <= ord(character) < 0xE000 for character in sample_id
-    ):
+    if holds_control(sample_id):
         return "holds a control character"
     if len(sample_id.encode()) > MAX_ID_BYTES:
         return f"is longer than {MAX_ID_BYTES} bytes"

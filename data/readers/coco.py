@@ -33,7 +33,8 @@ from typing import Any, overload
 import numpy as np
 from jaxtyping import UInt8
 
-from data.classes import COCO, IGNORE, ClassSet, class_key, load_classes
+from data.class_file import load_classes
+from data.classes import COCO, IGNORE, ClassSet, class_key
 from data.config import DataConfig
 from data.errors import ConfigError, LabelError, UserError
 from data.files import write_atomically

@@ -23,12 +23,10 @@ from data.classes import (
     repeated_names,
 )
 from data.config import DataConfig, White
-from data.console import count, plural, printable
+from data.console import count, plural, printable, some
 from data.errors import ConfigError, LabelError
 from data.readers.ids import check_distinct
 from data.samples import Sample, SampleSet
-
-NAMED = 5  # examples in a note
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,8 @@ class Listing:
     @cached_property
     def namesakes(self) -> frozenset[str]:
         """Paths without suffix that several images have: a mask of that name may be of any of them."""
-        times = Counter(os.path.splitext(image)[0] for image in self.images)
-        return frozenset(path for path, count in times.items() if count > 1)
+        counts = Counter(os.path.splitext(image)[0] for image in self.images)
+        return frozenset(path for path, times in counts.items() if times > 1)
 
     def truth(self, position: int) -> Path | None:
         """Return the file of an image's ground truth, if there is one: `<id>.png` or `<image path>.png`."""
@@ -192,14 +190,10 @@ def _label_ids(listing: Listing, classes: ClassSet) -> list[tuple[int, ...]]:
 def _label_notes(listing: Listing) -> list[str]:
     notes = list(listing.notes)
     if listing.orphans:
-        first, some = listing.orphans[0], count(len(listing.orphans), "row")
-        has, they_were = (
-            plural(len(listing.orphans), "has", "have"),
-            plural(len(listing.orphans), "it was", "they were"),
-        )
+        first, number = listing.orphans[0], len(listing.orphans)
         notes.append(
-            f"{some} of {listing.source} {has} no image (the first is {first!r}"
-            f"{nearest_file(first, listing.images)}); {they_were} left out."
+            f"{count(number, 'row')} of {listing.source} {plural(number, 'has', 'have')} no image (the first is "
+            f"{first!r}{nearest_file(first, listing.images)}); {plural(number, 'it was', 'they were')} left out."
         )
     if listing.unsupported:
         notes.append(
@@ -207,12 +201,6 @@ def _label_notes(listing: Listing) -> list[str]:
             f"{listing.unsupported[0]!r}); convert to JPEG or PNG."
         )
     return notes
-
-
-def some(items: Sequence[str]) -> str:
-    """Return a few of some names, and how many more there are."""
-    more = f" and {len(items) - NAMED} more" if len(items) > NAMED else ""
-    return ", ".join(items[:NAMED]) + more
 
 
 def none_matched(listing: Listing) -> str:

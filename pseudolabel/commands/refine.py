@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from data.config import require
 from data.console import count, warn_of_idle
 from pseudolabel.config import mask_settings
 from pseudolabel.masks.config import MaskConfig
@@ -37,6 +38,7 @@ def refine(
     from pseudolabel.generate.refine import holds_background, refine_masks
     from pseudolabel.generate.tally import print_sam, print_skipped
 
+    require("workers", workers, workers is None or workers >= 0, "at least 0")
     config = MaskConfig(**settings)
     warn_of_idle(config.idle(background=holds_background(MaskStore.open(Path(store)))))
     tally = refine_masks(Path(store), Path(output), config, root, workers, on_error, device)

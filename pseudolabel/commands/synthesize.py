@@ -40,7 +40,7 @@ def synthesize(
         **settings: The fields of GroundConfig.
 
     """
-    from data.classes import load_classes
+    from data.class_file import load_classes
     from data.console import count as count_of
     from data.console import warn_of_idle
     from pseudolabel.generate.synthesize import Recipe, synthesize_images

@@ -68,8 +68,7 @@ def pending_samples(samples: SampleSet, run: RunConfig, finished: Finished) -> I
         finished: the masks that are there, as `MaskStore.finished_labels` gives them.
 
     """
-    every = (samples.samples[position] for position in range(len(samples.samples)))
-    mine = in_shard(every, run.shard)
+    mine = in_shard(samples.samples, run.shard)
     unfinished = (sample for sample in mine if not is_up_to_date(finished, sample.id, sample.labels))
     for position, sample in enumerate(unfinished):
         if run.limit is not None and position >= run.limit:

@@ -25,12 +25,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.classes import ClassSet, save_classes
+from data.class_file import save_classes
+from data.classes import ClassSet
 from data.config import DataConfig
 from data.errors import ConfigError, StoreError
 from data.exporters.annotation import voc_annotation
 from data.exporters.labels import write_labels
-from data.files import append_line, write_atomically
+from data.files import append_line, check_place, write_atomically
 from data.masks import write_mask
 from data.store.records import image_record
 from data.store.source import stored_data
@@ -179,15 +180,16 @@ def synthesize_images(output: Path, classes: ClassSet, count: int, recipe: Recip
         made += 1
     records = [done[index] for index in sorted(done)]
     _write_lists(output, records, classes)
-    return _tally(records, classes, made)
+    return _tally(records, made)
 
 
 def check_folder(output: Path) -> None:
-    """Raise StoreError unless the folder is new, empty, or holds such a data set."""
+    """Raise StoreError unless the folder is new, empty, or holds such a data set; OSError if it cannot be written."""
     if output.exists() and not output.is_dir():
         raise StoreError(f"{output} is a file; name a new folder with --output.")
     if output.is_dir() and any(output.iterdir()) and not (output / "store" / "store.json").is_file():
         raise StoreError(f"{output} is not empty and holds no synthesised data set; name a new folder with --output.")
+    check_place(output)
 
 
 def _open_store(output: Path, classes: ClassSet, recipe: Recipe, config: GroundConfig, pipeline: Pipeline) -> MaskStore:
@@ -306,7 +308,7 @@ def _write_lists(output: Path, records: Sequence[dict[str, Any]], classes: Class
     save_classes(classes, output / "classes.yaml")
 
 
-def _tally(records: Sequence[dict[str, Any]], classes: ClassSet, made: int) -> Tally:
+def _tally(records: Sequence[dict[str, Any]], made: int) -> Tally:
     """Count what came of all images."""
     tally = Tally(made=made)
     for record in records:

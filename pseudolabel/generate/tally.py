@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.console import count, printable
+from data.console import count, printable, some
 from data.errors import UserError
 from data.files import write_atomically
 from data.samples import SampleSet
@@ -126,10 +126,10 @@ def print_summary(store_path: Path, samples: SampleSet, tally: Tally) -> None:
 
 def _print_label_notes(found: dict[str, tuple[int, ...] | None], samples: SampleSet) -> None:
     """Say which masks of the store nobody can vouch for: of images without labels by now, or of labels unknown."""
-    listed = {samples.samples[position].id for position in range(len(samples.samples))} if found else set()
+    listed = {sample.id for sample in samples.samples} if found else set()
     orphans = sorted(set(found) - listed)
     if orphans:
-        names = ", ".join(orphans[:SHOWN]) + (", ..." if len(orphans) > SHOWN else "")
+        names = some(orphans, SHOWN)
         masks = count(len(orphans), "mask is of an image", "masks are of images")
         print(f"Note: {masks} that the data no longer lists with labels: {printable(names)}.")
         print("      They are kept, and a network would train on them; make a new store to be rid of them.")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from data.classes import load_classes
+from data.class_file import load_classes
 from data.config import DataConfig
 from data.errors import UserError
 from data.readers.checks import check_data

@@ -305,13 +305,13 @@ def test_memory_grows_with_the_index_by_a_record_each_and_for_ids_by_an_id_each(
 
 
 def test_the_index_is_parsed_once(tmp_path, monkeypatch):
-    from data.store import store as module
+    from data.store import index
 
     store = new_store(tmp_path / "s")
     for name in ("a", "b", "a"):
         write_one(store, name)
-    parse, lines = module._parse, []
-    monkeypatch.setattr(module, "_parse", lambda line: lines.append(line) or parse(line))
+    parse, lines = index.parse_line, []
+    monkeypatch.setattr(index, "parse_line", lambda line: lines.append(line) or parse(line))
     assert [record["id"] for record in store.records()] == ["b", "a"]
     assert len(lines) == 3
 

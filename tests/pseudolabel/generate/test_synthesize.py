@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.classes import load_classes, make_classes, save_classes
+from data.class_file import load_classes, save_classes
+from data.classes import make_classes
 from data.config import DataConfig
 from data.masks import read_mask
 from data.readers.layout import open_samples
