@@ -220,6 +220,10 @@ class AffinityConfig:
     clamp_box_edge: bool = False
     """The grid's last row and column are never inside a box (Paper)."""
 
+    balance: bool = False
+    """Kinds caa and iterated: divide S by its column sums, then its rows by theirs, so that cells which all others look
+    at do not decide what all are told."""
+
     iterations: int = 2
     """Kinds iterated and cda: how many times the map is spread."""
 
@@ -237,12 +241,12 @@ class AffinityConfig:
     def idle(self) -> tuple[str, ...]:
         """Return the settings that were changed and have no effect under this kind."""
         idle = {
-            "none": ("boxes", "theta", "clamp_box_edge", "iterations", "sharpening", "temperature"),
+            "none": ("boxes", "theta", "clamp_box_edge", "balance", "iterations", "sharpening", "temperature"),
             "caa": ("iterations", "sharpening", "temperature"),
             "iterated": ("sharpening", "temperature"),
-            "iseg": ("boxes", "theta", "clamp_box_edge", "iterations", "temperature"),
-            "clipes": ("iterations", "sharpening", "temperature"),
-            "cda": ("boxes", "theta", "clamp_box_edge", "sharpening"),
+            "iseg": ("boxes", "theta", "clamp_box_edge", "balance", "iterations", "temperature"),
+            "clipes": ("balance", "iterations", "sharpening", "temperature"),
+            "cda": ("boxes", "theta", "clamp_box_edge", "balance", "sharpening"),
         }[self.kind]
         return changed(self, dict.fromkeys([*idle, *(() if self.uses_boxes else ("theta", "clamp_box_edge"))]))
 

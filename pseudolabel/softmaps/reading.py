@@ -276,5 +276,5 @@ def refine_maps(
         masks = torch.from_numpy(drawn).to(device)
     refined = spread(class_maps, layers, masks, valid, affinity)
     if naming:
-        refined = told_apart(refined, naming, layers, valid, n_classes)
+        refined = told_apart(refined, naming, layers, valid, n_classes, affinity.balance)
     return class_maps, tuple(layers), boxes, refined

@@ -148,6 +148,8 @@ def test_a_background_that_is_there_needs_no_fusing():
         ({"affinity": AffinityConfig(sharpening=0.1)}, ("affinity.sharpening",)),
         ({"affinity": AffinityConfig(kind="iseg", sharpening=0.1, theta=0.4)}, ("affinity.theta",)),
         ({"affinity": AffinityConfig(boxes=False, theta=0.4)}, ("affinity.theta",)),
+        ({"affinity": AffinityConfig(balance=True)}, ()),
+        ({"affinity": AffinityConfig(kind="clipes", balance=True)}, ("affinity.balance",)),
         ({"affinity": AffinityConfig(kind="none", iterations=3)}, ("affinity.iterations",)),
         ({"crf": CrfConfig(kind="pamr", sxy_bilateral=30.0, scale=0.5)}, ("crf.sxy_bilateral",)),
         ({"crf": CrfConfig(kind="none", iterations=3)}, ("crf.iterations",)),
