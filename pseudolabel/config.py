@@ -140,7 +140,7 @@ LATER = {
     "attention": ("rescaled_tokens", "blur", "weights", "naming_layers"),
     "affinity": ("temperature", "balance"),
     "fuse": ("background",),
-    "crf": ("max_megapixels", "engine", "smoothness", "grid", "edge"),
+    "crf": ("max_megapixels", "engine", "smoothness", "grid", "edge", "guide", "guide_edge"),
 }
 ADAPTERS = ("tokens", "lora", "custom_diffusion")  # of the model: what is put into a U-Net
 UNNAMED = (*ADAPTERS, "t5", "vae")  # of the model: a store that was made without them does not name them

@@ -141,7 +141,9 @@ def test_a_cell_that_all_look_at_does_not_decide_for_them_when_balanced():
     inside = torch.block_diag(torch.ones(8, 8), torch.ones(8, 8)) / 8
     everyone = torch.zeros(16, 16)
     everyone[:, 0] = 1
-    attention = SelfAttention((0.1 * inside + 0.9 * everyone + 1e-9).log()[None, None] * 4, torch.eye(16)[None, None], (4, 4))
+    attention = SelfAttention(
+        (0.1 * inside + 0.9 * everyone + 1e-9).log()[None, None] * 4, torch.eye(16)[None, None], (4, 4)
+    )
     own = torch.zeros(1, 16, 1)
     own[:, 8:] = 1  # the half that cell 0 is not in
     plain, even = (attention.power(own, 1, balance=balance)[0, :, 0] for balance in (False, True))
