@@ -138,7 +138,7 @@ MASK_FIELDS = ("fuse", "crf", "sam", "ignore_below")
 # Settings that the first stores did not have.
 LATER = {
     "attention": ("rescaled_tokens", "blur", "weights", "naming_layers"),
-    "affinity": ("temperature", "balance"),
+    "affinity": ("temperature", "balance", "saturate"),
     "fuse": ("background",),
     "crf": ("max_megapixels", "engine", "smoothness", "grid", "edge", "guide", "guide_edge"),
 }

@@ -230,6 +230,10 @@ class AffinityConfig:
     sharpening: float = 0.015
     """Kind iseg: weight of the entropy term; published: 0.015 for VOC, 0.1 for COCO."""
 
+    saturate: float = 0.0
+    """Share of an image's cells, those with the strongest maps, that are cut at 1 at last, so that a bright spot does
+    not set the scale of everything else; 0: none."""
+
     temperature: float = 0.3
     """Kind cda: the lower, the less is spread between cells of different classes."""
 
@@ -253,5 +257,6 @@ class AffinityConfig:
     def __post_init__(self) -> None:
         require("affinity.theta", self.theta, 0 <= self.theta < 1, "at least 0 and below 1")
         require("affinity.iterations", self.iterations, self.iterations >= 1, "at least 1")
+        require("affinity.saturate", self.saturate, 0 <= self.saturate < 1, "at least 0 and below 1")
         require("affinity.temperature", self.temperature, self.temperature > 0, "above 0")
         require("affinity.sharpening", self.sharpening, self.sharpening >= 0, "at least 0")

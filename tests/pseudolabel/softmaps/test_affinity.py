@@ -18,7 +18,7 @@ from pseudolabel.softmaps.affinity import (
 )
 from pseudolabel.softmaps.boxes import box_mask, find_boxes
 from pseudolabel.softmaps.config import AffinityConfig
-from pseudolabel.softmaps.grids import min_max
+from pseudolabel.softmaps.grids import min_max, saturated
 
 
 def random_attention(grid_hw=(5, 6), batch=2, heads=3, dim=4, seed=0, sharpness=2.0) -> SelfAttention:
@@ -359,3 +359,37 @@ def test_the_padding_has_no_say_in_names():
     other = torch.where(valid, naming, naming * 7)
     first, second = (told_apart(maps, [each], [], valid, [2, 2]) for each in (naming, other))
     torch.testing.assert_close(first[..., :3, :], second[..., :3, :])
+
+
+def _saturated_slowly(maps: np.ndarray, inside: np.ndarray, n_classes: int, share: float) -> np.ndarray:
+    """Return `saturated` of one element: the strongest values of its cells, sorted, and a line between two."""
+    cells = zip(*np.nonzero(inside), strict=True)
+    values = sorted(max(maps[label, row, column] for label in range(n_classes)) for row, column in cells)
+    place = (1 - share) * (len(values) - 1)
+    below = int(place)
+    above = min(below + 1, len(values) - 1)
+    divisor = max(0.2, values[below] + (place - below) * (values[above] - values[below]))
+    return np.minimum(1, maps / divisor)
+
+
+@given(st.integers(0, 1000), st.floats(0, 0.99), st.integers(1, 3), st.floats(0, 1))
+def test_the_strongest_cells_are_cut_at_one(seed, share, n_classes, height):
+    maps = height * torch.rand(2, 4, 5, 6, generator=torch.Generator().manual_seed(seed))
+    valid = ALL_VALID.clone()
+    valid[1, :, 3:] = False
+    found = saturated(maps, valid, [n_classes, 4], share)
+    for element, count in enumerate((n_classes, 4)):
+        expected = _saturated_slowly(maps[element].double().numpy(), valid[element, 0].numpy(), count, share)
+        np.testing.assert_allclose(found[element].numpy(), expected, atol=1e-4)
+
+
+def test_saturation_keeps_the_order_of_classes_and_what_is_full_already():
+    maps = torch.rand(1, 3, 5, 6)
+    valid = torch.ones(1, 1, 5, 6, dtype=torch.bool)
+    found = saturated(maps, valid, [3], 0.1)
+    below = found.amax(dim=1) < 1
+    assert torch.equal(found.argmax(dim=1)[below], maps.argmax(dim=1)[below])
+    assert (found.amax(dim=1) == 1).sum() == 3  # a tenth of 30 cells
+    full = maps / maps.amax()
+    torch.testing.assert_close(saturated(full, valid, [3], 0.0), full)
+    assert torch.equal(saturated(torch.zeros_like(maps), valid, [3], 0.1), torch.zeros_like(maps))
