@@ -121,24 +121,20 @@ class Pipeline:
             ModelError: NaN or infinite values; the message names the image, the model and its number format.
 
         """
-        found = self.soft_maps_or_faults(images, labels, ids)
+        found = self._class_maps(images, labels, ids, lambda soft, _: soft)
         for each in found:
             if isinstance(each, ModelError):
                 raise each
         return [each for each in found if isinstance(each, SoftMaps)]
 
     @torch.inference_mode()
-    def soft_maps_or_faults(
-        self, images: Sequence[np.ndarray], labels: Sequence[tuple[int, ...]], ids: Sequence[str]
-    ) -> list[SoftMaps | ModelError]:
-        """Return as `soft_maps`, but the error in the place of an image whose values are not finite."""
-        return self._class_maps(images, labels, ids, lambda soft, _: soft)
-
-    @torch.inference_mode()
     def maps_and_shares_or_faults(
         self, images: Sequence[np.ndarray], labels: Sequence[tuple[int, ...]], ids: Sequence[str]
     ) -> list[PhraseMaps | ModelError]:
-        """Return as `soft_maps_or_faults`, bit for bit, with how much of the attention each label's tokens have."""
+        """Return as `soft_maps`, with how much of the attention each label's tokens have.
+
+        In the place of an image whose values are not finite stands the error, so that it does not spoil its batch.
+        """
         frames = [self.reader.frame((image.shape[0], image.shape[1])) for image in images]
         shares = AttentionShares(frames, [self._grid(frame) for frame in frames], [len(row) for row in labels])
         return self._class_maps(images, labels, ids, lambda soft, i: PhraseMaps(soft, *shares.of(i)), shares.add)

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from data.config import DataConfig
 from data.errors import LabelError
 from data.readers.checks import check_data
-from data.readers.coco import CocoSamples, render_truth
+from data.readers.coco import render_truth
 from data.readers.coco_json import read_instances
 from data.readers.layout import open_samples
 
@@ -277,7 +277,7 @@ def test_an_error_inside_never_ends_a_loop_quietly(opened, monkeypatch):
     def broken(*_: object) -> None:
         raise IndexError("inside")
 
-    monkeypatch.setattr(CocoSamples, "_render", broken)
+    monkeypatch.setattr("data.readers.coco._render", broken)
     with pytest.raises(IndexError, match="inside"):
         list(found.samples)
     with pytest.raises(IndexError, match="inside"):
