@@ -207,10 +207,10 @@ def test_what_is_unusual_but_clear_is_read(opened):
     found = opened(content)
     assert [one.labels for one in found.samples] == [(1,), (1, 2)]
     assert any(
-        "1 annotations are of images that the file does not list (the first is annotation 73)" in one
+        "1 annotation is of an image that the file does not list (the first is annotation 73); it was left out" in one
         for one in found.notes
     )
-    assert any("1 of 4 annotations have no outline" in one for one in found.notes)
+    assert any("1 of 4 annotations has no outline" in one for one in found.notes)
     assert all(one.truth_path.is_file() for one in found.samples)
     assert set(found.notes) <= set(check_data(opened.config).warnings)
 
