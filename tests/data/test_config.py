@@ -44,14 +44,16 @@ def test_what_is_written_and_what_is_no_path_stays(config, tmp_path):
     assert found == {"data.root": there, "data.val.classes": str(there), "data.val.init_args.labels": str(there)}
 
 
-@pytest.mark.parametrize("value", ["-1", "[]", "0.5", "false"])
 @pytest.mark.parametrize(
-    ("program", "command", "group"),
+    ("program", "command", "group", "value"),
     [
-        ("pseudolabel", ["generate", "--root=r", "--store=s"], "crf"),
-        ("train", ["fit"], "trainer"),
-        ("train", ["fit"], "model"),
-        ("train", ["predict", "--ckpt_path=c", "--images=i", "--output=o"], "inference"),
+        *(
+            ("pseudolabel", ["generate", "--root=r", "--store=s"], "crf", value)
+            for value in ("-1", "[]", "0.5", "false")
+        ),
+        ("train", ["fit"], "trainer", "false"),
+        ("train", ["fit"], "model", "[]"),
+        ("train", ["predict", "--ckpt_path=c", "--images=i", "--output=o"], "inference", "0.5"),
     ],
 )
 def test_a_single_value_for_a_group_of_settings_is_refused(tmp_path, capsys, program, command, group, value):
