@@ -180,7 +180,7 @@ def annotation_file(config: DataConfig) -> Path:
     names = [f"instances_{split}{year}.json" for year in ("2014", "2017", "")]
     path = next((folder / name for name in names if (folder / name).exists()), None)
     if path is None:
-        there = sorted(file.name for file in folder.glob("instances_*.json"))
+        there = sorted(file.name for file in folder.glob("instances_*.json") if file.exists())
         raise ConfigError(
             f"{folder} has no {names[0]} (it has {', '.join(there) or 'none'}); choose another --data.split."
         )

@@ -255,7 +255,9 @@ class MaskStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StoreError(f"The soft maps {path} cannot be read ({error.strerror}).") from error
+            raise StoreError(
+                f"The soft maps {path} cannot be read ({error.strerror}); restore them, or generate again."
+            ) from error
         try:
             soft = decode_soft(content)
             check_soft(soft, record, len(self.classes))

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from data.console import printable
+
 
 def about(json: bool = False) -> None:
     """Say what is installed here, which devices there are, and which models need not be fetched.
@@ -23,7 +25,7 @@ def describe() -> dict[str, Any]:
     from data.about import DISTRIBUTION, EXTRAS, installed, system, versions
     from data.console import available_cpus, available_memory_bytes, commit
 
-    memory = available_memory_bytes()
+    memory, (at_hand, cache_fault) = available_memory_bytes(), models()
     extras = {}
     for name, adds in EXTRAS.items():
         missing = [package for package, found in versions(name).items() if found is None]
@@ -38,7 +40,8 @@ def describe() -> dict[str, Any]:
         "devices": devices(),
         "packages": versions() | versions("train"),
         "extras": extras,
-        "models": models(),
+        "models": at_hand,
+        "hub_cache_fault": cache_fault,
     }
 
 
@@ -53,8 +56,11 @@ def devices() -> list[str]:
     return [*found, "mps"] if torch.backends.mps.is_available() else found
 
 
-def models() -> list[str]:
-    """Return the diffusion models that are on this machine: the shipped one, and those in the hub's cache."""
+def models() -> tuple[list[str], str]:
+    """Return the diffusion models at hand, shipped or in the hub's cache, and why that cache cannot be read, if so.
+
+    A report of a fault is made where things are broken, so a cache that cannot be read is said and stops nothing.
+    """
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -64,14 +70,16 @@ def models() -> list[str]:
     try:
         cached = scan_cache_dir().repos
     except CacheNotFound:
-        return found
+        return found, ""
+    except (ValueError, RuntimeError, OSError) as error:  # a file in its place, a link to itself, no permission
+        return found, " ".join(str(error).split())
     whole = {
         repository.repo_id
         for repository in cached
         for revision in repository.revisions
         if any(file.file_name == "model_index.json" for file in revision.files)
     }
-    return [*found, *sorted(whole)]
+    return [*found, *sorted(whole)], ""
 
 
 def text(found: dict[str, Any]) -> str:
@@ -84,6 +92,8 @@ def text(found: dict[str, Any]) -> str:
         "Packages  " + ", ".join(f"{name} {version or 'MISSING'}" for name, version in found["packages"].items()),
         *(f"Model     {model}" for model in found["models"]),
     ]
+    if found["hub_cache_fault"]:
+        lines.append(f"Cache     the hub's cannot be read: {printable(found['hub_cache_fault'])}")
     for name, extra in found["extras"].items():
         state = f"not installed ({', '.join(extra['missing'])})" if extra["missing"] else "installed"
         lines.append(f"Extra     [{name}] {state}: {extra['adds']}")

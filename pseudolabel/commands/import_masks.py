@@ -32,12 +32,13 @@ def import_masks(
     from data.console import printable
     from pseudolabel.generate.importing import import_lines
     from pseudolabel.generate.importing import import_masks as take_masks
-    from pseudolabel.generate.tally import print_skipped
+    from pseudolabel.generate.tally import check_some_made, print_skipped
 
     result = take_masks(store, masks, data, white, soft, on_error)
     for line in import_lines(result, store):
         print(printable(line))
     print_skipped(store, result.skipped)
+    check_some_made(store, result.skipped)
     print(f"Next: pseudolabel report --store {store}    a page of overlays, coverage and warnings")
     print(f"      pseudolabel score --store {store}     mIoU, where there is ground truth")
     print(f"      segtrain fit --data.store {store}     train a network on the masks")

@@ -114,6 +114,16 @@ def test_a_refined_store_can_be_resumed_and_refined_again(made_store, tmp_path, 
     assert store_bytes(tmp_path / "back") == store_bytes(made_store)
 
 
+def test_not_one_mask_is_an_error_even_when_skipping(made_store, tmp_path, capsys):
+    store = shutil.copytree(made_store, tmp_path / "store")
+    for path in (store / "scores").iterdir():
+        path.write_bytes(b"cut")
+    assert refine(store, tmp_path / "s", "--on_error=skip") == 2
+    said = capsys.readouterr()
+    assert "6 IMAGES WERE SKIPPED" in said.out
+    assert "none of 6 images could be processed" in said.err
+
+
 def test_the_store_read_is_not_written(made_store, capsys):
     assert refine(made_store, made_store) == 2
     assert "is the store that is read" in capsys.readouterr().err
