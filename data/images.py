@@ -100,7 +100,7 @@ def open_image(path: Path, what: str = "image") -> Iterator[Image.Image]:
         fault = _file_fault(path)
         if not fault:
             with Image.open(path, formats=FORMATS) as image:
-                check_size(image, path)
+                _check_size(image, path)
                 yield image
                 return
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -140,7 +140,7 @@ def _unreadable(path: Path, what: str, reason: str, more: str = "") -> ImageErro
     return ImageError(f"Cannot read the {what} {path}: {reason}{more}; replace or convert it{remedy}.", reason)
 
 
-def check_size(image: Image.Image, path: Path) -> None:
+def _check_size(image: Image.Image, path: Path) -> None:
     """Raise ImageError if the image is larger than `MAX_PIXELS` or has no pixels."""
     if image.width < 1 or image.height < 1:
         raise ImageError(f"The image {path} has no pixels ({image.width} x {image.height}); replace it.")

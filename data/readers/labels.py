@@ -92,8 +92,9 @@ def _read_jsonl(text: str, path: Path) -> Iterable[tuple[str, list[str], bool]]:
         if not line.strip():
             continue
         row = json_of(line, path, LABEL_FILE, f"line {number}")
-        image = next((row[key] for key in IMAGE_COLUMNS if key in row), None) if isinstance(row, dict) else None
-        labels = next((row[key] for key in LABEL_COLUMNS if key in row), None) if isinstance(row, dict) else None
+        values = row if isinstance(row, dict) else {}
+        image = next((values[key] for key in IMAGE_COLUMNS if key in values), None)
+        labels = next((values[key] for key in LABEL_COLUMNS if key in values), None)
         named = isinstance(labels, list)
         if isinstance(labels, str):
             labels = [labels]

@@ -25,7 +25,7 @@ def test_every_extra_is_described_and_its_packages_are_known():
     assert all(versions().values())  # the suite runs where they are installed
 
 
-def test_about_names_what_a_report_needs(capsys, monkeypatch, tmp_path):
+def test_about_names_what_a_report_needs(capsys, monkeypatch):
     monkeypatch.setattr("data.about.version", lambda name: (_ for _ in ()).throw(__missing(name)))
     assert main(["about"]) == 0
     lines = capsys.readouterr().out.splitlines()

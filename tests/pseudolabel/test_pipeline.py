@@ -231,7 +231,7 @@ def test_the_models_own_size_sets_the_rule(tiny_config, with_settings):
     assert pipeline.reader.frame((375, 500), scale=1.5).padded_hw == (112, 144)
 
 
-def test_one_draw_is_one_evaluation_of_the_unet(pipeline, tiny_config, with_settings):
+def test_one_draw_is_one_evaluation_of_the_unet(tiny_config):
     count = 0
 
     def hook(module, args, kwargs):
