@@ -21,7 +21,7 @@ def import_masks(
 
     Args:
         masks: Folder of the masks.
-        store: Folder of the store; started if it does not exist, gone on with if it does.
+        store: Folder of the store; started if it does not exist, continued if it does.
         data: The images that the masks are of, their classes, and their labels where there are any.
         white: What 255 means in masks that hold only 0 and 255: no decision (ignore), or the one class there is
             (class).

@@ -153,7 +153,7 @@ def synthesize_images(
     """Draw the images that a data set does not have yet, and write the lists of all.
 
     Args:
-        output: folder of the data set; started if it does not exist, gone on with if it does.
+        output: folder of the data set; started if it does not exist, continued if it does.
         classes: what is drawn.
         count: how many images are drawn, those that are thrown away counted.
         recipe: what is drawn and what is kept of it.
