@@ -29,7 +29,7 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[1]  # or where the packages are installed
 # Unicode's general categories that are not drawn but change what stands beside them: control characters, format
 # characters (of no width, or turning the direction of writing), halves of surrogate pairs, line and paragraph ends.
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data.config import PACKAGE, find_beside, find_paths
+from data.config_files import find_beside, find_paths
+from data.console import REPOSITORY
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def test_working_folder_then_config_then_project(config, tmp_path):
     assert find_beside("a", config) == "a"
     assert find_beside("b", config) == str(tmp_path / "configs" / "b")
     assert find_beside("../top", config) == "../top"
-    assert find_beside("data/demo/classes.yaml", config) == str(PACKAGE / "data" / "demo" / "classes.yaml")
+    assert find_beside("data/demo/classes.yaml", config) == str(REPOSITORY / "data" / "demo" / "classes.yaml")
     assert find_beside("nowhere", config) == "nowhere"
     assert find_beside(str(tmp_path / "nowhere"), config) == str(tmp_path / "nowhere")
     assert find_beside("", config) == ""
