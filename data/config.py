@@ -1,4 +1,4 @@
-"""The settings of a data set, and how those of any group are checked, stored and read back; nothing heavy is imported."""
+"""The settings of a data set, and how any settings are checked, stored and read back; nothing heavy is imported."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass

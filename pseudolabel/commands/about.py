@@ -1,6 +1,5 @@
 """The command `about`: what is installed here and what can run, for a person and for a report of a fault."""
 
-from pathlib import Path
 from typing import Any
 
 from data.console import printable
@@ -21,9 +20,8 @@ def about(json: bool = False) -> None:
 
 def describe() -> dict[str, Any]:
     """Return versions, devices, models at hand, and extras with what each would add."""
-    import data
     from data.about import DISTRIBUTION, EXTRAS, installed, system, versions
-    from data.console import available_cpus, available_memory_bytes, commit
+    from data.console import REPOSITORY, available_cpus, available_memory_bytes, commit
 
     memory, (at_hand, cache_fault) = available_memory_bytes(), models()
     extras = {}
@@ -33,7 +31,7 @@ def describe() -> dict[str, Any]:
     return {
         "version": installed(DISTRIBUTION) or "not installed, run from its folder",
         "commit": commit(),
-        "folder": str(Path(data.__file__).resolve().parents[1]),
+        "folder": str(REPOSITORY),
         "system": system(),
         "cores": available_cpus(),
         "free_memory_gb": None if memory is None else round(memory / 1e9, 1),
