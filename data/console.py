@@ -29,7 +29,7 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[1]  # or where the packages are installed
 # Unicode's general categories that are not drawn but change what stands beside them: control characters, format
 # characters (of no width, or turning the direction of writing), halves of surrogate pairs, line and paragraph ends.
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -104,8 +104,8 @@ def plural(number: float, one: str, many: str | None = None) -> str:
 
     Args:
         number: how many there are.
-        one: what to say of one: "image", "image has".
-        many: what to say of any other number; the regular plural of `one` if not given.
+        one: the words for one: "image", "image has".
+        many: those for any other number; the regular plural of `one` if not given.
 
     >>> plural(1, "image"), plural(0, "class"), plural(2, "category"), plural(3, "image has", "images have")
     ('image', 'classes', 'categories', 'images have')
@@ -226,7 +226,7 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
 
 
 def unexpected(error: Exception, args: Sequence[str]) -> str:
-    """Keep the traceback of an error that nobody expected in a file, and return what to say of it."""
+    """Keep the traceback of an error that nobody expected in a file, and return the message that names that file."""
     what = f"{type(error).__name__}: {one_line(error)[:300]}"
     try:
         kept = f"its traceback is in {keep_traceback(error, args)}"
@@ -368,7 +368,7 @@ def log_to_stderr(handler: logging.Handler, packages: Sequence[str], line: str) 
 
 
 def idle_lines(flags: Sequence[str]) -> list[str]:
-    """Return what to say of settings that have no effect: one line, or none."""
+    """Return the line about settings that have no effect, or none."""
     if not flags:
         return []
     return [f"No effect with the other settings, and left aside: {', '.join(f'--{flag}' for flag in flags)}."]

@@ -34,8 +34,8 @@ from data.errors import ImageError
 # The largest image that is read: Pillow's own limit against decompression bombs, 12,000 x 7,456 pixels for example.
 # Reading one takes about 0.7 GB for a moment, 1 GB if it lies on its side.
 MAX_PIXELS = 89_478_485
-_BAND_PIXELS = 4_194_304
-_LARGE_PIXELS = 16_777_216
+BAND_PIXELS = 4_194_304  # converted or counted at a time, because that takes several bytes a pixel
+_LARGE_PIXELS = 16_777_216  # images from here on are decoded one at a time
 _DECODING = threading.Lock()
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # by content, not by name
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jfif"})
@@ -77,7 +77,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     with open_image(path) as image, _alone_if_large(image):
         upright = turned_upright(image)
         rgb = np.empty((upright.height, upright.width, 3), np.uint8)
-        rows = max(1, _BAND_PIXELS // upright.width)  # in bands, so that conversions take no second and third image
+        rows = max(1, BAND_PIXELS // upright.width)  # in bands, so that conversions take no second and third image
         for top in range(0, upright.height, rows):
             box = (0, top, upright.width, min(top + rows, upright.height))
             rgb[top : top + rows] = np.asarray(to_rgb(upright.crop(box), path))
@@ -100,7 +100,7 @@ def open_image(path: Path, what: str = "image") -> Iterator[Image.Image]:
         fault = _file_fault(path)
         if not fault:
             with Image.open(path, formats=FORMATS) as image:
-                check_size(image, path)
+                _check_size(image, path)
                 yield image
                 return
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -140,7 +140,7 @@ def _unreadable(path: Path, what: str, reason: str, more: str = "") -> ImageErro
     return ImageError(f"Cannot read the {what} {path}: {reason}{more}; replace or convert it{remedy}.", reason)
 
 
-def check_size(image: Image.Image, path: Path) -> None:
+def _check_size(image: Image.Image, path: Path) -> None:
     """Raise ImageError if the image is larger than `MAX_PIXELS` or has no pixels."""
     if image.width < 1 or image.height < 1:
         raise ImageError(f"The image {path} has no pixels ({image.width} x {image.height}); replace it.")

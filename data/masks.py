@@ -13,10 +13,9 @@ from data.classes import IGNORE
 from data.config import White
 from data.errors import ImageError
 from data.files import write_atomically
-from data.images import as_shown, open_image
+from data.images import BAND_PIXELS, as_shown, open_image
 
 logger = logging.getLogger(__name__)
-BAND = 4_194_304  # pixels counted at a time
 
 
 def encode_mask(mask: UInt8[np.ndarray, "height width"], palette: UInt8[np.ndarray, "256 3"] | None = None) -> bytes:
@@ -56,7 +55,7 @@ def read_mask(path: Path) -> UInt8[np.ndarray, "height width"]:
 def value_counts(mask: UInt8[np.ndarray, "height width"]) -> Int64[np.ndarray, "256"]:
     """Return how many pixels hold each value; in bands, because counting takes eight bytes a pixel."""
     flat = mask.reshape(-1)
-    parts = (np.bincount(flat[at : at + BAND], minlength=256) for at in range(0, flat.size, BAND))
+    parts = (np.bincount(flat[at : at + BAND_PIXELS], minlength=256) for at in range(0, flat.size, BAND_PIXELS))
     return sum(parts, np.zeros(256, np.int64))
 
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
-from data.config import check_groups, find_paths
+from data.config_files import check_groups, find_paths
 from data.console import exit_with_line
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data.console import count, printable
 from data.exporters.items import Exported, ExportOptions, Item, classes_in, place_image, split_of, suffix_of
-from data.exporters.polygons import outlines, yolo_rows
+from data.exporters.polygons import outlines, yolo_line
 from data.files import write_atomically
 from data.store.store import MaskStore
 
@@ -18,7 +18,7 @@ def write_yolo(store: MaskStore, items: Iterable[Item], folder: Path, options: E
     written, passed_over = 0, []
     for item in items:
         rows = [
-            yolo_rows(outline, class_id - 1, item.mask.shape)
+            yolo_line(outline, class_id - 1, item.mask.shape)
             for class_id in classes_in(item.mask, store.classes)
             for outline in outlines(item.mask == class_id, options.min_area_px)
         ]

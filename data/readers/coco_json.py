@@ -7,14 +7,14 @@ category or the annotation.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from data.classes import MAX_NAME, class_key
-from data.console import holds_control, short
+from data.console import count, holds_control, plural, short
 from data.errors import LabelError
 from data.images import MAX_PIXELS
 from data.texts import FileKind, read_json
@@ -118,14 +118,22 @@ def _instances(content: Any) -> Instances:
         image.segments.append(segment)
     if stray and len(stray) == len(parts[1]):
         raise LabelError(f"No annotation is of an image of the file; the first is {stray[0]}.")
+    notes = _left_out_notes(stray, bare, len(parts[1]))
+    found = Instances(list(by_id.values()), every, notes)
+    return replace(found, categories=_without_root(every, parts[2], found.used()))
+
+
+def _left_out_notes(stray: Sequence[str], bare: int, n_annotations: int) -> tuple[str, ...]:
+    """Return a sentence for annotations of images that are not listed, and one for those without an outline."""
     notes = []
     if stray:
-        notes.append(f"{len(stray)} annotations are of images that the file does not list (the first is {stray[0]}); ")
-        notes[-1] += "they were left out."
+        are = count(len(stray), "annotation is of an image", "annotations are of images")
+        were = plural(len(stray), "it was", "they were")
+        notes.append(f"{are} that the file does not list (the first is {stray[0]}); {were} left out.")
     if bare:
-        notes.append(f"{bare} of {len(parts[1])} annotations have no outline; a drawn ground truth lacks them.")
-    found = Instances(list(by_id.values()), {}, tuple(notes))
-    return Instances(found.images, _without_root(every, parts[2], found.used()), found.notes)
+        have = f"{bare} of {count(n_annotations, 'annotation')} {plural(bare, 'has', 'have')}"
+        notes.append(f"{have} no outline; a drawn ground truth lacks {plural(bare, 'it', 'them')}.")
+    return tuple(notes)
 
 
 def _image(entry: dict[str, Any], position: int) -> CocoImage:

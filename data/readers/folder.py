@@ -107,8 +107,9 @@ def image_samples(images: Path, flag: str = "images") -> list[Sample]:
         ImageError: there is nothing, or nothing that can be read.
 
     """
+    names: Sequence[str]
     if images.is_file():
-        folder, names = images.parent, (images.name,)
+        folder, names = images.parent, [images.name]
     elif images.is_dir():
         found = scan_images(images, TRUTH_FOLDERS)
         folder, names = images, found.images

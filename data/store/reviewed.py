@@ -1,8 +1,8 @@
 """Which mask of each image counts once people have looked: what `fit` and `export` make of review.jsonl.
 
-Doubt counts against a mask. A rejected image leaves, also where its mask has changed since; an accepted one counts as
-accepted as long as the mask is the one that was looked at. A corrected mask takes the machine's place whatever that has
-become. Whatever leaves or changes is counted and named.
+Doubt counts against a mask. A rejected image leaves, even if its mask has changed since; an accepted one counts as
+accepted as long as the mask is the one that was looked at. A corrected mask takes the machine's place, whatever the
+machine's has become. What leaves or changes is counted and named.
 """
 
 from collections.abc import Iterable, Sequence

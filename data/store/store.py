@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.classes import ClassSet
+from data.console import count
 from data.errors import StoreError
 from data.files import append_line, read_regular, write_atomically
 from data.masks import read_mask, write_mask
@@ -255,7 +256,9 @@ class MaskStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StoreError(f"The soft maps {path} cannot be read ({error.strerror}).") from error
+            raise StoreError(
+                f"The soft maps {path} cannot be read ({error.strerror}); restore them, or generate again."
+            ) from error
         try:
             soft = decode_soft(content)
             check_soft(soft, record, len(self.classes))
@@ -298,8 +301,8 @@ class MaskStore:
         if repeats and not self._has_told_of_repeats:
             self._has_told_of_repeats = True
             logger.info(
-                "%s: %d lines are followed by another one about the same image, which was made again or by two runs at "
-                "once; the last line counts.",
+                "%s: %s followed by another one about the same image, which was made again or by two runs at once; the "
+                "last line counts.",
                 self.path / INDEX,
-                repeats,
+                count(repeats, "line is", "lines are"),
             )

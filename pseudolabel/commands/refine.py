@@ -36,7 +36,7 @@ def refine(
     """
     from data.store.store import MaskStore
     from pseudolabel.generate.refine import holds_background, refine_masks
-    from pseudolabel.generate.tally import print_sam, print_skipped
+    from pseudolabel.generate.tally import check_some_made, print_sam, print_skipped
 
     require("workers", workers, workers is None or workers >= 0, "at least 0")
     config = MaskConfig(**settings)
@@ -49,6 +49,7 @@ def refine(
         print(f"Decisions and corrected masks of {count(tally.handed_on, 'image')} were taken over from {store}.")
     print_sam(tally)
     print_skipped(Path(output), tally.skipped)
+    check_some_made(Path(output), tally.skipped)
     print(f"Next: pseudolabel score --store {output}     mIoU, where there is ground truth")
     print(f"      pseudolabel report --store {output}    a page of overlays, coverage and warnings")
 

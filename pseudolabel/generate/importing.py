@@ -58,14 +58,14 @@ def import_masks(
     soft: bool = True,
     on_error: Literal["stop", "skip"] = "stop",
 ) -> Imported:
-    """Write the masks of a folder as a store; a store that is there already is gone on with.
+    """Write the masks of a folder as a store; a store that is there already is continued.
 
     Args:
         store_path: the store.
         masks: PNGs of class ids, each named as its image's id, or lying as the image lies below the data's root.
         data: the images that the masks are of, their classes, and their labels where there are any.
         white: what 255 means in masks that hold only 0 and 255: no decision, or the one class.
-        soft: keep soft maps too, at an eighth of the size, from which `pseudolabel refine` starts.
+        soft: keep soft maps too, a cell for `CELL_PX` x `CELL_PX` pixels, from which `pseudolabel refine` starts.
         on_error: a mask that cannot be taken stops the import, or is left out and named at the end.
 
     Raises:
@@ -167,7 +167,7 @@ def read_foreign(path: Path, image: Path, white: White, n_classes: int) -> UInt8
 
 
 def without_undecided(mask: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
-    """Return a mask with the class of the nearest decided pixel where it has no decision; background if it has none."""
+    """Return a mask whose undecided pixels (255) have the class of the nearest decided one; background without any."""
     import cv2
 
     undecided = mask == IGNORE
@@ -184,7 +184,10 @@ def without_undecided(mask: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarr
 
 
 def soft_maps(mask: UInt8[np.ndarray, "height width"], labels: tuple[int, ...]) -> SoftMaps:
-    """Return which share of each cell of `CELL_PX` pixels shows background and each label; 255 speaks for all alike."""
+    """Return the share of each cell, a square of `CELL_PX` pixels, that is background and each label.
+
+    An undecided pixel (255) counts in equal parts for all of them.
+    """
     height, width = mask.shape
     missing = ((0, -height % CELL_PX), (0, -width % CELL_PX))
     padded = np.pad(mask, missing, mode="edge")

@@ -81,7 +81,7 @@ def mask_jobs(
 ) -> Iterator[MaskJob | Outcome]:
     """Yield what is left to do for each sample once its soft maps are there, or why its image cannot be used.
 
-    Images of one padded size go to the pipeline together, so that they share passes of the U-Net; the order of the
+    Images of one padded size go to the pipeline together, so that they share passes of the denoiser; the order of the
     samples is not kept.
 
     Args:

@@ -64,7 +64,7 @@ def generate_masks(store_path: Path, samples: SampleSet, config: GenerateConfig)
 def _local_outcomes(
     store_path: Path, samples: SampleSet, config: GenerateConfig, finished: Finished
 ) -> Generator[Outcome]:
-    """Yield the outcome of each image: the U-Net in this process, the masks in the worker processes."""
+    """Yield the outcome of each image: the denoiser in this process, the masks in the worker processes."""
     import torch
 
     from pseudolabel.masks.crf import with_engine

@@ -1,4 +1,4 @@
-"""The same pipeline as Ray Data stages: actors with the U-Net (on GPUs where there are some), tasks that finish masks.
+"""The same pipeline as Ray Data stages: actors with the denoiser (on GPUs where there are some), tasks for the masks.
 
 One machine or a cluster whose nodes see the images and the store under the same paths. Stages hand each other pickled
 jobs, since their arrays have as many sizes as there are images; nothing pickled is ever written to disk.

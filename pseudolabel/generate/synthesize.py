@@ -94,7 +94,7 @@ class Order:
 
 
 @dataclass
-class Tally:
+class SynthesisTally:
     """What came of a data set's images: how many were kept, thrown away, and which classes were not there.
 
     Attributes:
@@ -147,11 +147,13 @@ def order_of(index: int, classes: ClassSet, recipe: Recipe, template: str) -> Or
     return Order(index, labels, template.format(join_phrases(words)), int(rng.integers(2**62)))
 
 
-def synthesize_images(output: Path, classes: ClassSet, count: int, recipe: Recipe, config: GroundConfig) -> Tally:
+def synthesize_images(
+    output: Path, classes: ClassSet, count: int, recipe: Recipe, config: GroundConfig
+) -> SynthesisTally:
     """Draw the images that a data set does not have yet, and write the lists of all.
 
     Args:
-        output: folder of the data set; started if it does not exist, gone on with if it does.
+        output: folder of the data set; started if it does not exist, continued if it does.
         classes: what is drawn.
         count: how many images are drawn, those that are thrown away counted.
         recipe: what is drawn and what is kept of it.
@@ -308,9 +310,9 @@ def _write_lists(output: Path, records: Sequence[dict[str, Any]], classes: Class
     save_classes(classes, output / "classes.yaml")
 
 
-def _tally(records: Sequence[dict[str, Any]], made: int) -> Tally:
+def _tally(records: Sequence[dict[str, Any]], made: int) -> SynthesisTally:
     """Count what came of all images."""
-    tally = Tally(made=made)
+    tally = SynthesisTally(made=made)
     for record in records:
         tally.kept += record["kept"]
         tally.thrown += not record["kept"]

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,12 @@ def print_skipped(store_path: Path, skipped: list[tuple[str, str]]) -> None:
         lines = "".join(f"{sample_id}\t{reason}\n" for sample_id, reason in sorted(skipped))
         write_atomically(listing, lines.encode(errors="backslashreplace"))
         print(f"  All of them: {listing}")
+
+
+def check_some_made(store_path: Path, skipped: Sequence[tuple[str, str]]) -> None:
+    """Raise UserError where images were skipped and the store holds no mask at all, of this run or of one before."""
+    if skipped and not ((store_path / "store.json").exists() and MaskStore.open(store_path).finished()):
+        raise UserError(f"none of {count(len(skipped), 'image')} could be processed; the reasons are above")
 
 
 def print_summary(store_path: Path, samples: SampleSet, tally: Tally) -> None:
