@@ -174,7 +174,7 @@ def choose_refinement(maps: Maps, reached: Measured) -> Measured:
         reached = _take(maps, again, "threshold again", reached)
     reached = _take(maps, other_backgrounds(_without_sam(search.config)), "background's score", reached)
     if search.config.crf.kind != former.crf.kind:
-        _keep_ignored_share(maps, former)
+        keep_ignored_share(maps, former)
     return reached
 
 
@@ -199,7 +199,7 @@ def _without_sam(config: GenerateConfig) -> MaskConfig:
     return replace(mask_config(config), sam=SamConfig())
 
 
-def _keep_ignored_share(maps: Maps, former: GenerateConfig) -> None:
+def keep_ignored_share(maps: Maps, former: GenerateConfig) -> None:
     """Set the share below which a pixel is ignored so that the new refinement ignores as many as the former one did.
 
     Refinements differ in how sure they are: what 0.95 is to the dense CRF, TLP seldom reaches.

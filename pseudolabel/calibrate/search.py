@@ -102,6 +102,7 @@ class Found:
         before: what the settings given reach; None without ground truth, or without the time to measure it.
         after: what the settings found reach.
         untried: steps for which there was no time.
+        aside_s: seconds of the time that were set aside to measure the result.
 
     """
 
@@ -109,6 +110,7 @@ class Found:
     before: Measured | None
     after: Measured | None
     untried: tuple[str, ...]
+    aside_s: float = 0.0
 
 
 def prepare(config: GenerateConfig, samples: SampleSet, chosen: Sequence[Sample], options: Options) -> Task:
@@ -183,7 +185,7 @@ def run_search(task: Task, kept: Kept) -> Found:
         search.config = found_by_labels(search)
         set_threshold(search, otsu(search))
         return Found(search, None, None, untried)
-    [before] = known
+    [before], aside_s = known, kept.budget.reserve_s
     search.config = found_by_truth(search)
     maps = Maps(search, search.config)
     start_at = search.config.fuse.threshold if search.verdict.score < 0 else (search.sized or search.verdict).threshold
@@ -195,7 +197,7 @@ def run_search(task: Task, kept: Kept) -> Found:
     if after.after_crf <= before.after_crf:
         search.config, after = search.given, before
         search.note("the settings given", before.after_crf, "better than what was found, so they stay")
-    return Found(search, before, after, untried)
+    return Found(search, before, after, untried, aside_s)
 
 
 def take_steps(search: Search, tried: Sequence[Step]) -> tuple[str, ...]:

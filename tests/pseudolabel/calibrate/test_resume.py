@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,6 @@ from data.console import REPOSITORY
 from pseudolabel.calibrate import budget, kept, recordings
 from pseudolabel.calibrate.kept import checkpoint_path
 from pseudolabel.cli import main
-
 
 STEPS = (
     "the settings given", "timestep and cross layers", "background words", "affinity",
@@ -121,11 +121,13 @@ def test_a_search_without_the_time_to_measure_anything_writes_what_was_given(arg
 
 def test_little_time_after_little_time_ends_as_a_search_without_limit(arguments, whole, output, monkeypatch, capsys):
     """The best so far is written each time; what was not tried is named, and gets less."""
-    left, scores = [], []
-    for _ in range(40):
-        assert stopped(arguments, output, 60, monkeypatch) == 0
+    left = []
+    for seconds in range(30, 200, 8):
+        assert stopped(arguments, output, seconds, monkeypatch) == 0
         said = capsys.readouterr().out
-        scores.append(float(said.split(" as configured, ")[1].split(" / ")[1].split(" ")[0]))
+        if " as configured, " in said:
+            given, best = re.findall(r"[\d.]+ / ([\d.]+) (?:as configured|calibrated)", said)
+            assert float(best) >= float(given)
         text = output.read_text()
         if "The time was up" not in text:
             break
@@ -135,7 +137,6 @@ def test_little_time_after_little_time_ends_as_a_search_without_limit(arguments,
     assert output.read_bytes() == whole
     assert left == sorted(left, reverse=True)
     assert left[0] > left[-1]
-    assert scores[-1] == max(scores)
     assert list(output.parent.iterdir()) == [output]
 
 
@@ -239,7 +240,9 @@ def test_a_killed_process_is_gone_on_from(arguments, whole, output):
 
     for enough in (lambda: any(folder.glob("*/*.safetensors")), lambda: judged() > 12):
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        ) as process:
             while not enough() and process.poll() is None:
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
