@@ -147,6 +147,8 @@ def measure_given(search: Search) -> Measured:
         search.kept.add({key: [seconds, max(0.0, budget.clock() - started - seconds)]})
     for_maps, for_masks = search.kept.judged[key]
     budget.reserve_s = for_maps + len(THRESHOLD_STEPS) * for_masks
+    search.tried += 1
+    search.note("the settings given", found.after_crf, describe_masks(mask_config(search.given)))
     return found
 
 
