@@ -38,6 +38,12 @@ from pseudolabel.calibrate.kept import Kept
 from pseudolabel.calibrate.search import Found, Options, Task, prepare, run_search, start
 from pseudolabel.config import GenerateConfig, differences, mask_config
 
+ABOUT = """\
+`pseudolabel calibrate` on {scenes} calibration scenes of seed {seed}, started from `{config}`; written by
+`python -m benchmarks.calibration_search`. Seconds are those of the processor, without {loading_s:.0f} s of loading.
+A step begins with what it has reached: mIoU on these scenes, before the CRF, with fewer draws and ground truth at
+reduced size; of the settings given, and from the threshold on, after the CRF as `generate` runs it."""
+
 
 def task_of(config: GenerateConfig, folder: Path, scenes: int, seed: int, options: Options) -> Task:
     """Draw scenes and return the calibration on them."""
@@ -57,14 +63,7 @@ def compare(task: Task, folder: Path, configs: Sequence[GenerateConfig]) -> list
 def report(figures: dict[str, Any]) -> str:
     """Return the Markdown page."""
     lines = ["# What calibrate finds on the demo world, and what it costs", "", machine_line(figures["machine"]), ""]
-    lines += [
-        f"`pseudolabel calibrate` on {figures['scenes']} calibration scenes of seed {figures['seed']}, started from",
-        f"`{figures['config']}`; written by `python -m benchmarks.calibration_search`. Seconds are those of the processor,",
-        f"without {figures['loading_s']:.0f} s of loading. A step begins with what it has reached: mIoU on these scenes,",
-        "before the CRF, with fewer draws and ground truth at reduced size; of the settings given, and from the threshold",
-        "on, after it.",
-        "",
-    ]
+    lines += [ABOUT.format(**figures), ""]
     rows = [(entry["step"], f"{entry['seconds']:.0f}") for entry in figures["steps"]]
     lines += [
         table(("step", "seconds"), [*rows, ("all", f"{sum(entry['seconds'] for entry in figures['steps']):.0f}")]),
