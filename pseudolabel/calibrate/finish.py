@@ -103,7 +103,9 @@ def _bar(search: Search, title: str, rest: Sequence[Picture]) -> Iterator[Pictur
 def measure(maps: Maps, variants: Sequence[MaskConfig], title: str = "measure") -> list[Measured]:
     """Return what some ways to turn soft maps into masks reach."""
     search = maps.search
-    judged, names = search.kept.judged, [digest("masks", maps.key, variant) for variant in variants]
+    # What is left undecided (`ignore_below`) changes no figure.
+    names = [digest("masks", maps.key, variant.fuse, variant.crf, variant.sam) for variant in variants]
+    judged = search.kept.judged
     missing = {name: each for name, each in zip(names, variants, strict=True) if name not in judged}
     if missing:
         counts = _count(maps, list(missing.values()), title)

@@ -10,9 +10,9 @@ The search, each step starting from the best settings so far, those that usually
 1. timestep, cross-attention layers (forward selection from the best single layer) and token rescaling, no affinity;
 2. with ground truth: background words in the sentence, in it and competing, or out of it, and the image
    sizes asked for;
-3. with ground truth: self-attention layer and kind of affinity; the settings given, should they be better; rounds of
-   small changes to everything chosen (layers that name classes among it); sets of image sizes whose maps are averaged;
-   the timestep again;
+3. with ground truth: self-attention layer and kind of affinity; rounds of small changes to everything chosen (layers
+   that name classes among it); the settings given, should they be better, and small changes to these; sets of image
+   sizes whose maps are averaged; the timestep again;
 4. weights of layers and heads, and GoCA's sharing of tokens, of U-Nets;
 5. with ground truth: heads, where leaving some out helps;
 6. the threshold, after the refinement, at full size and with all draws; without ground truth by Otsu's method;
@@ -193,6 +193,7 @@ def run_search(task: Task, kept: Kept) -> Found:
     kept.budget.lifted, kept.budget.reserve_s = False, 0.0
     if task.options.refinement and search.config.crf.kind != "none":
         untried += take_steps(search, [("refinement", lambda: finish.choose_refinement(maps, reached))])
+    kept.budget.lifted = True
     [after] = finish.measure(maps, [mask_config(search.config)])
     if after.after_crf <= before.after_crf:
         search.config, after = search.given, before
@@ -225,8 +226,8 @@ def steps_of(search: Search, task: Task) -> list[Step]:
         ("background words", lambda: steps.choose_words(search)),
         ("long sides", lambda: steps.choose_long_side(search, options.long_sides)),
         ("affinity", lambda: steps.choose_affinity(search)),
-        ("comparison with the settings given", lambda: steps.choose_given(search, search.given)),
         ("small changes", lambda: steps.choose_small_changes(search)),
+        ("comparison with the settings given", lambda: steps.choose_given(search, search.given)),
         ("image sizes", lambda: steps.choose_sizes(search)),
         ("timestep again", lambda: steps.choose_timestep(search, timesteps)),
         weights,

@@ -124,8 +124,18 @@ def choose_affinity(search: Search) -> None:
     search.take("affinity", judge_read(search, search.config, candidates, wanted, "affinity"), 2 * MIN_GAIN)
 
 
+def choose_small_changes(search: Search) -> None:
+    """Try rounds of small changes to everything chosen, layers that name classes among it."""
+    names = [layer.name for layer in search.cross_layers]
+    for _ in range(ROUNDS):
+        candidates = small_changes(search.config, names, [layer.name for layer in search.cell_layers])
+        wanted = _wanted(search, search.cross_layers, search.cell_layers)
+        if not search.take("small changes", judge_read(search, search.config, candidates, wanted, "small changes")):
+            break
+
+
 def choose_given(search: Search, given: GenerateConfig) -> None:
-    """Go on from the settings given, at one image size, where they are better than what was found."""
+    """Go on from the settings given, at one image size, where they are better than what was found so far."""
     given = _named_in_full(search, replace(given, diffusion=replace(given.diffusion, scales=(1.0,), flip=False)))
     names = {layer.name for layer in search.cell_layers}
     attention = given.attention
@@ -134,7 +144,8 @@ def choose_given(search: Search, given: GenerateConfig) -> None:
         return  # these are not searched for, or not in this form
     cross, cells = chosen_layers(search, given)
     wanted = Wanted(cross, cells, (TokenRule.of(given.attention),), words=given.fuse.background == "words")
-    search.take("settings given", judge_read(search, given, [given], wanted, "settings given"), 0.0)
+    if search.take("settings given", judge_read(search, given, [given], wanted, "settings given")):
+        choose_small_changes(search)
 
 
 def _named_in_full(search: Search, config: GenerateConfig) -> GenerateConfig:
@@ -146,16 +157,6 @@ def _named_in_full(search: Search, config: GenerateConfig) -> GenerateConfig:
 
     flags = ("cross_layers", "naming_layers", *(("self_layers",) if config.affinity.kind != "none" else ()))
     return with_attention(config, **{flag: names(flag) for flag in flags})
-
-
-def choose_small_changes(search: Search) -> None:
-    """Try rounds of small changes to everything chosen, layers that name classes among it."""
-    names = [layer.name for layer in search.cross_layers]
-    for _ in range(ROUNDS):
-        candidates = small_changes(search.config, names, [layer.name for layer in search.cell_layers])
-        wanted = _wanted(search, search.cross_layers, search.cell_layers)
-        if not search.take("small changes", judge_read(search, search.config, candidates, wanted, "small changes")):
-            break
 
 
 def _wanted(search: Search, cross: Sequence[Layer], cells: Sequence[Layer], **more: Any) -> Wanted:

@@ -23,7 +23,7 @@ from pseudolabel.cli import main
 
 STEPS = (
     "the settings given", "timestep and cross layers", "background words", "affinity",
-    "comparison with the settings given", "small changes", "image sizes", "timestep again",
+    "small changes", "comparison with the settings given", "image sizes", "timestep again",
     "weights of layers and heads", "heads", "refinement",
 )  # fmt: skip
 PASSES = 1000  # batches of a whole run
