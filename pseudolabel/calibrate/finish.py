@@ -35,8 +35,7 @@ from pseudolabel.masks.labelmap import image_marginals, label_map
 from pseudolabel.pipeline import Pipeline
 
 THRESHOLD_STEPS = tuple(0.025 * step for step in range(-4, 3))  # tried around the best one before the CRF
-AGAIN_STEPS = (-0.05, -0.025, 0.025, 0.05)  # tried around the best one after another refinement was chosen
-ROUNDS = 2  # of small changes to the refinement
+AGAIN_STEPS = (-0.025, 0.025)  # tried around the best one after another refinement was chosen
 
 
 @dataclass(frozen=True)
@@ -166,11 +165,7 @@ def choose_refinement(maps: Maps, reached: Measured) -> Measured:
     search = maps.search
     former = search.config
     reached = _take(maps, other_refinements(_without_sam(former)), "refinement", reached)
-    for _ in range(ROUNDS):
-        before = search.config
-        reached = _take(maps, refinement_changes(_without_sam(before)), "small changes to it", reached)
-        if search.config == before:
-            break
+    reached = _take(maps, refinement_changes(_without_sam(search.config)), "small changes to it", reached)
     masks = _without_sam(search.config)
     if masks.crf != former.crf:
         tau = masks.fuse.threshold

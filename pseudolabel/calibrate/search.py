@@ -48,7 +48,7 @@ from pseudolabel.softmaps.diffusion.families import is_flow, list_layers
 from pseudolabel.softmaps.diffusion.load import load_model
 from pseudolabel.softmaps.diffusion.parts import Parts
 
-TIMESTEPS = (30, 60, 100, 150, 200, 250, 300, 400)
+TIMESTEPS = (30, 60, 100, 150, 250, 400)
 FLOW_TIMESTEPS = (100, 200, 300, 400, 500, 600, 700)
 DECOYS = 3  # absent classes put into the sentence where there is no ground truth
 
@@ -180,7 +180,7 @@ def run_search(task: Task, kept: Kept) -> Found:
     if task.by_truth and not known:
         search.config = search.given
         return Found(search, None, None, untried)
-    kept.budget.lifted = True  # what is set aside for the end begins
+    kept.budget.lifted, search.place = True, "last"  # what is set aside for the end begins
     if not task.by_truth:
         search.config = found_by_labels(search)
         set_threshold(search, otsu(search))

@@ -53,15 +53,13 @@ def test_the_threshold_is_the_best_one_after_the_refinement(maps):
 
 
 def test_each_figure_is_that_of_the_pipeline(maps):
-    variants = [replace(mask_config(maps.config), crf=CrfConfig(iterations=3, **change)) for change in REFINEMENTS[2:5]]
+    variants = [replace(mask_config(maps.config), crf=CrfConfig(iterations=3, **change)) for change in REFINEMENTS[3:6]]
     for variant, found in zip(variants, measure(maps, variants), strict=True):
         assert found.after_crf == pytest.approx(reached(maps, variant), abs=1e-3)
 
 
-def test_the_refinement_that_is_best_is_taken(maps, monkeypatch):
-    """One that turns the background into the object's class wins where nothing else finds any object."""
-    monkeypatch.setattr(finish, "ROUNDS", 0)
-    monkeypatch.setattr(finish, "AGAIN_STEPS", ())
+def test_the_refinement_that_is_best_is_taken(maps):
+    """The best of those that are tried, as a pipeline of its own measures them, or better after small changes to it."""
     search = maps.search
     before = choose_threshold(maps, 0.5)
     former = mask_config(search.config)
