@@ -3,7 +3,7 @@
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ def choose_layers(search: Search, timesteps: Sequence[int]) -> None:
     found = [
         forward_selection(
             search,
-            lambda timestep=timestep: [item for item in recorded() if item[0].timestep == timestep],
+            partial(_at, timestep, recorded),
             with_attention(with_timesteps(base, (timestep,)), token_rescaling=on),
         )
         for timestep in tqdm(timesteps, f"{search.place} choose layers", unit="timestep", leave=False)
@@ -63,6 +63,10 @@ def choose_layers(search: Search, timesteps: Sequence[int]) -> None:
     ]
     tried = " ".join(map(str, timesteps))
     search.take(f"timestep (of {tried}) and cross layers, no affinity", found)
+
+
+def _at(timestep: int, recorded: Callable[[], Sequence[Sentences]]) -> list[Sentences]:
+    return [item for item in recorded() if item[0].timestep == timestep]
 
 
 def forward_selection(
@@ -107,7 +111,7 @@ def _try_readings(search: Search, title: str, variants: Sequence[GenerateConfig]
     found = []
     for variant in variants:
         wanted = Wanted(search.cross_layers, words=variant.fuse.background == "words")
-        recorded = cache(lambda variant=variant, wanted=wanted: recordings(search, variant, wanted, title))
+        recorded = cache(partial(recordings, search, variant, wanted, title))
         found.append(forward_selection(search, recorded, variant))
     search.take(title, found)
 
