@@ -45,7 +45,6 @@ REFINEMENTS: tuple[dict[str, Any], ...] = (
     {"kind": "densecrf", "sxy_bilateral": 50.0, "srgb_bilateral": 5.0, "compat_bilateral": 10.0},
     {"kind": "densecrf", "sxy_bilateral": 30.0, "srgb_bilateral": 8.0, "compat_bilateral": 4.0},
     {"kind": "tlp", "smoothness": 64.0, "edge": 10.0},
-    {"kind": "tlp", "smoothness": 16.0, "edge": 10.0},
     {"kind": "tlp", "smoothness": 64.0, "edge": 20.0},
     {"kind": "none"},
 )

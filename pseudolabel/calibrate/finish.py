@@ -17,6 +17,7 @@ from tqdm import tqdm
 from data.masks import read_truth
 from data.scoring import confusion_matrix, score
 from data.store.softmaps import SoftMaps, decode_soft, encode_soft
+from pseudolabel.calibrate.budget import OutOfTime
 from pseudolabel.calibrate.candidates import (
     describe_masks,
     other_backgrounds,
@@ -35,8 +36,7 @@ from pseudolabel.masks.labelmap import image_marginals, label_map
 from pseudolabel.pipeline import Pipeline
 
 THRESHOLD_STEPS = tuple(0.025 * step for step in range(-4, 3))  # tried around the best one before the CRF
-AGAIN_STEPS = (-0.05, -0.025, 0.025, 0.05)  # tried around the best one after another refinement was chosen
-ROUNDS = 2  # of small changes to the refinement
+AGAIN_STEPS = (-0.025, 0.025)  # tried around the best one after another refinement was chosen
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,9 @@ def _bar(search: Search, title: str, rest: Sequence[Picture]) -> Iterator[Pictur
 def measure(maps: Maps, variants: Sequence[MaskConfig], title: str = "measure") -> list[Measured]:
     """Return what some ways to turn soft maps into masks reach."""
     search = maps.search
-    judged, names = search.kept.judged, [digest("masks", maps.key, variant) for variant in variants]
+    # What is left undecided (`ignore_below`) changes no figure.
+    names = [digest("masks", maps.key, variant.fuse, variant.crf, variant.sam) for variant in variants]
+    judged = search.kept.judged
     missing = {name: each for name, each in zip(names, variants, strict=True) if name not in judged}
     if missing:
         counts = _count(maps, list(missing.values()), title)
@@ -147,6 +149,8 @@ def measure_given(search: Search) -> Measured:
         search.kept.add({key: [seconds, max(0.0, budget.clock() - started - seconds)]})
     for_maps, for_masks = search.kept.judged[key]
     budget.reserve_s = for_maps + len(THRESHOLD_STEPS) * for_masks
+    search.tried += 1
+    search.note("the settings given", found.after_crf, describe_masks(mask_config(search.given)))
     return found
 
 
@@ -158,24 +162,32 @@ def choose_threshold(maps: Maps, start: float) -> Measured:
 
 
 def choose_refinement(maps: Maps, reached: Measured) -> Measured:
-    """Choose the refinement, then the threshold again and the background's rule, where that helps."""
-    search = maps.search
-    former = search.config
-    reached = _take(maps, other_refinements(_without_sam(former)), "refinement", reached)
-    for _ in range(ROUNDS):
-        before = search.config
-        reached = _take(maps, refinement_changes(_without_sam(before)), "small changes to it", reached)
-        if search.config == before:
-            break
+    """Choose the refinement, then the threshold again and the background's score, where that helps.
+
+    Raises:
+        OutOfTime: the time is up; what was chosen until then stays.
+
+    """
+    former = maps.search.config
+    try:
+        reached = _refinement_steps(maps, reached)
+    except OutOfTime:
+        keep_ignored_share(maps, former)
+        raise
+    keep_ignored_share(maps, former)
+    return reached
+
+
+def _refinement_steps(maps: Maps, reached: Measured) -> Measured:
+    search, former = maps.search, maps.search.config.crf
+    reached = _take(maps, other_refinements(_without_sam(search.config)), "refinement", reached)
+    reached = _take(maps, refinement_changes(_without_sam(search.config)), "small changes to it", reached)
     masks = _without_sam(search.config)
-    if masks.crf != former.crf:
+    if masks.crf != former:
         tau = masks.fuse.threshold
         again = [with_threshold(masks, tau + step) for step in AGAIN_STEPS if 0 < tau + step <= 1]
         reached = _take(maps, again, "threshold again", reached)
-    reached = _take(maps, other_backgrounds(_without_sam(search.config)), "background's score", reached)
-    if search.config.crf.kind != former.crf.kind:
-        _keep_ignored_share(maps, former)
-    return reached
+    return _take(maps, other_backgrounds(_without_sam(search.config)), "background's score", reached)
 
 
 def _take(maps: Maps, variants: Sequence[MaskConfig], step: str, reached: Measured | None) -> Measured:
@@ -199,13 +211,13 @@ def _without_sam(config: GenerateConfig) -> MaskConfig:
     return replace(mask_config(config), sam=SamConfig())
 
 
-def _keep_ignored_share(maps: Maps, former: GenerateConfig) -> None:
-    """Set the share below which a pixel is ignored so that the new refinement ignores as many as the former one did.
+def keep_ignored_share(maps: Maps, former: GenerateConfig) -> None:
+    """Set the share below which a pixel is ignored so that another kind of refinement ignores as many as the former.
 
     Refinements differ in how sure they are: what 0.95 is to the dense CRF, TLP seldom reaches.
     """
     search = maps.search
-    if not former.ignore_below:
+    if not former.ignore_below or search.config.crf.kind == former.crf.kind:
         return
     edges = np.linspace(0, 1, 101)
     counts = np.zeros((2, 100), np.int64)

@@ -12,6 +12,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -113,7 +114,7 @@ class Kept:
         path = self.folder / HEADER
         if not path.is_file():
             head = {"format": FORMAT, "format_version": FORMAT_VERSION, "written_by": written_by("pseudolabel")}
-            self._write(path, json_bytes(head | content, indent=1) + b"\n")
+            self._write(path, json_bytes({**head, **content}, indent=1) + b"\n")
             return
         remedy = "delete it, or choose another --output"
         try:
@@ -168,7 +169,7 @@ class Kept:
             return
         self.budget.check()
         for number, made in enumerate(make(pictures[done:]), start=done):
-            self._try(lambda path=folder / f"{number}.safetensors", made=made: self._write(path, save(made)))
+            self._try(partial(self._write, folder / f"{number}.safetensors", save(made)))
             yield pictures[number], made
             if number + 1 < len(pictures):
                 self.budget.check()

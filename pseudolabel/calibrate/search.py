@@ -10,9 +10,9 @@ The search, each step starting from the best settings so far, those that usually
 1. timestep, cross-attention layers (forward selection from the best single layer) and token rescaling, no affinity;
 2. with ground truth: background words in the sentence, in it and competing, or out of it, and the image
    sizes asked for;
-3. with ground truth: self-attention layer and kind of affinity; the settings given, should they be better; rounds of
-   small changes to everything chosen (layers that name classes among it); sets of image sizes whose maps are averaged;
-   the timestep again;
+3. with ground truth: self-attention layer and kind of affinity; rounds of small changes to everything chosen (layers
+   that name classes among it); the settings given, should they be better, and small changes to these; sets of image
+   sizes whose maps are averaged; the timestep again;
 4. weights of layers and heads, and GoCA's sharing of tokens, of U-Nets;
 5. with ground truth: heads, where leaving some out helps;
 6. the threshold, after the refinement, at full size and with all draws; without ground truth by Otsu's method;
@@ -48,7 +48,7 @@ from pseudolabel.softmaps.diffusion.families import is_flow, list_layers
 from pseudolabel.softmaps.diffusion.load import load_model
 from pseudolabel.softmaps.diffusion.parts import Parts
 
-TIMESTEPS = (30, 60, 100, 150, 200, 250, 300, 400)
+TIMESTEPS = (30, 60, 100, 150, 250, 400)
 FLOW_TIMESTEPS = (100, 200, 300, 400, 500, 600, 700)
 DECOYS = 3  # absent classes put into the sentence where there is no ground truth
 
@@ -102,6 +102,7 @@ class Found:
         before: what the settings given reach; None without ground truth, or without the time to measure it.
         after: what the settings found reach.
         untried: steps for which there was no time.
+        aside_s: seconds of the time that were set aside to measure the result.
 
     """
 
@@ -109,6 +110,7 @@ class Found:
     before: Measured | None
     after: Measured | None
     untried: tuple[str, ...]
+    aside_s: float = 0.0
 
 
 def prepare(config: GenerateConfig, samples: SampleSet, chosen: Sequence[Sample], options: Options) -> Task:
@@ -178,12 +180,12 @@ def run_search(task: Task, kept: Kept) -> Found:
     if task.by_truth and not known:
         search.config = search.given
         return Found(search, None, None, untried)
-    kept.budget.lifted = True  # what is set aside for the end begins
+    kept.budget.lifted, search.place = True, "last"  # what is set aside for the end begins
     if not task.by_truth:
         search.config = found_by_labels(search)
         set_threshold(search, otsu(search))
         return Found(search, None, None, untried)
-    [before] = known
+    [before], aside_s = known, kept.budget.reserve_s
     search.config = found_by_truth(search)
     maps = Maps(search, search.config)
     start_at = search.config.fuse.threshold if search.verdict.score < 0 else (search.sized or search.verdict).threshold
@@ -191,11 +193,12 @@ def run_search(task: Task, kept: Kept) -> Found:
     kept.budget.lifted, kept.budget.reserve_s = False, 0.0
     if task.options.refinement and search.config.crf.kind != "none":
         untried += take_steps(search, [("refinement", lambda: finish.choose_refinement(maps, reached))])
+    kept.budget.lifted = True
     [after] = finish.measure(maps, [mask_config(search.config)])
     if after.after_crf <= before.after_crf:
         search.config, after = search.given, before
         search.note("the settings given", before.after_crf, "better than what was found, so they stay")
-    return Found(search, before, after, untried)
+    return Found(search, before, after, untried, aside_s)
 
 
 def take_steps(search: Search, tried: Sequence[Step]) -> tuple[str, ...]:
@@ -223,8 +226,8 @@ def steps_of(search: Search, task: Task) -> list[Step]:
         ("background words", lambda: steps.choose_words(search)),
         ("long sides", lambda: steps.choose_long_side(search, options.long_sides)),
         ("affinity", lambda: steps.choose_affinity(search)),
-        ("comparison with the settings given", lambda: steps.choose_given(search, search.given)),
         ("small changes", lambda: steps.choose_small_changes(search)),
+        ("comparison with the settings given", lambda: steps.choose_given(search, search.given)),
         ("image sizes", lambda: steps.choose_sizes(search)),
         ("timestep again", lambda: steps.choose_timestep(search, timesteps)),
         weights,

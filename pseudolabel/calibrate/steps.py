@@ -3,7 +3,7 @@
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ def choose_layers(search: Search, timesteps: Sequence[int]) -> None:
     found = [
         forward_selection(
             search,
-            lambda timestep=timestep: [item for item in recorded() if item[0].timestep == timestep],
+            partial(_at, timestep, recorded),
             with_attention(with_timesteps(base, (timestep,)), token_rescaling=on),
         )
         for timestep in tqdm(timesteps, f"{search.place} choose layers", unit="timestep", leave=False)
@@ -63,6 +63,10 @@ def choose_layers(search: Search, timesteps: Sequence[int]) -> None:
     ]
     tried = " ".join(map(str, timesteps))
     search.take(f"timestep (of {tried}) and cross layers, no affinity", found)
+
+
+def _at(timestep: int, recorded: Callable[[], Sequence[Sentences]]) -> list[Sentences]:
+    return [item for item in recorded() if item[0].timestep == timestep]
 
 
 def forward_selection(
@@ -107,7 +111,7 @@ def _try_readings(search: Search, title: str, variants: Sequence[GenerateConfig]
     found = []
     for variant in variants:
         wanted = Wanted(search.cross_layers, words=variant.fuse.background == "words")
-        recorded = cache(lambda variant=variant, wanted=wanted: recordings(search, variant, wanted, title))
+        recorded = cache(partial(recordings, search, variant, wanted, title))
         found.append(forward_selection(search, recorded, variant))
     search.take(title, found)
 
@@ -124,8 +128,18 @@ def choose_affinity(search: Search) -> None:
     search.take("affinity", judge_read(search, search.config, candidates, wanted, "affinity"), 2 * MIN_GAIN)
 
 
+def choose_small_changes(search: Search) -> None:
+    """Try rounds of small changes to everything chosen, layers that name classes among it."""
+    names = [layer.name for layer in search.cross_layers]
+    for _ in range(ROUNDS):
+        candidates = small_changes(search.config, names, [layer.name for layer in search.cell_layers])
+        wanted = _wanted(search, search.cross_layers, search.cell_layers)
+        if not search.take("small changes", judge_read(search, search.config, candidates, wanted, "small changes")):
+            break
+
+
 def choose_given(search: Search, given: GenerateConfig) -> None:
-    """Go on from the settings given, at one image size, where they are better than what was found."""
+    """Go on from the settings given, at one image size, where they are better than what was found so far."""
     given = _named_in_full(search, replace(given, diffusion=replace(given.diffusion, scales=(1.0,), flip=False)))
     names = {layer.name for layer in search.cell_layers}
     attention = given.attention
@@ -134,7 +148,8 @@ def choose_given(search: Search, given: GenerateConfig) -> None:
         return  # these are not searched for, or not in this form
     cross, cells = chosen_layers(search, given)
     wanted = Wanted(cross, cells, (TokenRule.of(given.attention),), words=given.fuse.background == "words")
-    search.take("settings given", judge_read(search, given, [given], wanted, "settings given"), 0.0)
+    if search.take("settings given", judge_read(search, given, [given], wanted, "settings given")):
+        choose_small_changes(search)
 
 
 def _named_in_full(search: Search, config: GenerateConfig) -> GenerateConfig:
@@ -146,16 +161,6 @@ def _named_in_full(search: Search, config: GenerateConfig) -> GenerateConfig:
 
     flags = ("cross_layers", "naming_layers", *(("self_layers",) if config.affinity.kind != "none" else ()))
     return with_attention(config, **{flag: names(flag) for flag in flags})
-
-
-def choose_small_changes(search: Search) -> None:
-    """Try rounds of small changes to everything chosen, layers that name classes among it."""
-    names = [layer.name for layer in search.cross_layers]
-    for _ in range(ROUNDS):
-        candidates = small_changes(search.config, names, [layer.name for layer in search.cell_layers])
-        wanted = _wanted(search, search.cross_layers, search.cell_layers)
-        if not search.take("small changes", judge_read(search, search.config, candidates, wanted, "small changes")):
-            break
 
 
 def _wanted(search: Search, cross: Sequence[Layer], cells: Sequence[Layer], **more: Any) -> Wanted:

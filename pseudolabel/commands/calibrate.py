@@ -70,7 +70,8 @@ def calibrate(
         print(f"mIoU on these images, before / after the CRF: {found.before} as configured, {found.after} calibrated.")
     print(f"Wrote {output} after {budget.spent_s:.0f} s.")
     if found.untried:
-        print(f"The time was up before: {', '.join(found.untried)}. The same command goes on from here.")
+        aside = f"{found.aside_s:.0f} s of it were set aside to measure the result"
+        print(f"The time was up before: {', '.join(found.untried)} ({aside}). The same command goes on from here.")
     print(f"Next: pseudolabel generate --config {output} --root {config.data.root} --store STORE")
 
 

@@ -171,6 +171,25 @@ def test_calibration_correlates_criteria_with_miou(sd_folder, tmp_path, capsys):
     assert "| label_score (used) |" in output.read_text()
 
 
+def test_calibration_is_searched_and_compared_on_other_scenes(sd_folder, tmp_path, capsys):
+    from benchmarks import calibration_search
+
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"data: {{classes: {ROOT / 'data/demo/classes.yaml'}}}\nresize: {{long_side_px: 64}}\ndiffusion: {{draws: 1}}\n"
+        "attention: {cross_layers: [mid], self_layers: [mid]}\ncrf: {kind: none}\nrun: {dtype: float32}\n"
+    )
+    output = tmp_path / "search.md"
+    arguments = ["--scenes", "1", "--others", "6", "--timesteps", "100", "--config", str(config)]
+    calibration_search.main([*arguments, "--model", str(sd_folder), "--output", str(output)])
+    text = output.read_text()
+    figures = json.loads(output.with_suffix(".json").read_text())
+    assert [entry["scenes"] for entry in figures["compared"]] == ["chosen on (seed 5)", "others (seed 6)"]
+    assert f"| others (seed 6) | {figures['compared'][1]['given']} | {figures['compared'][1]['found']} |" in text
+    assert all(entry["seconds"] >= 0 for entry in figures["steps"])
+    assert any("affinity (" in entry["step"] for entry in figures["steps"])
+
+
 def test_rank_correlation_is_spearmans():
     from benchmarks.calibration import rank_correlation
 

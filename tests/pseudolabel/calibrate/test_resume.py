@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,13 +21,11 @@ from pseudolabel.calibrate import budget, kept, recordings
 from pseudolabel.calibrate.kept import checkpoint_path
 from pseudolabel.cli import main
 
-
 STEPS = (
     "the settings given", "timestep and cross layers", "background words", "affinity",
-    "comparison with the settings given", "small changes", "image sizes", "timestep again",
+    "small changes", "comparison with the settings given", "image sizes", "timestep again",
     "weights of layers and heads", "heads", "refinement",
 )  # fmt: skip
-PASSES = 1000  # batches of a whole run
 
 
 @pytest.fixture(scope="session")
@@ -39,32 +38,37 @@ def arguments(few_layers, shared_world):
     ]  # fmt: skip
 
 
+def count_passes(monkeypatch) -> list[int]:
+    """The sizes of the batches that the model runs for recordings, from now on."""
+    seen, run = [], recordings.run_passes
+
+    def counted(parts, cross, cells, batch, *rest, **settings):
+        seen.append(len(batch))
+        return run(parts, cross, cells, batch, *rest, **settings)
+
+    monkeypatch.setattr(recordings, "run_passes", counted)
+    return seen
+
+
 @pytest.fixture(scope="session")
-def whole(arguments, tmp_path_factory) -> bytes:
-    """What it comes to when nothing happens."""
+def undisturbed(arguments, tmp_path_factory) -> tuple[bytes, int]:
+    """What it comes to when nothing happens, and in how many batches."""
     output = tmp_path_factory.mktemp("whole") / "found.yaml"
-    assert main([*arguments, "--output", str(output)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        passes = count_passes(patch)
+        assert main([*arguments, "--output", str(output)]) == 0
     assert list(output.parent.iterdir()) == [output]
-    return output.read_bytes()
+    return output.read_bytes(), len(passes)
+
+
+@pytest.fixture
+def whole(undisturbed) -> bytes:
+    return undisturbed[0]
 
 
 @pytest.fixture
 def output(tmp_path) -> Path:
     return tmp_path / "found.yaml"
-
-
-@pytest.fixture
-def passes(monkeypatch):
-    """The batches that the model runs for recordings."""
-    seen = []
-
-    def run(parts, cross, cells, batch, *rest, **settings):
-        seen.append(len(batch))
-        return original(parts, cross, cells, batch, *rest, **settings)
-
-    original = recordings.run_passes
-    monkeypatch.setattr(recordings, "run_passes", run)
-    return seen
 
 
 def interrupt_after(monkeypatch, writes: int, error: BaseException) -> None:
@@ -85,7 +89,8 @@ def interrupt_after(monkeypatch, writes: int, error: BaseException) -> None:
 
 # The first picture of the first reading; in the middle of forward selection; of the affinities; of the refinements.
 @pytest.mark.parametrize("writes", [4, 8, 26, 44])
-def test_what_was_interrupted_ends_as_if_it_had_not_been(arguments, whole, output, passes, monkeypatch, capsys, writes):
+def test_what_was_interrupted_ends_as_if_it_had_not_been(arguments, undisturbed, output, monkeypatch, capsys, writes):
+    passes = count_passes(monkeypatch)
     command = [*arguments, "--output", str(output)]
     with monkeypatch.context() as patch:
         interrupt_after(patch, writes, KeyboardInterrupt())
@@ -93,12 +98,10 @@ def test_what_was_interrupted_ends_as_if_it_had_not_been(arguments, whole, outpu
     assert "the same command goes on from here" in capsys.readouterr().err
     assert not output.exists()
     assert not list(checkpoint_path(output).rglob("*.tmp"))
-    before = len(passes)
     assert main(command) == 0
-    assert output.read_bytes() == whole
+    assert output.read_bytes() == undisturbed[0]
     assert list(output.parent.iterdir()) == [output]
-    after = len(passes) - before
-    assert before + after <= PASSES + 1  # no picture is read twice, but for the one that was not kept
+    assert len(passes) <= undisturbed[1] + 2  # none is read twice but what was not kept: a picture, or heads
 
 
 def stopped(arguments, output, seconds: int, monkeypatch, clock=None) -> int:
@@ -121,11 +124,13 @@ def test_a_search_without_the_time_to_measure_anything_writes_what_was_given(arg
 
 def test_little_time_after_little_time_ends_as_a_search_without_limit(arguments, whole, output, monkeypatch, capsys):
     """The best so far is written each time; what was not tried is named, and gets less."""
-    left, scores = [], []
-    for _ in range(40):
-        assert stopped(arguments, output, 60, monkeypatch) == 0
+    left = []
+    for seconds in range(30, 200, 8):
+        assert stopped(arguments, output, seconds, monkeypatch) == 0
         said = capsys.readouterr().out
-        scores.append(float(said.split(" as configured, ")[1].split(" / ")[1].split(" ")[0]))
+        if " as configured, " in said:
+            given, best = re.findall(r"[\d.]+ / ([\d.]+) (?:as configured|calibrated)", said)
+            assert float(best) >= float(given)
         text = output.read_text()
         if "The time was up" not in text:
             break
@@ -135,7 +140,6 @@ def test_little_time_after_little_time_ends_as_a_search_without_limit(arguments,
     assert output.read_bytes() == whole
     assert left == sorted(left, reverse=True)
     assert left[0] > left[-1]
-    assert scores[-1] == max(scores)
     assert list(output.parent.iterdir()) == [output]
 
 
@@ -239,7 +243,9 @@ def test_a_killed_process_is_gone_on_from(arguments, whole, output):
 
     for enough in (lambda: any(folder.glob("*/*.safetensors")), lambda: judged() > 12):
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        ) as process:
             while not enough() and process.poll() is None:
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)

@@ -150,19 +150,25 @@ def test_a_full_disk_loses_nothing_and_a_second_try_works(commands, tmp_path, mo
 
 def test_what_calibrate_found_is_not_lost(monkeypatch, tmp_path, capsys):
     """Hours may have gone into it, so it is printed."""
-    from data import files
-    from pseudolabel.calibrate import search
-    from pseudolabel.commands.calibrate import calibrate
-    from pseudolabel.config import GenerateConfig
+    from types import SimpleNamespace
 
-    (tmp_path / "photos" / "cat").mkdir(parents=True)
     from PIL import Image
 
+    from data import files
+    from data.config import DataConfig
+    from pseudolabel.calibrate import search
+    from pseudolabel.commands.calibrate import calibrate
+
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "cat" / "1.png")
 
-    def found(config: GenerateConfig, *_: object) -> tuple[object, None, None]:
-        return type("Search", (), {"steps": ["looked"], "config": config})(), None, None
+    def prepared(config: object, *_: object) -> object:
+        return SimpleNamespace(config=config, content={})
 
+    def found(task: object, _: object) -> object:
+        return SimpleNamespace(search=SimpleNamespace(steps=["looked"], config=task.config), untried=())
+
+    monkeypatch.setattr(search, "prepare", prepared)
     monkeypatch.setattr(search, "run_search", found)
     monkeypatch.setattr(search, "report_of", lambda *_: "# found\n")
     monkeypatch.setattr(files, "check_writable", lambda _: None)
@@ -171,8 +177,6 @@ def test_what_calibrate_found_is_not_lost(monkeypatch, tmp_path, capsys):
         raise OSError(errno.ENOSPC, "No space left on device", "x.yaml")
 
     monkeypatch.setattr(files, "write_atomically", full)
-    from data.config import DataConfig
-
     with pytest.raises(OSError, match="No space"):
         calibrate(tmp_path / "x.yaml", data=DataConfig(root=tmp_path / "photos"))
     assert "could not be written; it would hold:\n# found" in capsys.readouterr().out
