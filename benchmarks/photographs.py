@@ -1,6 +1,6 @@
 """What ImageNet weights bring on real photographs, and every step a user takes on them, on a CPU.
 
-    python benchmarks/photographs.py --root VOCdevkit [--train train --val val] [--epochs 20] [--output runs/photos]
+    python -m benchmarks.photographs --root VOCdevkit [--train train --val val] [--epochs 20] [--output runs/photos]
 
 Trains `configs/train/voc12_small.yaml` on the true masks of one split, once from the weights that ship with the demo
 and once from nothing (--only imagenet leaves that out), measures both on the other split, plainly and with three scales
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import HERE, machine, machine_line, table, write_json, write_text
 
+from benchmarks.common import HERE, machine, machine_line, table, write_json, write_text
 from data.images import read_image
 from data.store.store import MaskStore
 
@@ -178,7 +178,7 @@ def page(found: dict) -> str:
         "machine's before and after, with whatever else ran on it. "
         f"{machine_line(found)} With VOC at hand:",
         "",
-        "    python benchmarks/photographs.py --root VOCdevkit --train train --val val",
+        "    python -m benchmarks.photographs --root VOCdevkit --train train --val val",
         "",
     ]
     if found["steps"]:

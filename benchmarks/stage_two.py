@@ -1,7 +1,7 @@
 """Is loading the bottleneck of training? Images a second of the loader alone, of the step alone, and of both.
 
-    python benchmarks/stage_two.py [--store S] [--config configs/train/demo.yaml] [--workers 0 1] [--steps 30]
-    python benchmarks/stage_two.py [--store S] --compare [--config FILE] [--rounds 12] [--minutes 3]
+    python -m benchmarks.stage_two [--store S] [--config configs/train/demo.yaml] [--workers 0 1] [--steps 30]
+    python -m benchmarks.stage_two [--store S] --compare [--config FILE] [--rounds 12] [--minutes 3]
 
 Prints one JSON line per worker count, and appends it with hardware and commit to benchmarks/stage_two.jsonl. With
 --compare it is the step alone, with channels innermost or not, a fused optimizer or not, and in a line of its own
@@ -13,9 +13,7 @@ JPEG photographs of 500 x 375 pixels, with masks: for --config configs/train/voc
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -23,10 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from common import DEMO_CLASSES
 from PIL import Image
 
-from data.console import available_cpus
+from benchmarks.common import DEMO_CLASSES, HERE, machine
 from data.demo.world import split_scenes
 from data.store.store import MaskStore
 from train.datamodule import SegmentationData
@@ -34,7 +31,6 @@ from train.losses import LossConfig, segmentation_loss
 from train.network import NetworkConfig, build_network
 from train.transforms import AugmentConfig
 
-HERE = Path(__file__).parent
 STEPS = (  # in each line of the file; name: channels innermost, fused optimizer, compiled
     {
         "plain": (False, False, False),
@@ -95,7 +91,8 @@ def write_photographs(folder: Path) -> Path:
 
 def keep(row: dict) -> None:
     """Print a row and append it to the file."""
-    line = json.dumps(row | hardware())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    line = json.dumps(row | {"load": round(os.getloadavg()[0], 1)} | machine(device))
     print(line)
     with (HERE / "stage_two.jsonl").open("a", encoding="utf-8") as file:
         file.write(line + "\n")
@@ -222,19 +219,6 @@ def per_batch(source, work) -> float:
         work(batch)
         count += 1
     return (time.perf_counter() - start) / count
-
-
-def hardware() -> dict:
-    """Return what the figures were measured on."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {
-        "device": name,
-        "cores": available_cpus(),
-        "load": round(os.getloadavg()[0], 1),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip(),
-    }
 
 
 if __name__ == "__main__":

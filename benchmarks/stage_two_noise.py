@@ -1,6 +1,6 @@
 """What helps a network that learns from pseudo-masks: each remedy for their errors alone, over seeds.
 
-    python benchmarks/stage_two_noise.py --store S --root W [--masks WORDS] [--seeds 0 1 2] [--only NAME ...]
+    python -m benchmarks.stage_two_noise --store S --root W [--masks WORDS] [--seeds 0 1 2] [--only NAME ...]
 
 S is a store of pseudo-masks of W's train split, W the demo world (`pseudolabel demo` makes both). Every network has the
 same settings and number of steps but for its remedy (REMEDIES). What is chosen is chosen on 200 calibration scenes,
@@ -17,9 +17,9 @@ from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
-from common import HERE, machine, machine_line, table, write_json, write_text
-from stage_two_seeds import CONFIG, segtrain, train
 
+from benchmarks.common import HERE, machine, machine_line, table, write_json, write_text
+from benchmarks.stage_two_seeds import CONFIG, segtrain, train
 from data.classes import IGNORE
 from data.demo.world import TRAIN_TRUTH_FOLDER, write_world
 from data.masks import read_mask, write_mask

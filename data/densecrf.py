@@ -122,7 +122,8 @@ def _by_pydensecrf(
         image = np.require(rgb_u8, requirements=["C_CONTIGUOUS", "WRITEABLE"])
         field.addPairwiseBilateral(sxy=bilateral[0], srgb=bilateral[1], rgbim=image, compat=bilateral[2])
     else:  # the same features, of which the two calls above only know the columns and rows from 0 on
-        places = np.indices(rgb_u8.shape[:2], np.float32)[::-1].reshape(2, -1) + np.float32(origin_yx[::-1])[:, None]
+        origin_xy = np.array(origin_yx[::-1], np.float32)[:, None]
+        places = np.indices(rgb_u8.shape[:2], np.float32)[::-1].reshape(2, -1) + origin_xy
         colours = rgb_u8.reshape(-1, 3).T / np.float32(bilateral[1])
         field.addPairwiseEnergy(places / np.float32(gaussian[0]), compat=gaussian[1])
         field.addPairwiseEnergy(np.concatenate([places / np.float32(bilateral[0]), colours]), compat=bilateral[2])

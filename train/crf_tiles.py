@@ -1,10 +1,10 @@
 """The dense CRF over large images, one tile after another, so that its memory does not grow with the image.
 
 Each tile is made with a margin around it, which is dropped again. Each pixel of the CRF hangs on all others, but less
-and less with their distance: with a margin of `REACH` widths of the colour term the labels of six photographs differ
-from those of the whole image at 5 of a million pixels at most, and no probability by more than 0.02; with 6 widths none
-differs. The lattice on which the CRF filters lies where that of the whole image lies (`origin_yx`); without that, one
-pixel in a thousand would change its label.
+and less with their distance: with a margin of `REACH` widths of the colour term one pixel of a million gets another
+label than from the whole image, and no probability moves by more than 0.05 (`benchmarks/crf_tiles.md`). The lattice on
+which the CRF filters lies where that of the whole image lies (`origin_yx`); without that, one pixel of a thousand would
+change its label.
 """
 
 import math

@@ -45,7 +45,7 @@ def probability_file(path: Path, shape: tuple[int, int, int]) -> Iterator[Callab
             def add(block: Block) -> None:
                 for where, numbers in _runs(block, shape):
                     unpacked.seek(start + _TYPE.itemsize * where)
-                    unpacked.write(numbers)
+                    unpacked.write(numbers.data)
 
             yield add
             unpacked.seek(0)
