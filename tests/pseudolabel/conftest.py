@@ -221,3 +221,21 @@ def store_bytes():
         return {f"{folder}/{path.name}": path.read_bytes() for folder in folders for path in (store / folder).iterdir()}
 
     return read
+
+
+@pytest.fixture(scope="session")
+def tiny_sam_folder(tmp_path_factory) -> Path:
+    """A tiny SAM on disk, as transformers saves it."""
+    from transformers import SamConfig, SamModel
+
+    torch.manual_seed(0)
+    vision = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64, "patch_size": 8,
+        "window_size": 4, "global_attn_indexes": [1], "output_channels": 16, "mlp_dim": 64, "num_pos_feats": 8,
+    }  # fmt: skip
+    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4}
+    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+    model = SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
+    target = tmp_path_factory.mktemp("sam") / "sam"
+    model.save_pretrained(target)
+    return target

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file, save_file
-from transformers import Sam2Config, Sam2HieraDetConfig, Sam2Model, Sam2VisionConfig, SamConfig, SamModel
+from transformers import Sam2Config, Sam2HieraDetConfig, Sam2Model, Sam2VisionConfig
 
 from data.errors import ModelError
 from data.store.softmaps import SoftMaps
@@ -21,16 +21,6 @@ from pseudolabel.masks.config import MaskConfig
 from pseudolabel.masks.config import SamConfig as Settings
 from pseudolabel.masks.labelmap import labelled
 from pseudolabel.masks.sam_prompts import components, depth, labels_by_overlap, overlap, prompt_of
-
-
-def tiny_sam() -> SamModel:
-    vision = {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64, "patch_size": 8,
-        "window_size": 4, "global_attn_indexes": [1], "output_channels": 16, "mlp_dim": 64, "num_pos_feats": 8,
-    }  # fmt: skip
-    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4}
-    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
-    return SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
 
 
 def tiny_sam2() -> Sam2Model:
@@ -52,9 +42,11 @@ def tiny_sam2() -> Sam2Model:
 @pytest.fixture(scope="module", params=["sam", "sam2"])
 def folder(request, tmp_path_factory) -> Path:
     """A tiny model on disk, as transformers saves it."""
+    if request.param == "sam":
+        return request.getfixturevalue("tiny_sam_folder")
     torch.manual_seed(0)
     target = tmp_path_factory.mktemp("sam") / request.param
-    (tiny_sam() if request.param == "sam" else tiny_sam2()).save_pretrained(target)
+    tiny_sam2().save_pretrained(target)
     return target
 
 
