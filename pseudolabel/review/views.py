@@ -1,19 +1,17 @@
 """What the review page is sent of an image: pictures as JPEG, masks as bare class ids, and figures as JSON values."""
 
 import gzip
-import io
 import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from data.classes import IGNORE, ClassSet
 from data.console import printable
 from data.errors import ConfigError, UserError
-from data.images import read_image
+from data.images import encode_picture, read_image
 from data.masks import overlay, voc_palette
 from data.store.records import size_of_record
 from data.store.review import Review, mask_hash
@@ -24,14 +22,11 @@ from pseudolabel.review.retuning import displayed
 
 THUMBNAIL_PX = 88  # height of a thumbnail in the queue; it is shown at half of that
 HEAT_PX = 320  # height of a soft map
-JPEG_QUALITY = 88
 
 
-def jpeg(rgb_u8: UInt8[np.ndarray, "height width 3"], quality: int = JPEG_QUALITY) -> bytes:
-    """Return a picture as a JPEG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(rgb_u8).save(buffer, "JPEG", quality=quality, subsampling=0)
-    return buffer.getvalue()
+def jpeg(rgb_u8: UInt8[np.ndarray, "height width 3"], quality: int = 88) -> bytes:
+    """Return a picture as a JPEG file, colours at full resolution."""
+    return encode_picture(rgb_u8, "JPEG", quality=quality, subsampling=0)
 
 
 def thumbnail(desk: Desk, line: Line) -> bytes:
