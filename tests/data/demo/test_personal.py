@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.demo.glyphs import load_glyphs
+from data.demo.glyphs import find_glyph, load_glyphs
 from data.demo.personal import (
     CONCEPTS,
     REFERENCES,
@@ -19,7 +19,7 @@ from data.demo.personal import (
     turn_hue,
     write_personal,
 )
-from data.demo.scene import drawing_mask, find_glyph
+from data.demo.scene import drawing_mask
 from data.errors import ConfigError
 from data.images import read_image
 from data.masks import read_mask
