@@ -17,7 +17,8 @@ from data.store.records import size_of_record
 from data.store.review import Review, mask_hash
 from data.store.reviewed import known_labels
 from pseudolabel.review import blocks
-from pseudolabel.review.desk import Desk, Line
+from pseudolabel.review.desk import Desk
+from pseudolabel.review.queue import Line, labels_in_use, warnings_in_use
 from pseudolabel.review.retuning import displayed
 
 THUMBNAIL_PX = 88  # height of a thumbnail in the queue; it is shown at half of that
@@ -190,8 +191,10 @@ def store_view(desk: Desk, model: bool = False) -> dict[str, Any]:
         "path": printable(str(desk.store.path)),
         "classes": [class_view(classes, number) for number in range(len(classes) + 1)],
         "undecided": class_view(classes, IGNORE),
-        "labels": sorted(([label, number] for label, number in desk.labels_in_use().items()), key=lambda one: -one[1]),
-        "warnings": [[printable(kind), number] for kind, number in desk.warnings_in_use().most_common()],
+        "labels": sorted(
+            ([label, number] for label, number in labels_in_use(desk.lines).items()), key=lambda one: -one[1]
+        ),
+        "warnings": [[printable(kind), number] for kind, number in warnings_in_use(desk.lines).most_common()],
         "settings": {
             "threshold": config.fuse.threshold,
             "crf": config.crf.kind != "none",
@@ -204,7 +207,7 @@ def store_view(desk: Desk, model: bool = False) -> dict[str, Any]:
     }
 
 
-def queue_ids(desk: Desk, wanted: Any) -> Sequence[Line]:
+def asked_lines(desk: Desk, wanted: Any) -> Sequence[Line]:
     """Return the images that a page asks for by a list of ids; what the store does not hold (any more) is left out.
 
     Raises:
