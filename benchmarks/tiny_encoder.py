@@ -4,8 +4,8 @@
     python -m benchmarks.tiny_encoder --only tiny     # one of them; the other's row is kept
 
 The same model, settings and scenes, once with its own image encoder and once with the one distilled from it
-(`pseudolabel.demo.training.train_tiny_encoder`). Nothing was chosen on these scenes. Seconds are processor time of one
-thread, the mean over scenes: of the image encoder, and from the image to its soft maps with the settings' draws.
+(`pseudolabel.demo.training.train_tiny_encoder`). Nothing was chosen on these scenes. Milliseconds are processor time
+of one thread, the mean over scenes: of the image encoder, and from the image to its soft maps with the settings' draws.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def report(content: dict[str, Any]) -> str:
     lines += [
         f"`python -m benchmarks.tiny_encoder`: {first['scenes']} scenes of `val`, {first['draws']} draws, settings of"
     ]
-    lines += ["`configs/pseudolabel/demo.yaml`. Seconds are processor time of one thread, per image.", ""]
+    lines += ["`configs/pseudolabel/demo.yaml`. Milliseconds are processor time of one thread, per image.", ""]
     names = {"own": "the model's own", "tiny": "tiny (`--model.vae data/demo/tiny_encoder`)"}
     cells = [(names[kind], *(f"{rows[kind][column]:.1f}" for column in COLUMNS)) for kind in KINDS if kind in rows]
     lines += [table(("image encoder", "mIoU before the CRF", "after it", "encoder, ms", "to soft maps, ms"), cells), ""]
