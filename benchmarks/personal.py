@@ -5,7 +5,8 @@
 For each of eight drawings a token is learned from five pictures, without masks (`pseudolabel personalize` with
 `configs/pseudolabel/demo_personal.yaml`), and looked for in the three subsets of `data.demo.personal`. How maps are
 read (layers, spreading, scaling, lambda) and cut is chosen for each rule on four of the drawings; the final table is
-that of the other four alone. What is in the work folder is not computed again.
+that of the other four alone. Scenes are read at the default size, timestep 30 and two noise draws, whatever the demo's
+settings are. What is in the work folder is not computed again.
 """
 
 import argparse

@@ -9,15 +9,16 @@ import numpy as np
 import torch
 import yaml
 
-from benchmarks.common import DEMO_CONFIG, HERE, load_config
+from benchmarks.common import DEMO_MODEL, HERE
 from data.classes import ClassSet
 from data.demo.personal import SUBSETS, Concept
 from data.images import read_image
 from data.masks import read_mask
+from pseudolabel.config import RunConfig
 from pseudolabel.personalize.config import LookConfig, PersonalizeConfig
 from pseudolabel.personalize.training import learn
 from pseudolabel.softmaps.affinity import SelfAttention
-from pseudolabel.softmaps.config import ModelConfig
+from pseudolabel.softmaps.config import DiffusionConfig, ModelConfig, PromptConfig, ResizeConfig
 from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.unet import list_layers
 from pseudolabel.softmaps.grids import resize_maps
@@ -32,6 +33,7 @@ LAYERS = (
     "up_blocks.0.attentions.1",
     "up_blocks.1.attentions.1",
 )
+READ_AT = DiffusionConfig(timesteps=(30,), draws=2)  # and at the default size, unlike configs/pseudolabel/demo.yaml
 SELF_LAYER = "up_blocks.1.attentions.1"
 SENTENCES = {"class": (2,), "token": (1,), "both": (1, 2)}  # labels: 1 the token, 2 the class word
 
@@ -74,15 +76,26 @@ def read_scenes(
     names: Sequence[str],
     cache: Path,
 ) -> dict[str, np.ndarray]:
-    """Read all scenes of a concept with some sentences, or return what was read before."""
+    """Read all scenes of a concept with some sentences, or return what was read before.
+
+    Args:
+        options: the command line's.
+        root: folder of the scenes.
+        concept: what is looked for.
+        tokens: files of learned tokens.
+        names: of the sentences, keys of SENTENCES.
+        cache: file that keeps what was read.
+
+    Returns:
+        By sentence (scenes, 2, layers, maps, rows, columns); the second axis is: as read, and spread.
+
+    """
     if not cache.exists():
-        settings = load_config(DEMO_CONFIG)
-        model = replace(settings.model, id=str(HERE.parent / settings.model.id), tokens=tokens)
+        model = ModelConfig(id=str(DEMO_MODEL), tokens=tokens)
         parts = load_parts(model, torch.device("cpu"), torch.float32)
         classes = ClassSet((concept.token, concept.class_word), (concept.token, concept.class_word), ((), ()))
-        diffusion = replace(settings.diffusion, seed=options.seed)
-        run = replace(settings.run, device="cpu")
-        reader = Reader(parts, classes, settings.prompt, diffusion, settings.resize, run)
+        diffusion = replace(READ_AT, seed=options.seed)
+        reader = Reader(parts, classes, PromptConfig(), diffusion, ResizeConfig(), RunConfig(device="cpu"))
         paths = [path for subset in SUBSETS for path in sorted((root / concept.name / subset / "images").iterdir())]
         rows = {name: [read_scene(reader, path, SENTENCES[name]) for path in paths] for name in names}
         cache.parent.mkdir(parents=True, exist_ok=True)

@@ -260,6 +260,23 @@ def test_a_personal_rule_is_chosen_on_one_half_and_measured_on_the_other(tmp_pat
     assert all(concept.name in text for concept in CONCEPTS)
 
 
+def test_scenes_are_read_with_the_class_word(tmp_path):
+    from types import SimpleNamespace
+
+    from benchmarks import personal_read
+    from data.demo.personal import CONCEPTS, write_personal
+
+    write_personal(tmp_path / "scenes", 1)
+    options, cache = SimpleNamespace(seed=0), tmp_path / "class.npz"
+    found = personal_read.read_scenes(options, tmp_path / "scenes", CONCEPTS[0], (), ("class",), cache)["class"]
+    assert found.shape == (3, 2, len(personal_read.LAYERS), 1, 22, 22)
+    assert ((found > 0) & (found < 1)).all()
+    assert not np.allclose(found[:, 0], found[:, 1])  # as read, and spread
+    truths = personal_read.read_truths(tmp_path / "scenes" / CONCEPTS[0].name)
+    assert truths.shape == (3, 128, 128)
+    assert truths[0].any()
+
+
 def test_iou_at_every_cut_is_that_of_the_masks():
     from benchmarks import personal_rules
 
