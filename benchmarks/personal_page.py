@@ -35,10 +35,10 @@ def introduction(content: Content) -> str:
 {machine_line(content["machine"])} Written by `python -m benchmarks.personal`.
 
 Eight drawings of the demo world, {content["scenes"]} scenes of each subset of each (`data.demo.personal`), a token
-learned for each from five pictures without masks; scenes are read at the default size, timestep 30, two noise draws. IoU
-in percent: sum(I) / sum(U) over a concept's scenes (those without the drawing count too: what is marked there is
-union), mean over concepts. Everything that is chosen (layers,
-spreading, scaling, lambda, cut) is chosen for each rule by the subset `{CHOSEN_ON}` of the tuning half:
+learned for each from five pictures without masks; scenes are read at the default image size, timestep 30, two noise
+draws. IoU in percent: sum(I) / sum(U) over a concept's scenes (those without the drawing count too: what is marked
+there is union), mean over concepts. Everything that is chosen (layers, spreading, scaling, lambda, cut) is chosen for
+each rule by the subset `{CHOSEN_ON}` of the tuning half:
 {drawings(tuning=True)}.
 False alarms: scenes of `{CHOSEN_ON}` without the drawing in which more than {VISIBLE_PX} pixels are marked.
 Oracle: the best cut for each concept and subset, by the truth.

@@ -1,7 +1,6 @@
 """What the review page is sent of an image: pictures as JPEG, masks as bare class ids, and figures as JSON values."""
 
 import gzip
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,19 +84,6 @@ def mask_from_runs(runs: Any, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "he
     if lengths.sum() != pixels or (values > IGNORE).any():
         raise ConfigError(f"runs must add up to the image's {pixels} pixels, in class ids up to {IGNORE}.")
     return np.repeat(values.astype(np.uint8), lengths).reshape(size_hw)
-
-
-def runs_of(mask: UInt8[np.ndarray, "height width"]) -> list[int]:
-    """Return a mask as a list of runs; the inverse of `mask_from_runs`.
-
-    >>> runs_of(np.array([[1, 1, 0], [0, 0, 255]], np.uint8))
-    [1, 2, 0, 3, 255, 1]
-
-    """
-    flat = mask.reshape(-1)
-    starts = np.flatnonzero(np.diff(flat, prepend=flat[:1] ^ 1))
-    lengths = np.diff(starts, append=flat.size)
-    return list(itertools.chain.from_iterable(zip(flat[starts].tolist(), lengths.tolist(), strict=True)))
 
 
 def class_view(classes: ClassSet, class_id: int) -> dict[str, Any]:
