@@ -1,6 +1,6 @@
 // What the page says of an image: name, size, doubt, warnings; and what can be drawn and looked at in it.
 
-import { $, make, named, url } from "./common.js";
+import { $, make, named, option, url } from "./common.js";
 
 export function showCounts(counts) {
   const decided = counts.total - counts.none;
@@ -17,8 +17,6 @@ export function showAbout(item, at, total) {
   $("warnings").textContent = item.warnings.length ? `⚠ ${item.warnings.join("; ")}` : "";
   $("problems").replaceChildren(...item.problems.map((text) => make("li", {}, named(text))));
 }
-
-const option = (value, text) => make("option", { value: String(value), dir: "auto" }, text);
 
 /** Offer the classes to draw, an image's own first; the one chosen before stays if the image has it. */
 export function offerClasses(item, store) {

@@ -1,10 +1,10 @@
 // The review page: which image is open, what the keys do, what is written. stage.js draws, queue.js lists.
 
 import { offerClasses, offerViews, showAbout, showCounts } from "./about.js";
-import { $, bytes, make, read, readJson, send, tell, tried } from "./common.js";
+import { $, bytes, read, readJson, send, tell, tried } from "./common.js";
 import { STATES, showDecision } from "./decision.js";
 import { nextTool, pageKey } from "./keys.js";
-import { Queue } from "./queue.js";
+import { Queue, filters, listenToFilters, offerFilters } from "./queue.js";
 import { Stage, runsOf } from "./stage.js";
 import { listenToTuning, showTuning, tuned } from "./tuning.js";
 
@@ -311,13 +311,9 @@ function onKey(event) {
   work();
 }
 
-function query() {
-  return { label: $("f-label").value, warning: $("f-warning").value, decision: $("f-decision").value, order: $("f-order").value, text: $("f-text").value };
-}
-
 async function ask() {
   const wanted = decodeURIComponent(location.hash.slice(1));
-  if (await queue.ask(query())) await open(Math.max(0, queue.ids.indexOf(wanted)));
+  if (await queue.ask(filters())) await open(Math.max(0, queue.ids.indexOf(wanted)));
   else tell("No image fits these filters.");
 }
 
@@ -325,12 +321,10 @@ function listen() {
   document.addEventListener("keydown", onKey);
   for (const [id, work] of Object.entries({
     accept: KEYS.a, reject: KEYS.r, skip: KEYS.s, undo, previous: KEYS.ArrowLeft, next: KEYS.ArrowRight, save: saveCorrected, drop: toMachine,
-    "zoom-in": KEYS["+"], "zoom-out": KEYS["-"], "zoom-fit": KEYS[0], "help-open": KEYS["?"], "f-refresh": ask,
+    "zoom-in": KEYS["+"], "zoom-out": KEYS["-"], "zoom-fit": KEYS[0], "help-open": KEYS["?"],
   })) $(id).addEventListener("click", work);
   for (const button of document.querySelectorAll("[data-tool]")) button.addEventListener("click", () => setTool(button.dataset.tool));
-  for (const id of ["f-label", "f-warning", "f-decision", "f-order"]) $(id).addEventListener("change", ask);
-  let typing = 0;
-  $("f-text").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(ask, 250); });
+  listenToFilters(ask);
   $("draw").addEventListener("change", () => setDraw($("draw").value));
   $("size").addEventListener("input", () => setSize(Number($("size").value)));
   $("view").addEventListener("change", () => setView($("view").value));
@@ -346,9 +340,7 @@ async function start() {
   store = await tried(() => readJson("/api/store"));
   if (!store) return;
   stage.colours = store.classes.map((one) => one.rgb);
-  const option = (value, text) => make("option", { value: String(value), dir: "auto" }, text);
-  $("f-label").append(...store.labels.map(([id, number]) => option(id, `${store.classes[id].name} (${number})`)));
-  $("f-warning").append(...store.warnings.map(([kind, number]) => option(kind, `${kind} (${number})`)));
+  offerFilters(store);
   listen();
   setTool("look");
   showTuning(store, item, store.settings);
