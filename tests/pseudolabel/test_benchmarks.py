@@ -270,7 +270,7 @@ def test_scenes_are_read_with_the_class_word(tmp_path):
     options, cache = SimpleNamespace(seed=0), tmp_path / "class.npz"
     found = personal_read.read_scenes(options, tmp_path / "scenes", CONCEPTS[0], (), ("class",), cache)["class"]
     assert found.shape == (3, 2, len(personal_read.LAYERS), 1, 22, 22)
-    assert ((found > 0) & (found < 1)).all()
+    assert 0 <= found.min() < 0.1 < found.max() <= 1  # shares of attention
     assert not np.allclose(found[:, 0], found[:, 1])  # as read, and spread
     truths = personal_read.read_truths(tmp_path / "scenes" / CONCEPTS[0].name)
     assert truths.shape == (3, 128, 128)
