@@ -15,10 +15,11 @@ from data.samples import check_id, is_portable
 from data.store.store import MaskStore
 
 ROOT = Path(__file__).parents[2]
-# What Windows' Python lacks. The libraries beneath are imported before, because they choose their code by `os.name`.
+# What Windows' Python lacks. The libraries beneath are imported before, because they choose their code by `os.name`;
+# filelock, which looks for fcntl, is imported anew.
 WITHOUT = """
 import importlib.abc, multiprocessing.popen_spawn_posix, os, signal, subprocess, sys
-import albumentations, cv2, filelock, jsonargparse, PIL.Image, pytorch_lightning, segmentation_models_pytorch
+import albumentations, cv2, jsonargparse, PIL.Image, pytorch_lightning, segmentation_models_pytorch
 import torch, tqdm, yaml
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -30,7 +31,7 @@ class Absent(importlib.abc.MetaPathFinder):
         if name in ABSENT:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-for name in ABSENT:
+for name in [*ABSENT, *(name for name in sys.modules if name.partition(".")[0] == "filelock")]:
     sys.modules.pop(name, None)
 sys.meta_path.insert(0, Absent())
 for name in ("pread", "pwrite", "sched_getaffinity", "sched_setaffinity", "fork", "forkpty", "getuid", "geteuid",
