@@ -84,10 +84,11 @@ def report(content: dict[str, Any]) -> str:
     tiny = content["training"]
     lines = ["# A tiny image encoder on the demonstration world", ""]
     lines += [f"Measured on {first['hardware']}, torch {first['torch']}, commit {first['commit']}; written by"]
+    lines += [f"`python -m benchmarks.tiny_encoder`: {first['scenes']} scenes of `val`, {first['sizes']} image sizes,"]
     lines += [
-        f"`python -m benchmarks.tiny_encoder`: {first['scenes']} scenes of `val`, {first['sizes']} image sizes, settings of"
+        "settings of `configs/pseudolabel/demo.yaml`. Milliseconds are processor time of one thread, per image.",
+        "",
     ]
-    lines += ["`configs/pseudolabel/demo.yaml`. Milliseconds are processor time of one thread, per image.", ""]
     names = {"own": "the model's own", "tiny": "tiny (`--model.vae data/demo/tiny_encoder`)"}
     cells = [(names[kind], *(f"{rows[kind][column]:.1f}" for column in COLUMNS)) for kind in KINDS if kind in rows]
     lines += [table(("image encoder", "mIoU before the CRF", "after it", "encoder, ms", "to soft maps, ms"), cells), ""]

@@ -45,6 +45,23 @@ def word_tokenizer() -> CLIPTokenizer:
     return make_tokenizer({word for text in [*WORDS, *lists, *phrases] for word in text.replace(",", " ").split()})
 
 
+@pytest.fixture
+def run(capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process: `run("ground", ...)` returns its status, what it printed, and its errors."""
+    from pseudolabel.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            status = int(error.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
 def _text_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
@@ -221,20 +238,3 @@ def store_bytes():
         return {f"{folder}/{path.name}": path.read_bytes() for folder in folders for path in (store / folder).iterdir()}
 
     return read
-
-
-@pytest.fixture
-def run(capsys) -> Callable[..., tuple[int, str, str]]:
-    """Run a command line in this process: `run("ground", ...)` returns its status, what it printed, and its errors."""
-    from pseudolabel.cli import main
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as error:
-            status = int(error.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
