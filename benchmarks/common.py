@@ -10,7 +10,7 @@ import torch
 import yaml
 from jsonargparse import auto_cli
 
-from data.classes import load_classes
+from data.class_file import load_classes
 from data.console import available_cpus
 from data.files import write_atomically
 from pseudolabel.config import GenerateConfig

@@ -14,7 +14,8 @@ from PIL import Image
 
 from benchmarks.common import DEMO_MODEL, HERE
 from benchmarks.fault_phrases import PHRASE_TARGETS, save
-from data.classes import load_classes, make_classes, save_classes
+from data.class_file import load_classes, save_classes
+from data.classes import make_classes
 from data.config import DataConfig
 from data.errors import UserError
 from data.images import read_image

@@ -17,7 +17,8 @@ from PIL import Image
 
 from benchmarks.common import HERE, machine, machine_line, table, write_text
 from benchmarks.memory import GIB, PREDICT_HEADING, peak_bytes
-from data.classes import VOC, save_classes
+from data.class_file import save_classes
+from data.classes import VOC
 from data.masks import write_mask
 
 CONFIG = HERE.parent / "configs/train/voc12_small.yaml"

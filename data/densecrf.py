@@ -6,6 +6,7 @@ Both engines are the same arithmetic: on photographs and drawn images their marg
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from data.config import CrfEngine
 from data.errors import ConfigError
-from data.lattice import gaussian_lattice
+from data.lattice import Lattice, gaussian_lattice
 
 _SMALLEST = 1e-5  # scores are clipped here before the logarithm, as the usual utilities of pydensecrf do
 Engine = Literal["pydensecrf", "torch"]
@@ -143,21 +144,21 @@ def _by_torch(
     return _mean_field(torch, unary, kernels, iterations).T.cpu().numpy()
 
 
-def _mean_field(torch: Any, unary: Any, kernels: list[Any], iterations: int) -> Any:
+def _mean_field(torch: Any, unary: Any, kernels: Sequence[Lattice], iterations: int) -> Any:
     """Return the marginals (pixels, classes): Q <- softmax(unary + sum of K Q over the kernels), several times.
 
     The compatibility is Potts's: a class is supported by its own marginals around.
     """
-    marginals = _softmax(torch, unary.clone())
+    marginals = _softmax(unary.clone())
     for _ in range(iterations):
         scores = unary.clone()
         for kernel in kernels:
             scores += kernel.filtered(torch, marginals)
-        marginals = _softmax(torch, scores)
+        marginals = _softmax(scores)
     return marginals
 
 
-def _softmax(torch: Any, scores: Any) -> Any:
+def _softmax(scores: Any) -> Any:
     """Return the softmax of each row, in place; torch's own takes five times as long for a few columns on a CPU."""
     scores -= scores.amax(dim=1, keepdim=True)
     scores.exp_()

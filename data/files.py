@@ -75,6 +75,21 @@ def check_writable(path: Path) -> None:
     probe.unlink()
 
 
+def check_place(path: Path) -> None:
+    """Raise OSError if a folder could not be made and filled there; for what takes long. Leaves nothing behind."""
+    path = Path(os.path.abspath(path))
+    existing = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "Not a folder", str(existing))
+    probe = existing / f".{os.getpid()}.{threading.get_ident()}.probe"
+    try:
+        probe.mkdir()
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    probe.rmdir()
+
+
 def _replace(temporary: Path, path: Path) -> None:
     """Move a file over another; on Windows a reader or a virus scanner that has that one open is waited for."""
     for seconds in (0.01, 0.1, 1.0):
@@ -154,6 +169,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         UserError: `path` is taken (see `is_free`), or is being filled by another process.
+        OSError: it cannot be filled; the error names `path`, as what was written is gone.
 
     """
     path = Path(os.path.abspath(path))
@@ -162,7 +178,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     inside = path.is_dir()
     staging = path / _PARTIAL if inside else path.with_name(f".{path.name}{_PARTIAL}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _only_here(staging.with_name(f"{staging.name}.lock"), path):
+    with _named_as(path, staging), _only_here(staging.with_name(f"{staging.name}.lock"), path):
         _remove(staging)
         staging.mkdir()
         try:
@@ -176,6 +192,17 @@ def new_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
+
+
+@contextlib.contextmanager
+def _named_as(path: Path, staging: Path) -> Iterator[None]:
+    """Let an error of the system name a folder where it names its staging folder, its lock or nothing (a full disk)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and str(error.filename or staging).startswith(str(staging)):
+            error.filename = str(path)
+        raise
 
 
 def is_free(path: Path) -> bool:

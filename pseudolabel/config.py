@@ -43,7 +43,7 @@ class RunConfig:
     """Noised images (images x draws x flips) a GPU takes at once; auto finds what fits. A CPU takes an image's own."""
 
     workers: int | None = None
-    """Processes that refine masks while the U-Net runs; none: one for each core but one; 0: no extra process."""
+    """Processes that refine masks while the denoiser runs; none: one for each core but one; 0: no extra process."""
 
     shard: str = "1/1"
     """Work on every n-th image alone: i/n with i from 1 to n."""

@@ -19,7 +19,8 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from data.classes import ClassSet
-from data.config import check_groups, find_paths, require, to_plain
+from data.config import require, to_plain
+from data.config_files import check_groups, find_paths
 from data.console import exit_with_line, warn_of_idle
 from data.errors import ConfigError
 from data.files import write_atomically

@@ -24,12 +24,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from data.classes import ClassSet, save_classes
+from data.class_file import save_classes
+from data.classes import ClassSet
 from data.config import DataConfig
 from data.errors import ConfigError, StoreError
 from data.exporters.annotation import voc_annotation
 from data.exporters.labels import write_labels
-from data.files import append_line, lines_by, write_atomically
+from data.files import append_line, check_place, lines_by, write_atomically
 from data.images import encode_picture
 from data.masks import write_mask
 from data.store.records import image_record
@@ -93,7 +94,7 @@ class Order:
 
 
 @dataclass
-class Tally:
+class SynthesisTally:
     """What came of a data set's images: how many were kept, thrown away, and which classes were not there.
 
     Attributes:
@@ -146,11 +147,13 @@ def order_of(index: int, classes: ClassSet, recipe: Recipe, template: str) -> Or
     return Order(index, labels, template.format(join_phrases(words)), int(rng.integers(2**62)))
 
 
-def synthesize_images(output: Path, classes: ClassSet, count: int, recipe: Recipe, config: GroundConfig) -> Tally:
+def synthesize_images(
+    output: Path, classes: ClassSet, count: int, recipe: Recipe, config: GroundConfig
+) -> SynthesisTally:
     """Draw the images that a data set does not have yet, and write the lists of all.
 
     Args:
-        output: folder of the data set; started if it does not exist, gone on with if it does.
+        output: folder of the data set; started if it does not exist, continued if it does.
         classes: what is drawn.
         count: how many images are drawn, those that are thrown away counted.
         recipe: what is drawn and what is kept of it.
@@ -179,15 +182,16 @@ def synthesize_images(output: Path, classes: ClassSet, count: int, recipe: Recip
         made += 1
     records = [done[index] for index in sorted(done)]
     _write_lists(output, records, classes)
-    return _tally(records, classes, made)
+    return _tally(records, made)
 
 
 def check_folder(output: Path) -> None:
-    """Raise StoreError unless the folder is new, empty, or holds such a data set."""
+    """Raise StoreError unless the folder is new, empty, or holds such a data set; OSError if it cannot be written."""
     if output.exists() and not output.is_dir():
         raise StoreError(f"{output} is a file; name a new folder with --output.")
     if output.is_dir() and any(output.iterdir()) and not (output / "store" / "store.json").is_file():
         raise StoreError(f"{output} is not empty and holds no synthesised data set; name a new folder with --output.")
+    check_place(output)
 
 
 def _open_store(output: Path, classes: ClassSet, recipe: Recipe, config: GroundConfig, pipeline: Pipeline) -> MaskStore:
@@ -290,9 +294,9 @@ def _write_lists(output: Path, records: Sequence[dict[str, Any]], classes: Class
     save_classes(classes, output / "classes.yaml")
 
 
-def _tally(records: Sequence[dict[str, Any]], classes: ClassSet, made: int) -> Tally:
+def _tally(records: Sequence[dict[str, Any]], made: int) -> SynthesisTally:
     """Count what came of all images."""
-    tally = Tally(made=made)
+    tally = SynthesisTally(made=made)
     for record in records:
         tally.kept += record["kept"]
         tally.thrown += not record["kept"]

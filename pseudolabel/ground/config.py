@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from data.config import DataConfig, find_paths, require, to_plain
+from data.config import DataConfig, require, to_plain
+from data.config_files import find_paths
 from data.errors import ConfigError
 from pseudolabel.config import GenerateConfig, RunConfig
 from pseudolabel.masks.config import CrfConfig, FuseConfig, SamConfig
