@@ -16,12 +16,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.common import HERE, machine, machine_line, table, write_text
-from benchmarks.memory import GIB, peak_bytes
+from benchmarks.memory import GIB, PREDICT_HEADING, peak_bytes
 from data.class_file import save_classes
 from data.classes import VOC
 from data.masks import write_mask
 
-HEADING = "## segtrain predict"
 CONFIG = HERE.parent / "configs/train/voc12_small.yaml"
 ALLOWED_GIB = 3.0
 WINDOW = ("--inference.window", "513")
@@ -48,7 +47,7 @@ def main() -> None:
         base, _ = predict(checkpoint, (64, 64), ())
         found = {case: predict(checkpoint, *CASES[case]) for case in CASES if options.only in case}
     text = options.output.read_text(encoding="utf-8") if options.output.exists() else ""
-    write_text(options.output, text.partition(HEADING)[0] + section(base, found))
+    write_text(options.output, text.partition(PREDICT_HEADING)[0] + section(base, found))
     print(section(base, found))
     if any(peak - base > ALLOWED_GIB * GIB for peak, _ in found.values()):
         raise SystemExit(1)
@@ -91,7 +90,7 @@ def section(base: int, found: dict[str, tuple[int, float]]) -> str:
     rows = [[case, " ".join(CASES[case][1]), f"{max(0, peak - base) / GIB:.2f}"] for case, (peak, _) in found.items()]
     return "\n\n".join(
         [
-            HEADING,
+            PREDICT_HEADING,
             f"GiB beyond what the same command takes for an image of 64 x 64 pixels ({base / GIB:.2f} GiB), one image "
             "of noise each, the network of `configs/train/voc12_small.yaml` with 21 classes, overlays and soft maps "
             "written. Without a window the network sees the whole image at once, and memory grows with it.",

@@ -14,10 +14,10 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -29,6 +29,7 @@ _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])', re.DOTALL)
 _PARTIAL, _PARTIAL_LOCK = ".partial", ".partial.lock"
 
 _WINDOWS = os.name == "nt"
+Key = TypeVar("Key")
 
 
 def write_atomically(path: Path, content: bytes | memoryview, durable: bool = False) -> None:
@@ -147,6 +148,21 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
             raise
         if written != len(line):
             raise OSError(f"Only {written} of {len(line)} bytes of a line were written to {path}; is the disk full?")
+
+
+def lines_by(path: Path, key: Callable[[dict[str, Any]], Key]) -> dict[Key, dict[str, Any]]:
+    """Return the JSON lines of a file, the last one of each key; none where there is no file.
+
+    A line that is torn, or lacks what the key is made of, is passed over: its work is done again.
+    """
+    found: dict[Key, dict[str, Any]] = {}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+            found[key(line)] = line
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
 
 
 @contextlib.contextmanager

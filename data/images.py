@@ -16,6 +16,7 @@ at the kind of file first, so that a named pipe or a device is refused and not w
 `FORMATS` alone, whatever the file is called, so that no other decoder (Ghostscript for EPS) is ever started.
 """
 
+import io
 import stat
 import struct
 import threading
@@ -24,6 +25,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -209,6 +211,15 @@ def read_orientation(path: Path) -> int:
             return orientation_of(image)
     except ImageError:
         return 1
+
+
+def encode_picture(
+    picture: UInt8[np.ndarray, "height width *channels"], kind: Literal["PNG", "JPEG"], **options: Any
+) -> bytes:
+    """Return a grey or RGB picture as the bytes of a file; options are those of Pillow for that kind."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -46,7 +46,7 @@ def synthesize(
     from pseudolabel.generate.synthesize import Recipe, synthesize_images
 
     config, output = GroundConfig(**settings), Path(output)
-    warn_of_idle(config.pipeline.idle())
+    warn_of_idle(config.generate_config.idle())
     numbers = (per_image,) if isinstance(per_image, int) else tuple(per_image)
     recipe = Recipe(numbers, background, absent, presence_min, seed, steps, guidance, size)
     tally = synthesize_images(output, load_classes(classes), count, recipe, config)

@@ -23,7 +23,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 
 from data.class_file import save_classes
 from data.classes import ClassSet
@@ -31,7 +30,8 @@ from data.config import DataConfig
 from data.errors import ConfigError, StoreError
 from data.exporters.annotation import voc_annotation
 from data.exporters.labels import write_labels
-from data.files import append_line, check_place, write_atomically
+from data.files import append_line, check_place, lines_by, write_atomically
+from data.images import encode_picture
 from data.masks import write_mask
 from data.store.records import image_record
 from data.store.source import stored_data
@@ -166,7 +166,7 @@ def synthesize_images(
     """
     check_recipe(recipe, classes, count)
     check_folder(output)
-    pipeline = Pipeline.load(config.pipeline, classes, cut=False)
+    pipeline = Pipeline.load(config.generate_config, classes, cut=False)
     orders = [order_of(index, classes, recipe, config.prompt.template) for index in range(count)]
     prompts = [order.prompt for order in orders]
     size_hw = check_drawing(pipeline.parts, prompts, recipe.steps, recipe.guidance, recipe.size)
@@ -195,7 +195,7 @@ def check_folder(output: Path) -> None:
 
 
 def _open_store(output: Path, classes: ClassSet, recipe: Recipe, config: GroundConfig, pipeline: Pipeline) -> MaskStore:
-    settings = stored_settings(config.pipeline) | {"synthesis": json.loads(json.dumps(asdict(recipe)))}
+    settings = stored_settings(config.generate_config) | {"synthesis": json.loads(json.dumps(asdict(recipe)))}
     data = DataConfig(root=output.absolute(), format="voc", split=SPLIT, classes=(output / "classes.yaml").absolute())
     identity = pipeline.parts.identity()
     return MaskStore.open_or_create(
@@ -204,16 +204,8 @@ def _open_store(output: Path, classes: ClassSet, recipe: Recipe, config: GroundC
 
 
 def read_drawn(output: Path) -> dict[int, dict[str, Any]]:
-    """Return the lines of drawn.jsonl by the image's number; a torn line is passed over, and its image drawn again."""
-    found: dict[int, dict[str, Any]] = {}
-    path = output / DRAWN
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        try:
-            record = json.loads(line)
-            found[int(record["index"])] = record
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
+    """Return the lines of drawn.jsonl by the image's number; the image of a torn line is drawn again."""
+    return lines_by(output / DRAWN, lambda record: int(record["index"]))
 
 
 def _drawn(
@@ -267,9 +259,9 @@ def _write_image(
     if not rows:
         return record
     soft = replace(maps.soft, maps=maps.soft.maps[rows], labels=labels)
-    mask, argmax = label_map(image, soft, mask_config(config.pipeline), device)
+    mask, argmax = label_map(image, soft, mask_config(config.generate_config), device)
     name = f"{order.id}.png"
-    _write_png(output / "JPEGImages" / name, image)
+    write_atomically(output / "JPEGImages" / name, encode_picture(image, "PNG"))
     write_mask(output / "SegmentationClass" / name, mask)
     write_atomically(output / "Annotations" / f"{order.id}.xml", voc_annotation(name, argmax, labels, store.classes))
     line = image_record(order.id, f"JPEGImages/{name}", mask, argmax, labels, store.classes, 0.0)
@@ -291,14 +283,6 @@ def kept_rows(scores: Sequence[float], recipe: Recipe) -> list[int]:
             return there if len(there) == len(scores) else []
         case "keep":
             return list(range(len(scores)))
-
-
-def _write_png(path: Path, image: np.ndarray) -> None:
-    import io
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    write_atomically(path, buffer.getvalue())
 
 
 def _write_lists(output: Path, records: Sequence[dict[str, Any]], classes: ClassSet) -> None:

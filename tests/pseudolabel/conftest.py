@@ -2,7 +2,7 @@
 
 import json
 import string
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +43,23 @@ def word_tokenizer() -> CLIPTokenizer:
     lists = [words for classes in (VOC, COCO) for row in classes.background_words for words in row]
     phrases = [phrase for classes in (VOC, COCO) for phrase in classes.phrases]
     return make_tokenizer({word for text in [*WORDS, *lists, *phrases] for word in text.replace(",", " ").split()})
+
+
+@pytest.fixture
+def run(capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process: `run("ground", ...)` returns its status, what it printed, and its errors."""
+    from pseudolabel.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            status = int(error.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
 
 
 def _text_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
