@@ -138,9 +138,9 @@ MASK_FIELDS = ("fuse", "crf", "sam", "ignore_below")
 # Settings that the first stores did not have.
 LATER = {
     "attention": ("rescaled_tokens", "blur", "weights", "naming_layers"),
-    "affinity": ("temperature",),
+    "affinity": ("temperature", "balance", "saturate"),
     "fuse": ("background",),
-    "crf": ("max_megapixels", "engine", "smoothness", "grid", "edge"),
+    "crf": ("max_megapixels", "engine", "smoothness", "grid", "edge", "guide", "guide_edge"),
 }
 ADAPTERS = ("tokens", "lora", "custom_diffusion")  # of the model: what is put into a U-Net
 UNNAMED = (*ADAPTERS, "t5", "vae")  # of the model: a store that was made without them does not name them

@@ -150,6 +150,8 @@ SWITCHES = {
     "heads": ("attention", {"cross_layers": ("1/2@0", "mid")}),
     "clamp_box_edge": ("affinity", {"clamp_box_edge": True}),
     "no_boxes": ("affinity", {"boxes": False}),
+    "balance": ("affinity", {"balance": True}),
+    "saturate": ("affinity", {"saturate": 0.1}),
     "iterated": ("affinity", {"kind": "iterated"}),
     "iseg": ("affinity", {"kind": "iseg"}),
     "clipes": ("affinity", {"kind": "clipes"}),

@@ -130,7 +130,7 @@ def reader_of(config) -> Reader:
         ({"cross_layers": ("down_blocks.1.attentions.0",)}, {"kind": "none"}),
         ({"cross_layers": ("mid_block.attentions.0@0",)}, {"kind": "iseg"}),
         ({}, {"kind": "cda", "temperature": 0.1}),
-        ({"naming_layers": ("mid_block.attentions.0",)}, {}),
+        ({"naming_layers": ("mid_block.attentions.0",)}, {"balance": True, "saturate": 0.1}),
         ({"weights": "heads"}, {}),
         ({"weights": "layers"}, {}),
         ({"weights": "both", "token_rescaling": True, "rescaled_tokens": "words", "blur": 5}, {"boxes": False}),
