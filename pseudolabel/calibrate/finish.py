@@ -17,6 +17,7 @@ from tqdm import tqdm
 from data.masks import read_truth
 from data.scoring import confusion_matrix, score
 from data.store.softmaps import SoftMaps, decode_soft, encode_soft
+from pseudolabel.calibrate.budget import OutOfTime
 from pseudolabel.calibrate.candidates import (
     describe_masks,
     other_backgrounds,
@@ -161,20 +162,32 @@ def choose_threshold(maps: Maps, start: float) -> Measured:
 
 
 def choose_refinement(maps: Maps, reached: Measured) -> Measured:
-    """Choose the refinement, then the threshold again and the background's rule, where that helps."""
-    search = maps.search
-    former = search.config
-    reached = _take(maps, other_refinements(_without_sam(former)), "refinement", reached)
+    """Choose the refinement, then the threshold again and the background's score, where that helps.
+
+    Raises:
+        OutOfTime: the time is up; what was chosen until then stays.
+
+    """
+    former = maps.search.config
+    try:
+        reached = _refinement_steps(maps, reached)
+    except OutOfTime:
+        keep_ignored_share(maps, former)
+        raise
+    keep_ignored_share(maps, former)
+    return reached
+
+
+def _refinement_steps(maps: Maps, reached: Measured) -> Measured:
+    search, former = maps.search, maps.search.config.crf
+    reached = _take(maps, other_refinements(_without_sam(search.config)), "refinement", reached)
     reached = _take(maps, refinement_changes(_without_sam(search.config)), "small changes to it", reached)
     masks = _without_sam(search.config)
-    if masks.crf != former.crf:
+    if masks.crf != former:
         tau = masks.fuse.threshold
         again = [with_threshold(masks, tau + step) for step in AGAIN_STEPS if 0 < tau + step <= 1]
         reached = _take(maps, again, "threshold again", reached)
-    reached = _take(maps, other_backgrounds(_without_sam(search.config)), "background's score", reached)
-    if search.config.crf.kind != former.crf.kind:
-        keep_ignored_share(maps, former)
-    return reached
+    return _take(maps, other_backgrounds(_without_sam(search.config)), "background's score", reached)
 
 
 def _take(maps: Maps, variants: Sequence[MaskConfig], step: str, reached: Measured | None) -> Measured:
@@ -199,12 +212,12 @@ def _without_sam(config: GenerateConfig) -> MaskConfig:
 
 
 def keep_ignored_share(maps: Maps, former: GenerateConfig) -> None:
-    """Set the share below which a pixel is ignored so that the new refinement ignores as many as the former one did.
+    """Set the share below which a pixel is ignored so that another kind of refinement ignores as many as the former.
 
     Refinements differ in how sure they are: what 0.95 is to the dense CRF, TLP seldom reaches.
     """
     search = maps.search
-    if not former.ignore_below:
+    if not former.ignore_below or search.config.crf.kind == former.crf.kind:
         return
     edges = np.linspace(0, 1, 101)
     counts = np.zeros((2, 100), np.int64)

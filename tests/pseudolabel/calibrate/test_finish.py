@@ -10,7 +10,7 @@ from data.config import DataConfig
 from data.readers.layout import open_samples
 from data.scoring import confusion_matrix, score
 from pseudolabel.calibrate import finish
-from pseudolabel.calibrate.budget import Budget
+from pseudolabel.calibrate.budget import Budget, OutOfTime
 from pseudolabel.calibrate.candidates import REFINEMENTS, other_refinements, refinement_changes, with_threshold
 from pseudolabel.calibrate.finish import Maps, choose_refinement, choose_threshold, measure
 from pseudolabel.calibrate.kept import Kept
@@ -103,3 +103,21 @@ def test_what_is_tried_differs_in_one_number():
     assert refinement_changes(MaskConfig(crf=CrfConfig(kind="none"))) == []
     assert masks not in other_refinements(masks)
     assert {each.crf.kind for each in other_refinements(masks)} == {"densecrf", "tlp", "none"}
+
+
+def test_where_the_time_ends_a_refinement_that_is_less_sure_leaves_no_more_undecided(maps, monkeypatch):
+    """The time is up right after TLP was taken."""
+    search = maps.search
+    former = search.config
+
+    def until_small_changes(maps, variants, step, reached):
+        if step == "small changes to it":
+            raise OutOfTime
+        search.config = replace(search.config, crf=CrfConfig(kind="tlp"))
+        return reached
+
+    monkeypatch.setattr(finish, "_take", until_small_changes)
+    with pytest.raises(OutOfTime):
+        choose_refinement(maps, finish.Measured(0.1, 0.1))
+    assert search.config.crf.kind == "tlp"
+    assert search.config.ignore_below < former.ignore_below
