@@ -44,6 +44,7 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "sd3": ("sd3", {}, None),
     "sd35_medium": ("sd35_medium", {}, None),
     "flux_part": ("flux", {"num_layers": 2, "num_single_layers": 4}, "block:1"),
+    "flux2_klein": ("flux2_klein", {}, None),
 }
 CROSSOVER_CELLS = (256, 576, 1024, 1728, 2304, 4096)
 GUIDANCE = 7.5
