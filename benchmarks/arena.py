@@ -1,19 +1,21 @@
 """Stage one beside other methods of reading a diffusion model: one model, the same images, the same labels.
 
-    python -m benchmarks.arena                           # under 25 minutes on two cores; writes arena.md and .json
-    python -m benchmarks.arena --scenes 20 --calibration 20 --epochs 1 --output quick.md     # a quick look
-    python -m benchmarks.arena --sam facebook/sam-vit-base                                   # one row more
+    python -m benchmarks.arena --why "the default changed"      # under 25 minutes on two cores; writes arena.md, .json
+    python -m benchmarks.arena --scenes 20 --shifted 20 --calibration 20 --epochs 1 --output quick.md    # a quick look
+    python -m benchmarks.arena --why "SAM" --sam facebook/sam-vit-base                                   # one row more
 
 The demo's model reads two worlds: `val`, like the scenes it was trained on, and the shifted world, of drawings that
-were held out and grounds that no split shows. Every peer is a file in `benchmarks/peers`. Attention is recorded once
-for each image and sentence, and all peers are made from that; ours go through the pipeline as `generate` does. Whatever
-a method has to choose, its threshold before and after the CRF and the sentence with or without background words, is
-chosen on the same calibration scenes, which are drawn like train and share nothing with val. Each run that measures val
-adds a line to the looks that the .json keeps.
+were held out and grounds that no split shows. Val has 200 scenes, as everywhere; the shifted world is drawn for this
+page alone, and of it there are 600, so that its intervals are narrow enough to tell methods apart. Every peer is a file
+in `benchmarks/peers`. Attention is recorded once for each image and sentence, and all peers are made from that; ours go
+through the pipeline as `generate` does. Whatever a method has to choose, its threshold before and after the CRF and the
+sentence with or without background words, is chosen on the same calibration scenes, which are drawn like train and
+share nothing with val. Each run that measures val adds a line to the looks that the .json keeps, and has to say why.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -46,19 +48,19 @@ from pseudolabel.config import GenerateConfig, mask_config
 from pseudolabel.masks.config import MaskConfig, SamConfig
 
 WORLDS = ("val", "shifted")
-DEFAULT = "default"
+DEFAULT, WITH_SAM = "default", "default + SAM"
 
 
-def draw_worlds(scenes: int, calibration: int) -> dict[str, list[Scene]]:
+def draw_worlds(val: int, shifted: int, calibration: int) -> dict[str, list[Scene]]:
     """Return the scenes of both worlds, and those that are calibrated on: another seed than the default's own."""
-    shifted = (
+    other = (
         draw_scene(split_generator("shifted", index, seed=1), drawings="held_out", grounds=OTHER_GROUNDS)
-        for index in range(scenes)
+        for index in range(shifted)
     )
     return {
         "calibration": list(split_scenes("calibration", calibration, seed=1)),
-        "val": list(split_scenes("val", scenes)),
-        "shifted": list(shifted),
+        "val": list(split_scenes("val", val)),
+        "shifted": list(other),
     }
 
 
@@ -78,7 +80,7 @@ def choose(
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure everything and return it as JSON values."""
     default = default_settings(options.config, options.model)
-    worlds = draw_worlds(options.scenes, options.calibration)
+    worlds = draw_worlds(options.scenes, options.shifted, options.calibration)
     classifier = gradcam.train(list(split_scenes("train", options.train)), options.epochs)
     arena = Arena.load(default, classifier)
     masks = {method: mask_config(default) for method in (*PEERS, "gradcam")}
@@ -87,11 +89,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     chosen = choose(read_world(arena, "calibration", calibration), calibration, masks)
     read = {name: read_world(arena, name, scenes) for name, scenes in worlds.items()}
     if options.sam is not None:
-        with_sam = "default + SAM"
-        masks[with_sam] = replace(masks[DEFAULT], sam=SamConfig(id=options.sam))
-        chosen[with_sam] = chosen[DEFAULT]
-        for name in WORLDS:
-            read[name][with_sam] = read[name][DEFAULT]
+        add_sam(options.sam, masks, chosen, read)
     found: dict[str, dict[str, Judged]] = {}
     for world in WORLDS:
         found[world] = {
@@ -105,6 +103,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "worlds": {world: rows_of(methods) for world, methods in found.items()},
         "costs": costs,
     }
+
+
+def add_sam(
+    sam: str,
+    masks: dict[str, MaskConfig],
+    chosen: dict[str, tuple[str, float, float]],
+    read: dict[str, dict[str, dict[str, Maps]]],
+) -> None:
+    """Add a row in place: the default's soft maps and thresholds, its masks sharpened by a SAM."""
+    masks[WITH_SAM] = replace(masks[DEFAULT], sam=SamConfig(id=sam))
+    chosen[WITH_SAM] = chosen[DEFAULT]
+    for methods in read.values():
+        methods[WITH_SAM] = methods[DEFAULT]
 
 
 def default_settings(config: Path, model: Path) -> GenerateConfig:
@@ -149,7 +160,8 @@ def report(found: dict[str, Any], looks: Sequence[dict[str, str]], measured_on: 
         f"{scenes['calibration']} calibration scenes. Ahead: by how many points the default leads after the CRF, the "
         "scenes being drawn for both at once. CPU seconds are of one thread, one image, class maps without the CRF. "
         "Made by `python -m benchmarks.arena`; what a method is and where we differ from its authors is in its file in "
-        "`benchmarks/peers`. The paper preset looks twice at an image, as the peers do.",
+        "`benchmarks/peers`. The paper preset looks twice at an image, as the peers do. Every row takes the default's "
+        f"refinement. {_sam_line(found)} All of it took {found['cpu_minutes']:.0f} minutes of one core.",
     ]
     header = ("before CRF", "after CRF", "boundary IoU", "default is ahead by", "CPU s", "peak MiB")
     for world, rows in found["worlds"].items():
@@ -163,6 +175,13 @@ def report(found: dict[str, Any], looks: Sequence[dict[str, str]], measured_on: 
     lines += ["## Looks at val", LOOKS]
     lines.append("\n".join(f"{number}. {look['commit']}: {look['why']}" for number, look in enumerate(looks, start=1)))
     return "\n\n".join(lines)
+
+
+def _sam_line(found: dict[str, Any]) -> str:
+    """Say which SAM the row with one is of, or why there is no such row."""
+    if found.get("sam") is None:
+        return "No row has a SAM, of which no weights were at hand; `--sam FOLDER_OR_ID` adds one."
+    return f"The SAM is `{found['sam']}`."
 
 
 LOOKS = (
@@ -187,17 +206,24 @@ def _cells(name: str, row: dict[str, Any], cost: dict[str, float] | None) -> tup
     return bold, with_range("before"), with_range("after"), percent(row["boundary"]), ahead, *costs
 
 
+def cpu_seconds() -> float:
+    """Return what this process and those that it waited for have used of the processor."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.arena", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--scenes", type=int, default=200, help="scenes of each world")
+    parser.add_argument("--scenes", type=int, default=200, help="scenes of val")
+    parser.add_argument("--shifted", type=int, default=600, help="scenes of the shifted world")
     parser.add_argument("--calibration", type=int, default=100, help="scenes that thresholds are chosen on")
     parser.add_argument("--train", type=int, default=600, help="scenes that Grad-CAM's classifier is trained on")
     parser.add_argument("--epochs", type=int, default=gradcam.EPOCHS, help="of Grad-CAM's classifier")
     parser.add_argument("--config", type=Path, default=DEMO_CONFIG, help="settings of the default")
     parser.add_argument("--model", type=Path, default=DEMO_MODEL)
     parser.add_argument("--sam", help="folder or hub id of a SAM: one row more")
-    parser.add_argument("--why", default="the table", help="what this look at val is for")
+    parser.add_argument("--why", help="what this look at val is for; needed where the page has been made before")
     parser.add_argument("--output", type=Path, default=HERE / "arena.md", help="the .json goes beside it")
     parser.add_argument("--threads", type=int, default=available_cpus())
     parser.add_argument("--cost", help=argparse.SUPPRESS)
@@ -208,8 +234,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     kept_path, measured_on = options.output.with_suffix(".json"), machine()
     looks = json.loads(kept_path.read_text(encoding="utf-8"))["looks"] if kept_path.is_file() else []
-    found = run(options)
-    looks.append({"commit": measured_on["commit"], "why": options.why})
+    if looks and options.why is None:
+        parser.error("this is one more look at val: say what it is for, --why TEXT")
+    found = run(options) | {"sam": options.sam, "cpu_minutes": cpu_seconds() / 60}
+    looks.append({"commit": measured_on["commit"], "why": options.why or "the table"})
     write_json(kept_path, {"machine": measured_on, "looks": looks, **found})
     text = report(found, looks, measured_on)
     write_text(options.output, text)

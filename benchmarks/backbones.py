@@ -3,8 +3,8 @@
     python -m benchmarks.backbones            # counts parameters and writes backbones.md
 
 Parts are built without weights (torch's meta device) from the settings their publishers give (`source`: where each was
-compared with them; some are copies that others have put on the hub, as the originals are gated), the denoiser is cut
-after the last layer that the shipped configuration reads, and the parameters are counted.
+compared with them; many are copies that others have made public, as the originals are gated or have moved), the
+denoiser is cut after the last layer that the shipped configuration reads, and the parameters are counted.
 """
 
 import argparse
@@ -28,7 +28,6 @@ BESIDE_GB = 2.0  # assumed for what a pass needs beside the weights, at the conf
 BYTES = 2  # float16 and bfloat16
 CONFIGS = HERE.parent / "configs" / "pseudolabel"
 
-_CLIP = ("clip_l", "clip_g")
 _SD3 = {
     "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24,
     "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
@@ -51,7 +50,7 @@ class Backbone:
         title: what it is called.
         kind: diffusers' class of its denoiser.
         shape: settings of the denoiser.
-        encoders: its text encoders that are read.
+        encoders: its text encoders that are read, of `TEXT_ENCODERS`.
         channels: of a latent.
         config: the configuration that says which layers are read; None: the defaults'.
         layer: read in the place of the configuration's.
@@ -71,16 +70,72 @@ class Backbone:
     licence: str = ""
 
 
-# Text encoders: CLIP's two are OpenAI's ViT-L/14 and OpenCLIP's bigG/14 as SDXL's `text_encoder` and `text_encoder_2`
-# have them; T5 is google/t5-v1_1-xxl (huggingface.co/google/t5-v1_1-xxl/blob/main/config.json), Qwen Qwen/Qwen3-4B
-# (huggingface.co/zenlm/zen3-embedding/blob/main/config.json says the same). Windows: the defaults of diffusers 0.42.1's
-# pipelines (max_sequence_length: SD3 256, Flux 512, of which schnell reads 256 at most
-# (huggingface.co/docs/diffusers/v0.31.0/api/pipelines/flux), PixArt-alpha 120, -Sigma 300, Flux.2 klein 512 and hidden
-# states 9, 18 and 27). The image encoder's widths: shivi/stable-diffusion-3-medium-diffusers/blob/main/vae/config.json.
+@dataclass(frozen=True)
+class TextEncoder:
+    """A published text encoder.
+
+    Attributes:
+        title: what it is called.
+        kind: transformers' class of it.
+        shape: its settings.
+        source: where they are from.
+
+    """
+
+    title: str
+    kind: str
+    shape: dict[str, Any] = field(repr=False)
+    source: str = ""
+
+
+# The models' windows are the defaults of diffusers 0.42.1's pipelines (max_sequence_length: SD3 256, Flux 512, of which
+# schnell reads 256 at most (huggingface.co/docs/diffusers/v0.31.0/api/pipelines/flux), PixArt-alpha 120, -Sigma 300,
+# Flux.2 klein 512 and hidden states 9, 18 and 27). The image encoder's widths:
+# shivi/stable-diffusion-3-medium-diffusers/blob/main/vae/config.json.
 _HUB = "https://huggingface.co"
+_GITHUB = "https://github.com"
 _FILE = "blob/main/transformer/config.json"
 _STABILITY = "Stability AI Community License"
 _SD3_LICENCE = f"{_STABILITY} (first the Non-Commercial Research Community License, which copies still name)"
+_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+_CLIP = {"vocab_size": 49408, "max_position_embeddings": 77}
+TEXT_ENCODERS = {
+    "clip_l": TextEncoder(
+        "CLIP ViT-L/14 (Stable Diffusion 1.x, SDXL's first, Flux.1)", "CLIPTextModel",
+        _CLIP | _L | {"hidden_act": "quick_gelu", "projection_dim": 768},
+        f"{_GITHUB}/bigdataai-lab/stable-diffusion-v1-5/blob/main/text_encoder/config.json",
+    ),
+    "clip_l_projected": TextEncoder(
+        "the same with its projection (SD3's first)", "CLIPTextModelWithProjection",
+        _CLIP | _L | {"hidden_act": "quick_gelu", "projection_dim": 768},
+        f"{_HUB}/ozgung/red-bowl-5-SD3/blob/main/text_encoder/config.json",
+    ),
+    "clip_h": TextEncoder(
+        "OpenCLIP ViT-H/14 without its last layer (Stable Diffusion 2.x)", "CLIPTextModel",
+        _CLIP | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16,
+                 "hidden_act": "gelu", "projection_dim": 512},
+        f"{_GITHUB}/jack-op11/stable-diffusion-2-1-base/blob/main/text_encoder/config.json",
+    ),
+    "clip_g": TextEncoder(
+        "OpenCLIP ViT-bigG/14 with its projection (SDXL's and SD3's second)", "CLIPTextModelWithProjection",
+        _CLIP | {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+                 "hidden_act": "gelu", "projection_dim": 1280},
+        f"{_HUB}/bhoomikagp/sd3-interior-model/blob/main/text_encoder_2/config.json",
+    ),
+    "t5": TextEncoder(
+        "T5 v1.1 XXL (SD3's third, Flux.1's second, PixArt)", "T5EncoderModel",
+        {"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
+         "feed_forward_proj": "gated-gelu"},
+        f"{_HUB}/google/t5-v1_1-xxl/blob/main/config.json",
+    ),
+    "qwen": TextEncoder(
+        "Qwen3-4B (Flux.2 klein 4B)", "Qwen3ForCausalLM",
+        {"vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
+         "head_dim": 128, "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": True},
+        f"{_HUB}/zenlm/zen3-embedding/blob/main/config.json",
+    ),
+}  # fmt: skip
+_SD3_ENCODERS = ("clip_l_projected", "clip_g")
 BACKBONES = {
     "sd15": Backbone(
         "Stable Diffusion 1.5", "UNet2DConditionModel",
@@ -88,8 +143,15 @@ BACKBONES = {
          "attention_head_dim": 8},
         source=f"{_HUB}/Norod78/sd15-muppet-blip/blob/main/unet/config.json", licence="CreativeML OpenRAIL-M",
     ),
+    "sd21": Backbone(
+        "Stable Diffusion 2.1 base", "UNet2DConditionModel",
+        {"sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 1024,
+         "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True},
+        ("clip_h",), source=f"{_GITHUB}/jack-op11/stable-diffusion-2-1-base/blob/main/unet/config.json",
+        licence="CreativeML Open RAIL++-M",
+    ),
     "sdxl": Backbone(
-        "SDXL", "UNet2DConditionModel", _SDXL, _CLIP,
+        "SDXL", "UNet2DConditionModel", _SDXL, ("clip_l", "clip_g"),
         source=f"{_HUB}/jffacevedo/flax_lcm_unet/blob/main/config.json", licence="CreativeML Open RAIL++-M",
     ),
     "pixart_sigma": Backbone(
@@ -102,23 +164,23 @@ BACKBONES = {
         licence="OpenRAIL++",
     ),
     "sd3": Backbone(
-        "SD3 medium", "SD3Transformer2DModel", _SD3, _CLIP, 16, "sd3_voc12",
+        "SD3 medium", "SD3Transformer2DModel", _SD3, _SD3_ENCODERS, 16, "sd3_voc12",
         source=f"{_HUB}/jatr96/trained-sd3/{_FILE}", licence=_SD3_LICENCE,
     ),
     "sd3_t5": Backbone(
-        "SD3 medium, T5 too", "SD3Transformer2DModel", _SD3, (*_CLIP, "t5"), 16, "sd3_voc12",
+        "SD3 medium, T5 too", "SD3Transformer2DModel", _SD3, (*_SD3_ENCODERS, "t5"), 16, "sd3_voc12",
         source=f"{_HUB}/jatr96/trained-sd3/{_FILE}", licence=_SD3_LICENCE,
     ),
     "sd35_medium": Backbone(
         "SD3.5 medium", "SD3Transformer2DModel",
         _SD3 | {"dual_attention_layers": tuple(range(13)), "qk_norm": "rms_norm", "pos_embed_max_size": 384},
-        _CLIP, 16, "sd35_medium_voc12",
+        _SD3_ENCODERS, 16, "sd35_medium_voc12",
         source=f"{_HUB}/Prgckwb/trpfrog-sd3.5-medium/{_FILE}", licence=_STABILITY,
     ),
     "sd35_large": Backbone(
         "SD3.5 large, block:14", "SD3Transformer2DModel",
         _SD3 | {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "qk_norm": "rms_norm"},
-        _CLIP, 16, "sd35_medium_voc12", "block:14",
+        _SD3_ENCODERS, 16, "sd35_medium_voc12", "block:14",
         source=f"{_HUB}/frankjoshua/stable-diffusion-3.5-large/{_FILE}", licence=_STABILITY,
     ),
     "flux": Backbone(
@@ -150,26 +212,13 @@ def build_denoiser(backbone: Backbone, **changes: Any) -> Any:
 
 
 def build_text_encoder(name: str) -> nn.Module:
-    """Return a text encoder."""
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+    """Return a text encoder of `TEXT_ENCODERS`."""
+    import transformers
 
-    match name:
-        case "clip_l":
-            small = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-            return CLIPTextModelWithProjection(CLIPTextConfig(projection_dim=768, **small))
-        case "clip_g":
-            large = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
-            return CLIPTextModelWithProjection(CLIPTextConfig(projection_dim=1280, **large))
-        case "t5":
-            shape = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
-            return T5EncoderModel(T5Config(vocab_size=32128, feed_forward_proj="gated-gelu", **shape))
-        case "qwen":
-            from transformers import Qwen3Config, Qwen3ForCausalLM
-
-            shape = {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "head_dim": 128}
-            heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
-            return Qwen3ForCausalLM(Qwen3Config(vocab_size=151936, tie_word_embeddings=True, **shape, **heads))
-    raise ValueError(name)
+    encoder = TEXT_ENCODERS[name]
+    kind = getattr(transformers, encoder.kind)
+    built: nn.Module = kind(kind.config_class(**encoder.shape))
+    return built
 
 
 def build_image_encoder(channels: int, tiny: bool = False) -> Any:
@@ -249,7 +298,10 @@ the first of 4, 6, 8, 12, 16, 24 ... GB that has {BESIDE_GB:g} GB more, which is
 """
     sources = [f"- {each.title}: {each.licence}; {each.source}" for each in BACKBONES.values()]
     ending = "Licences as their cards name them, and where each shape was compared with its publisher's settings:"
-    return "\n\n".join([text.rstrip(), table(HEADER, rows()), ending, "\n".join(sources)]) + "\n"
+    encoders = "The text encoders, and where their settings are from:"
+    theirs = [f"- {each.title}: {each.source}" for each in TEXT_ENCODERS.values()]
+    parts = [text.rstrip(), table(HEADER, rows()), ending, "\n".join(sources), encoders, "\n".join(theirs)]
+    return "\n\n".join(parts) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ import torch
 import yaml
 from jsonargparse import auto_cli
 
-from data.classes import load_classes
+from data.class_file import load_classes
 from data.console import available_cpus
 from data.files import write_atomically
 from pseudolabel.config import GenerateConfig
@@ -33,7 +33,7 @@ def machine(device: str = "cpu") -> dict[str, str]:
 
 
 def machine_line(found: dict[str, str]) -> str:
-    """Return the same as one sentence."""
+    """Return what `machine` found as one sentence."""
     return f"Measured on {found['hardware']}, torch {found['torch']}, commit {found['commit']}."
 
 
@@ -45,10 +45,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
     write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text that ends in one line break, atomically."""
     write_atomically(path, (text.rstrip() + "\n").encode())
 
 

@@ -37,6 +37,7 @@ RANGES = {
 }
 CLASSES = (2, 3, 4, 21)
 REPEATS = 2
+ENGINES = ("pydensecrf", "torch")
 MEMORY_SIZES = ((668, 1000), (1142, 1838))  # 0.67 and 2.1 million pixels
 Picture = tuple[str, np.ndarray]
 
@@ -48,7 +49,7 @@ class Compared:
     Attributes:
         kind: drawn, demo scene or photograph.
         size_hw: of the picture.
-        classes: number of score maps.
+        classes: number of score maps, the background's among them.
         seconds: of pydensecrf and of torch.
         agree: share of pixels with the same label.
         farthest: the largest difference of marginals.
@@ -64,7 +65,7 @@ class Compared:
 
 
 def smooth_scores(n_classes: int, size_hw: tuple[int, int], seed: int) -> np.ndarray:
-    """Return scores that sum to 1, smooth and random."""
+    """Return smooth random scores (classes, height, width) that sum to 1 over classes."""
     rng = np.random.default_rng(seed)
     coarse = rng.normal(0, 2, (n_classes, 8, 8)).astype(np.float32)
     raised = np.exp([cv2.resize(each, size_hw[::-1], interpolation=cv2.INTER_CUBIC) for each in coarse])
@@ -85,7 +86,7 @@ def drawn_picture(size_hw: tuple[int, int], seed: int) -> np.ndarray:
 
 
 def pictures(images: Path | None, count: int) -> Iterator[Picture]:
-    """Yield what is refined."""
+    """Yield what is refined: drawn pictures, demo scenes and up to `count` photographs of a folder."""
     for seed, size_hw in enumerate(((334, 500), (375, 500), (333, 251), (97, 131))):
         yield "drawn", drawn_picture(size_hw, seed)
     for seed in range(4):
@@ -132,19 +133,19 @@ def report(rows: list[Compared], memory: dict[tuple[str, tuple[int, int], bool],
     groups = sorted({(row.kind, row.classes) for row in rows})
     lines = []
     for kind, classes in groups:
-        mine = [row for row in rows if (row.kind, row.classes) == (kind, classes)]
-        own, other = (sum(row.seconds[i] for row in mine) for i in (0, 1))
-        ratios = [row.seconds[1] / row.seconds[0] for row in mine]
+        group = [row for row in rows if (row.kind, row.classes) == (kind, classes)]
+        own, other = (sum(row.seconds[i] for row in group) for i in (0, 1))
+        ratios = [row.seconds[1] / row.seconds[0] for row in group]
         lines.append(
             [
                 f"{kind}, {classes} classes",
-                len(mine),
-                f"{own / len(mine):.3f}",
-                f"{other / len(mine):.3f}",
+                len(group),
+                f"{own / len(group):.3f}",
+                f"{other / len(group):.3f}",
                 f"{other / own:.2f}",
                 f"{max(ratios):.2f}",
-                f"{100 * min(row.agree for row in mine):.3f}",
-                f"{max(row.farthest for row in mine):.1e}",
+                f"{100 * min(row.agree for row in group):.3f}",
+                f"{max(row.farthest for row in group):.1e}",
             ]
         )
     header = ["pictures", "number", "s pydensecrf", "s torch", "ratio", "largest ratio", "% equal labels, least"]
@@ -168,9 +169,6 @@ def report(rows: list[Compared], memory: dict[tuple[str, tuple[int, int], bool],
             + (" with `--images`." if any(r.kind == "photograph" for r in rows) else "."),
         ]
     )
-
-
-ENGINES = ("pydensecrf", "torch")
 
 
 def main() -> None:

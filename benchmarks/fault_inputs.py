@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.common import DEMO_MODEL, HERE
-from benchmarks.fault_phrases import PHRASE_TARGETS
-from data.classes import load_classes, make_classes, save_classes
+from benchmarks.fault_phrases import PHRASE_TARGETS, save
+from data.class_file import load_classes, save_classes
+from data.classes import make_classes
 from data.config import DataConfig
 from data.errors import UserError
 from data.images import read_image
@@ -261,11 +262,6 @@ def read_adapters(root: Path) -> Any:
     tensors = adapters.read_tensors(root / "lora.safetensors", "model.lora", metadata)
     lora.merge_lora("lora.safetensors", tensors, metadata, 1.0, {"unet": unet})
     return [*found, unet["attn2"]["to_k"].weight.detach().numpy().tobytes()]
-
-
-def save(path: Path, rgb: np.ndarray, **options: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(rgb).save(path, **options)
 
 
 def data_target(build: Callable[[Path], None], *files: str, **settings: Any) -> Target:

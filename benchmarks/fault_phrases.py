@@ -20,9 +20,10 @@ from data.readers.targets import read_region
 POLYGON = [[4.0, 4.0, 20.0, 4.0, 20.0, 18.0, 4.0, 18.0]]
 
 
-def save(path: Path, values: np.ndarray) -> None:
+def save(path: Path, picture: np.ndarray, **options: Any) -> None:
+    """Write a picture, and the folder it lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values).save(path)
+    Image.fromarray(picture).save(path, **options)
 
 
 def picture() -> np.ndarray:

@@ -45,12 +45,12 @@ LIMIT_S = 20  # far above what any of these tiny inputs takes
 MEMORY_BYTES = 6 << 30
 
 
-class Late(BaseException):
+class TimeUp(BaseException):
     """The limit has passed; no reader catches this one."""
 
 
-def late(_signal: int, _frame: FrameType | None) -> None:
-    raise Late
+def raise_time_up(_signal: int, _frame: FrameType | None) -> None:
+    raise TimeUp
 
 
 def trials(name: str, seed: int, first: int, count: int) -> Iterator[tuple[str, str]]:
@@ -61,7 +61,7 @@ def trials(name: str, seed: int, first: int, count: int) -> Iterator[tuple[str, 
         target.build(root)
         pristine = {file: (root / file).read_bytes() for file in target.files}
         expected = target.read(root)
-        signal.signal(signal.SIGALRM, late)
+        signal.signal(signal.SIGALRM, raise_time_up)
         for number in range(first, count):
             rng = random.Random(f"{name}/{seed}/{number}")
             file = rng.choice(target.files)
@@ -76,7 +76,7 @@ def trials(name: str, seed: int, first: int, count: int) -> Iterator[tuple[str, 
             shutil.rmtree(root / "cache", ignore_errors=True)
 
 
-class Heard(logging.Handler):
+class WarningCounter(logging.Handler):
     """Counts warnings: what a reader says it passes over is not silent."""
 
     count = 0
@@ -86,23 +86,24 @@ class Heard(logging.Handler):
         self.count += 1
 
 
-HEARD = Heard(logging.WARNING)
+WARNINGS = WarningCounter(logging.WARNING)
 
 
 def attempt(target: Target, root: Path, expected: Any, strict: bool) -> tuple[str, str]:
-    HEARD.count = 0
+    """Read a damaged input; return the outcome and what was said. Under `strict` another result needs a warning."""
+    WARNINGS.count = 0
     signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
     try:
         same = target.read(root) == expected
     except UserError as error:
         return "clean", str(error)
-    except Late:
+    except TimeUp:
         return "hang", f"no end within {LIMIT_S} s"
     except Exception as error:
         return "traceback", f"{type(error).__name__}: {error}"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    silent = strict and not same and not HEARD.count
+    silent = strict and not same and not WARNINGS.count
     return ("silent" if silent else "fine"), ("the same" if same else "another result")
 
 
@@ -175,7 +176,8 @@ def main(
 
 
 def run_worker(name: str, seed: int, first: int, count: int) -> None:
-    logging.basicConfig(handlers=[HEARD], force=True)
+    """Run a target's trials in this process, its memory bounded, and print a JSON line for each."""
+    logging.basicConfig(handlers=[WARNINGS], force=True)
     warnings.simplefilter("ignore")
     try:
         import resource

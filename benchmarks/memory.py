@@ -25,6 +25,7 @@ LABELS = VOC.names[:8]
 GIB = 1 << 30
 POLL_S = 0.2  # adding up the pages of a large process takes a while itself
 ALLOWED_GIB = 4.0
+PREDICT_HEADING = "## segtrain predict"  # of the section that `benchmarks.memory_predict` writes
 Case = tuple[str, str, tuple[int, int], int]  # what, Pillow's mode, (height, width), number of images
 CASES: tuple[Case, ...] = (
     ("500 x 375", "RGB", (375, 500), 4),
@@ -139,8 +140,8 @@ def report(base: dict[str, tuple[int, float]], results: dict[str, dict[str, tupl
 
 def predict_section(page: Path) -> str:
     """Return the section that `benchmarks.memory_predict` has written."""
-    _, heading, text = (page.read_text(encoding="utf-8") if page.exists() else "").partition("\n\n## segtrain predict")
-    return heading + text
+    _, heading, text = (page.read_text(encoding="utf-8") if page.exists() else "").partition(PREDICT_HEADING)
+    return f"\n\n{heading}{text}" if heading else ""
 
 
 def main() -> None:

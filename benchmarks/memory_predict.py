@@ -16,19 +16,23 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.common import HERE, machine, machine_line, table, write_text
-from benchmarks.memory import GIB, peak_bytes
-from data.classes import VOC, save_classes
+from benchmarks.memory import GIB, PREDICT_HEADING, peak_bytes
+from data.class_file import save_classes
+from data.classes import VOC
 from data.masks import write_mask
 
-HEADING = "## segtrain predict"
 CONFIG = HERE.parent / "configs/train/voc12_small.yaml"
 ALLOWED_GIB = 3.0
 WINDOW = ("--inference.window", "513")
 VIEWS = ("--inference.scales", "[0.75,1.0]", "--inference.flip", "true")
+CRF = ("--inference.crf.enabled", "true", "--inference.crf.iterations", "2")  # more take time, not memory
 CASES = {  # (height, width) and how it is predicted
     "4,000 x 3,000": ((3000, 4000), WINDOW),
     "4,000 x 3,000, two scales, mirrored": ((3000, 4000), (*WINDOW, *VIEWS)),
+    "4,000 x 3,000, CRF": ((3000, 4000), (*WINDOW, *CRF)),
+    "6,000 x 4,000, CRF": ((4000, 6000), (*WINDOW, *CRF)),
     "12,000 x 7,456": ((7456, 12_000), WINDOW),
+    "12,000 x 7,456, all probabilities": ((7456, 12_000), (*WINDOW, "--probabilities", "true")),
 }
 
 
@@ -43,7 +47,7 @@ def main() -> None:
         base, _ = predict(checkpoint, (64, 64), ())
         found = {case: predict(checkpoint, *CASES[case]) for case in CASES if options.only in case}
     text = options.output.read_text(encoding="utf-8") if options.output.exists() else ""
-    write_text(options.output, text.partition(HEADING)[0] + section(base, found))
+    write_text(options.output, text.partition(PREDICT_HEADING)[0] + section(base, found))
     print(section(base, found))
     if any(peak - base > ALLOWED_GIB * GIB for peak, _ in found.values()):
         raise SystemExit(1)
@@ -86,7 +90,7 @@ def section(base: int, found: dict[str, tuple[int, float]]) -> str:
     rows = [[case, " ".join(CASES[case][1]), f"{max(0, peak - base) / GIB:.2f}"] for case, (peak, _) in found.items()]
     return "\n\n".join(
         [
-            HEADING,
+            PREDICT_HEADING,
             f"GiB beyond what the same command takes for an image of 64 x 64 pixels ({base / GIB:.2f} GiB), one image "
             "of noise each, the network of `configs/train/voc12_small.yaml` with 21 classes, overlays and soft maps "
             "written. Without a window the network sees the whole image at once, and memory grows with it.",

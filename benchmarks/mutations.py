@@ -8,26 +8,8 @@ from typing import Any
 import yaml
 
 ODD_VALUES: tuple[Any, ...] = (
-    *(
-        None,
-        True,
-        False,
-        -1,
-        0,
-        3,
-        2**70,
-        0.5,
-        1e300,
-        math.inf,
-        math.nan,
-        "",
-        "x",
-        "3",
-        "nan",
-        "../x",
-        "\x00",
-        "\u202e",
-    ),
+    *(None, True, False, -1, 0, 3, 2**70, 0.5, 1e300, math.inf, math.nan),
+    *("", "x", "3", "nan", "../x", "\x00", "\u202e"),
     *([], {}, [[]], [1, "a"], {"a": 1}, [None]),
 )
 
@@ -42,6 +24,7 @@ def mutate(content: bytes, suffix: str, rng: random.Random) -> tuple[bytes, str,
 
 
 def mutate_bytes(content: bytes, rng: random.Random) -> tuple[bytes, str, str]:
+    """Cut, flip, repeat, remove or replace bytes; returns as `mutate`."""
     size = len(content)
     place, length = rng.randrange(size), rng.randint(1, max(1, size // 4))
     match rng.choice(("cut", "flip", "flip", "flip", "zero", "repeat", "remove", "empty", "noise")):
@@ -65,6 +48,7 @@ def mutate_bytes(content: bytes, rng: random.Random) -> tuple[bytes, str, str]:
 
 
 def mutate_text(content: bytes, rng: random.Random) -> tuple[bytes, str, str]:
+    """Write a text in another encoding, with other line ends, or with what texts do not hold; returns as `mutate`."""
     text = content.decode(errors="replace")
     match rng.choice(("utf-16", "latin-1", "nul", "bom", "lines", "long")):
         case "utf-16":
@@ -83,7 +67,7 @@ def mutate_text(content: bytes, rng: random.Random) -> tuple[bytes, str, str]:
 
 
 def mutate_tree(content: bytes, suffix: str, rng: random.Random) -> tuple[bytes, str, str]:
-    """Swap, remove or nest one value of a JSON, JSON lines or YAML file."""
+    """Swap, remove or nest one value of a JSON, JSON lines or YAML file; returns as `mutate`."""
     match suffix:
         case ".json":
             tree = json.loads(content)
@@ -123,6 +107,7 @@ def kind_of(value: Any) -> str:
 
 
 def dump(tree: Any, suffix: str) -> str:
+    """Return a tree as the text of a file with this suffix."""
     match suffix:
         case ".json":
             return json.dumps(tree, ensure_ascii=False)

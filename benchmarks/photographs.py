@@ -1,25 +1,29 @@
 """What ImageNet weights bring on real photographs, and every step a user takes on them, on a CPU.
 
-    python benchmarks/photographs.py --root VOCdevkit [--train train --val val] [--epochs 20] [--output runs/photos]
+    python -m benchmarks.photographs --root VOCdevkit [--train train --val val] [--epochs 20] [--output runs/photos]
 
 Trains `configs/train/voc12_small.yaml` on the true masks of one split, once from the weights that ship with the demo
 and once from nothing (--only imagenet leaves that out), measures both on the other split, plainly and with three scales
 and mirrored, and runs validate, predict, score, report, export and the ONNX predictor on the first. Runs that are done
-are not repeated. Writes photographs.json and photographs.md beside itself, with hardware and commit.
+are not repeated, and a row that is not asked for stays as it was measured. Writes photographs.json and photographs.md
+beside itself; each row carries its hardware and commit, and the time of the wall as well as of the processors, so that
+a busy machine can be told from a slow one.
 """
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from common import HERE, machine, machine_line, table, write_json, write_text
 
+from benchmarks.common import HERE, machine, machine_line, table, write_json, write_text
 from data.images import read_image
 from data.store.store import MaskStore
 
@@ -41,26 +45,34 @@ def main() -> None:
     given = parser.parse_args()
     rows = {name: train(given, name, more) for name, more in FIRST.items() if given.only in (None, name)}
     steps = try_steps(given, given.output / "imagenet" / "checkpoints" / "last.ckpt") if "imagenet" in rows else {}
-    found = {"networks": rows, "steps": steps, "epochs": given.epochs, "train": given.train, "val": given.val}
-    found |= {"images": count_images(given), "load": round(os.getloadavg()[0], 1), **machine()}
+    found = {"epochs": given.epochs, "train": given.train, "val": given.val, "images": count_images(given)}
+    found |= {"networks": kept_rows(found) | rows, "steps": steps, **machine()}
     write_json(HERE / "photographs.json", found)
     write_text(HERE / "photographs.md", page(found))
     print(page(found))
 
 
-def train(given: argparse.Namespace, name: str, more: Sequence[str]) -> dict[str, float]:
-    """Return minutes of training and mIoU, plain and with scales and mirrored; what is there already is read."""
-    run, notes = given.output / name, given.output / name / "minutes.json"
+def kept_rows(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the rows of photographs.json, if they are of the same images and the same length of training."""
+    written = json.loads((HERE / "photographs.json").read_text(encoding="utf-8"))
+    return written["networks"] if all(written[key] == value for key, value in found.items()) else {}
+
+
+def train(given: argparse.Namespace, name: str, more: Sequence[str]) -> dict[str, Any]:
+    """Return how the training went and its mIoU, plain and with scales and mirrored; what is there already is read."""
+    run, notes = given.output / name, given.output / name / "training.json"
     val = ("--data.val.root", given.root, "--data.val.split", given.val)
     quiet = ("--trainer.enable_progress_bar", "false")
     if not notes.exists():
-        start = time.perf_counter()
+        start, worked, load, on = time.perf_counter(), processor_seconds(), os.getloadavg()[0], machine()
         length = ("--trainer.max_epochs", given.epochs, "--trainer.check_val_every_n_epoch", given.epochs)
         data = ("--data.root", given.root, "--data.split", given.train, "--data.masks", "truth")
         anew = ("--output", run, "--overwrite", "true")
         program("segtrain", "fit", "--config", CONFIG, *data, *length, *more, *quiet, *anew)
-        write_json(notes, (time.perf_counter() - start) / 60)
-    found = {"minutes": json.loads(notes.read_text(encoding="utf-8"))}
+        minutes, processor = (time.perf_counter() - start) / 60, (processor_seconds() - worked) / 60
+        loads = [round(load, 1), round(os.getloadavg()[0], 1)]
+        write_json(notes, {"minutes": minutes, "processor_minutes": processor, "load": loads, **on})
+    found = json.loads(notes.read_text(encoding="utf-8"))
     for kind, views in (("plain", ()), ("views", VIEWS)):
         report = run / kind
         if not (report / "scores.json").exists():
@@ -68,6 +80,12 @@ def train(given: argparse.Namespace, name: str, more: Sequence[str]) -> dict[str
             program("segtrain", "test", "--ckpt_path", checkpoint, *val, *views, *quiet, "--report.output", report)
         found[kind] = json.loads((report / "scores.json").read_text(encoding="utf-8"))["miou"]
     return found
+
+
+def processor_seconds() -> float:
+    """Return the processor time of the programs that have run so far, their loader's workers among them."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def try_steps(given: argparse.Namespace, checkpoint: Path) -> dict[str, str]:
@@ -126,10 +144,26 @@ def page(found: dict) -> str:
     """Return the figures as Markdown."""
     names = {"imagenet": "ImageNet weights (as shipped)", "random": "from nothing"}
     rows = [
-        (names[name], f"{100 * row['plain']:.1f}", f"{100 * row['views']:.1f}", f"{row['minutes']:.0f}")
+        (
+            names[name],
+            f"{100 * row['plain']:.1f}",
+            f"{100 * row['views']:.1f}",
+            f"{row['minutes']:.0f}",
+            f"{row['processor_minutes']:.0f}" if "processor_minutes" in row else "not measured",
+            " to ".join(map(str, row["load"])),
+            row["commit"],
+        )
         for name, row in found["networks"].items()
     ]
-    header = ("first weights of the encoder", "mIoU", "three scales, mirrored", "minutes")
+    header = (
+        "first weights of the encoder",
+        "mIoU",
+        "three scales, mirrored",
+        "minutes",
+        "of the processors",
+        "load",
+        "commit",
+    )
     train_images, val_images = found["images"].values()
     lines = [
         "# Photographs: what ImageNet weights bring",
@@ -140,9 +174,11 @@ def page(found: dict) -> str:
         "",
         table(header, rows),
         "",
-        f"{machine_line(found)} The machine's load was {found['load']}. With VOC at hand:",
+        "Minutes are of the whole training on the wall's clock and summed over the processors; the load is the "
+        "machine's before and after, with whatever else ran on it. "
+        f"{machine_line(found)} With VOC at hand:",
         "",
-        "    python benchmarks/photographs.py --root VOCdevkit --train train --val val",
+        "    python -m benchmarks.photographs --root VOCdevkit --train train --val val",
         "",
     ]
     if found["steps"]:

@@ -32,7 +32,7 @@ from data.demo.world import Scene, Split, split_scenes
 from data.phrase_scores import Overlap, auroc, mean_iou, overall_iou, overlap_of
 from pseudolabel.ground.config import GroundConfig
 from pseudolabel.ground.localizer import Localizer
-from pseudolabel.ground.presence import presence
+from pseudolabel.ground.presence import SUREST_SHARE, presence
 from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.parts import Parts, pick_device, pick_dtype
 from pseudolabel.softmaps.shares import PhraseMaps
@@ -56,7 +56,8 @@ ASKS = (
 )
 
 
-def surest(attention: np.ndarray, share: float = 0.005) -> np.ndarray:
+def surest(attention: np.ndarray, share: float = SUREST_SHARE) -> np.ndarray:
+    """Return the flat positions of the cells where a phrase has most of the attention."""
     own = attention.mean(axis=0).ravel()
     return np.argsort(own)[-max(1, round(share * own.size)) :]
 
@@ -93,14 +94,15 @@ def contrast(maps: PhraseMaps, row: int) -> float:
 
 
 def agreement(maps: PhraseMaps, row: int) -> float:
-    draws = maps.attention[row].reshape(len(maps.attention[row]), -1)
-    return float(np.corrcoef(draws[0], draws[-1])[0, 1]) if len(draws) > 1 else 0.0
+    passes = maps.attention[row].reshape(len(maps.attention[row]), -1)
+    return float(np.corrcoef(passes[0], passes[-1])[0, 1]) if len(passes) > 1 else 0.0
 
 
 def scaled(maps: PhraseMaps, row: int) -> float:
     return float(maps.soft.maps[row].max())
 
 
+# Scores that may tell what is there: of the maps of an image's phrases and the row of one of them.
 CANDIDATES: dict[str, Callable[[PhraseMaps, int], float]] = {
     "share of attention at the surest 0.5 % of cells, against start, end and filler (chosen)": chosen,
     "the same, 2 % of cells": chosen_wider,
@@ -108,7 +110,7 @@ CANDIDATES: dict[str, Callable[[PhraseMaps, int], float]] = {
     "mean attention": mean,
     "attention at the surest cells, against the other phrases' there": against_others,
     "attention inside the mask over outside": contrast,
-    "agreement of two noise draws (correlation)": agreement,
+    "agreement of the first and the last pass (correlation)": agreement,
     "highest value of the scaled map": scaled,
 }
 
@@ -125,11 +127,13 @@ def phrases_of(scene: Scene, ask: Ask, index: int) -> tuple[list[str], list[int]
 
 
 def absent_class(scene: Scene, index: int) -> int:
+    """Return a class that a scene does not show, the same for every way of asking."""
     others = [label for label in range(1, len(DEMO_CLASSES) + 1) if label not in scene.labels]
     return others[int(np.random.default_rng([7, index]).integers(len(others)))]
 
 
-def read_scenes(split: Split, count: int) -> list[tuple[int, str, Scene]]:
+def numbered_scenes(split: Split, count: int) -> list[tuple[int, str, Scene]]:
+    """Return the first scenes of a split, each with its number and its id."""
     return [(index, f"{split}_{index}", scene) for index, scene in enumerate(split_scenes(split, count))]
 
 
@@ -176,6 +180,7 @@ def measure_presence(localizer: Localizer, scenes: Iterable[tuple[int, str, Scen
 
 
 def with_match(config: GroundConfig, **values: object) -> GroundConfig:
+    """Return settings with other values in the group match."""
     return replace(config, match=replace(config.match, **values))
 
 
@@ -259,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = replace(config, model=replace(config.model, id=str(options.model)))
     device = pick_device(options.device)
     parts = load_parts(config.model, device, pick_dtype(config.run.dtype, device))
-    val, calibration = read_scenes("val", options.scenes), read_scenes("calibration", options.calibration)
+    val, calibration = numbered_scenes("val", options.scenes), numbered_scenes("calibration", options.calibration)
     localizer = Localizer.from_parts(parts, config)
     with torch.inference_mode():
         aurocs = {

@@ -88,6 +88,8 @@ def variants(default: GenerateConfig, layers: Sequence[str]) -> list[Variant]:
             _with(default, "prompt", background_words=words),
         )
     )
+    if attention.naming_layers:
+        rows.append(Variant("attention", "no naming layers", _with(default, "attention", naming_layers=())))
     first = diffusion.timesteps[0]
     spread = tuple(sorted({max(10, first - 50), first, first + 50}))
     rows += [
@@ -96,7 +98,9 @@ def variants(default: GenerateConfig, layers: Sequence[str]) -> list[Variant]:
     ]
     rows.append(Variant("ensembles", f"timesteps {spread}", _with(default, "diffusion", timesteps=spread)))
     rows.append(Variant("ensembles", "flip", _with(default, "diffusion", flip=True)))
-    rows.append(Variant("ensembles", "scales 0.8, 1, 1.2", _with(default, "diffusion", scales=(0.8, 1.0, 1.2))))
+    for scales in ((1.0,), (0.8, 1.0, 1.2)):
+        name = f"scale{'s' if len(scales) > 1 else ''} {', '.join(f'{scale:g}' for scale in scales)}"
+        rows.append(Variant("ensembles", name, _with(default, "diffusion", scales=scales)))
     rows += [
         Variant("crf", f"{n} iterations", _with(default, "crf", iterations=n), fitted=False) for n in (1, 3, 5, 20)
     ]
@@ -105,7 +109,9 @@ def variants(default: GenerateConfig, layers: Sequence[str]) -> list[Variant]:
         Variant("crf", f"PAMR, {n} rounds", _with(default, "crf", kind="pamr", iterations=n), fitted=False)
         for n in (5, 10)
     ]
-    return rows
+    guide = 9.0 if default.crf.guide == 0 else 0.0
+    rows.append(Variant("crf", f"guide {'on' if guide else 'off'}", _with(default, "crf", guide=guide), fitted=False))
+    return [*rows, Variant("crf", "TLP", _with(default, "crf", kind="tlp"), fitted=False)]
 
 
 def _with(config: GenerateConfig, group: str, **values: Any) -> GenerateConfig:
@@ -146,6 +152,11 @@ def _affinity_rows(default: GenerateConfig, layers: Sequence[str]) -> list[Varia
         "CLIP-ES, theta 0.7": {"kind": "clipes", "theta": 0.7},
     }
     rows = [Variant("affinity", name, _with(base, "affinity", **kind)) for name, kind in kinds.items()]
+    balance, saturate = not base.affinity.balance, 0.03 if base.affinity.saturate == 0 else 0.0
+    rows += [
+        Variant("affinity", f"balance {'on' if balance else 'off'}", _with(base, "affinity", balance=balance)),
+        Variant("affinity", f"saturate {'on' if saturate else 'off'}", _with(base, "affinity", saturate=saturate)),
+    ]
     several = _with(base, "attention", self_layers=tuple(layers))
     if several.affinity.kind == "none":
         several = _with(several, "affinity", kind="iterated", boxes=False, iterations=1)

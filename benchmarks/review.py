@@ -26,6 +26,7 @@ from typing import Any
 
 from benchmarks.common import HERE, machine, machine_line, table, write_text
 from benchmarks.review_store import draw_store
+from pseudolabel.review.server import STATIC
 
 IMAGES, SCENES, TRIES = 20_000, 200, 40
 ROWS = 40  # of the queue, as many as a window shows
@@ -76,7 +77,7 @@ def processor_seconds(process: int) -> float:
 
 def open_queue(port: int) -> list[str]:
     """Ask for all that a window shows first."""
-    for path in ("/", "/static/review.js", "/static/stage.js", "/static/queue.js", "/static/common.js", "/api/store"):
+    for path in ("/", *(f"/static/{name}" for name in STATIC if name != "ground.js"), "/api/store"):
         ask(port, path)
     ids: list[str] = json.loads(ask(port, "/api/queue"))["ids"]
     ask(port, "/api/rows", {"ids": ids[:ROWS]})

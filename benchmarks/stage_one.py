@@ -16,9 +16,7 @@ stage_one.md as soon as it is done, in the place of what was measured of it befo
     stripes    the model's own encoder in stripes, as `--model.vae_stripes`, or a GPU that is full, has it
 
 Stable Diffusion 1.5 and the transformers have their true width and random weights: time and memory do not depend on
-their values. `flux_part` is Flux's width with 2 of its 19 blocks and 4 of its 38 single ones, the last block read being
-as deep in it: its ratios are those of the whole, its seconds and memory are not. `pixart_middle` reads one block in the
-middle of PixArt-Sigma, where its configuration reads up to block 18 of 28.
+their values. What `NOTES` says of a model stands on the page.
 """
 
 import argparse
@@ -45,6 +43,15 @@ SIZES = {
     "sd3": ((512, 512), (1024, 1024)),
     "sd35_medium": ((512, 512), (1024, 1024)),
     "flux_part": ((512, 512), (1024, 1024)),
+}
+NOTES = {
+    "pixart_sigma": "PixArt-Sigma as configs/pseudolabel/pixart_sigma_voc12.yaml reads it: up to block 18 of 0 to 27.",
+    "pixart_middle": "PixArt-Sigma read in one block in the middle, 13 of 0 to 27; its configuration reads up to 18.",
+    "sd3": "SD3 medium as its configuration reads it: block 9 of 0 to 23.",
+    "sd35_medium": "SD3.5 medium as its configuration reads it: block 9 of 0 to 23.",
+    "flux_part": "Scaled down: Flux.1's width with 2 of its 19 blocks and 4 of its 38 single ones, read in the second, "
+    "a third of the way as block 18 of the configuration is. A pass ends inside the block, which is more of a model of "
+    "6 blocks: the ratio of time is somewhat below the whole model's. Seconds and memory are not the whole's.",
 }
 BATCH = {"demo": 16}
 USUAL_BATCH = 1
@@ -87,6 +94,7 @@ def report(results: list[dict[str, Any]]) -> str:
         dtype = usual_format(model, "ours", first["device"])[0]
         clock = "" if threads == 1 or first["device"] == "cuda" else f", {threads} threads by the clock"
         lines += [f"## {model}, {size[1]} x {size[0]} pixels, batch {first['batch']}, {dtype}{clock}", ""]
+        lines += [NOTES[model], ""] if model in NOTES else []
         lines += [table(HEADER, [_row(method, same) for method in METHODS if method in same]), ""]
         lines += _with_encoder(same)
     lines += _formats(rows)

@@ -1,6 +1,6 @@
 """What keeps a network trained on pseudo-masks from one trained on the true masks: each kind of error mended alone.
 
-    python benchmarks/stage_two_limits.py --store S --root W [--seed 0] [--output runs/limits]
+    python -m benchmarks.stage_two_limits --store S --root W [--seed 0] [--output runs/limits]
 
 S is a store of pseudo-masks of W's train split, W the demo world. Trained and tested on val, all settings equal:
 
@@ -24,15 +24,14 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from stage_two import hardware
-from stage_two_seeds import CONFIG, train
 
+from benchmarks.common import HERE, machine, write_json
+from benchmarks.stage_two_seeds import CONFIG, train
 from data.classes import IGNORE
 from data.demo.world import TRAIN_TRUTH_FOLDER
 from data.masks import read_mask, write_mask
 from data.store.store import MaskStore
 
-HERE = Path(__file__).parent
 Mask = UInt8[np.ndarray, "height width"]
 
 
@@ -84,7 +83,7 @@ def main() -> None:
     for name in given.only or runs:
         figures[name] = train(given, name, given.store, given.seed, runs[name])
         found = {"miou": figures, "share_of_pixels": shares, "seed": given.seed, "store": str(given.store)}
-        (HERE / "stage_two_limits.json").write_text(json.dumps(found | hardware(), indent=1) + "\n", encoding="utf-8")
+        write_json(HERE / "stage_two_limits.json", found | machine())
     print(json.dumps(found, indent=1))
 
 

@@ -1,12 +1,12 @@
 """What helps a network that learns from pseudo-masks: each remedy for their errors alone, over seeds.
 
-    python benchmarks/stage_two_noise.py --store S --root W [--seeds 0 1 2] [--only NAME ...] [--output runs/noise]
+    python -m benchmarks.stage_two_noise --store S --root W [--masks WORDS] [--seeds 0 1 2] [--only NAME ...]
 
 S is a store of pseudo-masks of W's train split, W the demo world (`pseudolabel demo` makes both). Every network has the
 same settings and number of steps but for its remedy (REMEDIES). What is chosen is chosen on 200 calibration scenes,
 which are drawn beside the runs and are in no other split; what is reported is measured on val. Runs that are done are
 not repeated; runs of `stage_two_seeds.py` in the same folder count. Writes stage_two_noise.json and .md beside itself,
-with hardware and commit.
+with hardware and commit: one table for each kind of masks that was tried, of which this run replaces its own.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
-from common import HERE, machine, machine_line, table, write_json, write_text
-from stage_two_seeds import CONFIG, segtrain, train
 
+from benchmarks.common import HERE, machine, machine_line, table, write_json, write_text
+from benchmarks.stage_two_seeds import CONFIG, segtrain, train
 from data.classes import IGNORE
 from data.demo.world import TRAIN_TRUTH_FOLDER, write_world
 from data.masks import read_mask, write_mask
@@ -43,13 +43,20 @@ REMEDIES = {
     "decided_crf": "a second round on the network's decisions under the CRF (also `--disagreement network "
     "--ignore_below 0`)",
     "decided_crf_twice": "a third round, by the network of decided_crf",
+    "swapped_crf": "as decided_crf, but each network is corrected by that of another seed (label swapping)",
+    "early": "the store's masks, three of eight epochs",
+    "early_crf": "as decided_crf, but by the network of early, before errors are learnt by heart (as ADELE corrects, "
+    "arXiv 2110.03740, but once and between two trainings)",
 }
 CRF = ["--inference.crf.enabled", "true"]
-ROUNDS = {  # which network corrects, and how
-    "relabelled": ("pseudo", []),
-    "relabelled_crf": ("pseudo", CRF),
-    "decided_crf": ("pseudo", [*CRF, "--disagreement", "network", "--ignore_below", "0"]),
-    "decided_crf_twice": ("decided_crf", [*CRF, "--disagreement", "network", "--ignore_below", "0"]),
+DECIDED = [*CRF, "--disagreement", "network", "--ignore_below", "0"]
+ROUNDS = {  # which network corrects, of this seed or of the one after it, and how
+    "relabelled": ("pseudo", 0, []),
+    "relabelled_crf": ("pseudo", 0, CRF),
+    "decided_crf": ("pseudo", 0, DECIDED),
+    "decided_crf_twice": ("decided_crf", 0, DECIDED),
+    "swapped_crf": ("pseudo", 1, DECIDED),
+    "early_crf": ("early", 0, DECIDED),
 }
 
 
@@ -58,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--masks", default="The demo's settings", help="the table's heading: which masks S holds")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=tuple(REMEDIES), default=tuple(REMEDIES))
     parser.add_argument("--config", type=Path, default=CONFIG)
@@ -67,10 +75,12 @@ def main() -> None:
     write_world(given.output / "calibration", train=0, val=0, personal=0, calibration=SCENES)
     found = {name: {seed: measured(given, name, seed) for seed in wanted(given, name)} for name in given.only}
     rows = {name: summary(by_seed) for name, by_seed in found.items() if by_seed}
-    content = {"rows": rows, "seeds": given.seeds, "load": round(os.getloadavg()[0], 1), **machine()}
-    write_json(HERE / "stage_two_noise.json", content)
-    write_text(HERE / "stage_two_noise.md", page(content))
-    print(page(content))
+    there = HERE / "stage_two_noise.json"
+    tables = json.loads(there.read_text(encoding="utf-8")) if there.exists() else {}
+    tables[given.masks] = {"rows": rows, "seeds": given.seeds, "load": round(os.getloadavg()[0], 1), **machine()}
+    write_json(there, tables)
+    write_text(HERE / "stage_two_noise.md", page(tables))
+    print(page(tables))
 
 
 def wanted(given: Namespace, name: str) -> list[int]:
@@ -127,13 +137,16 @@ def run(given: Namespace, name: str, seed: int) -> None:
             more = ["--model.loss.kind", "bootstrapped"]
         case "presence":
             more = ["--data.min_presence", "0.5"]
+        case "early":
+            more = ["--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "3"]
         case "sure_10" | "sure_20" | "sure_30":
             more = ["--data.masks", "truth", "--data.truth", sure_masks(given, int(name[-2:]) / 100)]
         case name if name in ROUNDS:
-            first, how = ROUNDS[name]
+            first, shift, how = ROUNDS[name]
+            by = given.seeds[(given.seeds.index(seed) + shift) % len(given.seeds)]
             store = given.output / f"store_{name}_{seed}"
-            run(given, first, seed)
-            checkpoint = given.output / f"{first}_{seed}" / "checkpoints" / "best.ckpt"
+            run(given, first, by)
+            checkpoint = given.output / f"{first}_{by}" / "checkpoints" / "best.ckpt"
             where = ["--data.store", given.store, "--data.root", given.root]
             segtrain("relabel", "--ckpt_path", checkpoint, *where, *how, "--output", store)
     train(given, f"{name}_{seed}", store, seed, ["--data.root", given.root, *more])
@@ -167,30 +180,29 @@ def summary(by_seed: dict[int, dict[str, float]]) -> dict[str, list[float]]:
     return {name: [row[name] for row in by_seed.values() if name in row] for name in columns}
 
 
-def page(content: dict) -> str:
+def page(tables: dict[str, dict]) -> str:
     """Return the figures as Markdown."""
-    lines = []
-    for name, row in content["rows"].items():
-        lines.append(
+    header = ("network", "calibration", "val", "its masks", "seeds", "what")
+    parts = [
+        "# Errors of the masks: what helps the network",
+        "mIoU in percent, mean and standard deviation over seeds: of the network on 200 calibration scenes, by "
+        "which one would choose, and on val; of the masks that it learnt from, where they are a store's, on the "
+        "600 scenes that they are of. All networks have the settings and the number of steps of "
+        "`configs/train/demo.yaml`; a second round trains a new network. Seeds are those of val; where there are "
+        "several of them and one calibration figure, that is of seed 0.",
+    ]
+    for masks, content in tables.items():
+        lines = [
             (
                 name,
                 *(mean_and_spread(values) for values in row.values()),
                 len(row["val"]) or "masks alone",
                 REMEDIES[name],
             )
-        )
-    header = ("network", "calibration", "val", "its masks", "seeds", "what")
-    return "\n\n".join(
-        [
-            "# Errors of the masks: what helps the network",
-            "mIoU in percent, mean and standard deviation over seeds: of the network on 200 calibration scenes, by "
-            "which one would choose, and on val; of the masks that it learnt from, where they are a store's, on the "
-            "600 scenes that they are of. All networks have the settings and the number of steps of "
-            "`configs/train/demo.yaml`; a second round trains a new network.",
-            table(header, lines),
-            machine_line(content),
+            for name, row in content["rows"].items()
         ]
-    )
+        parts += [f"## {masks}", table(header, lines), machine_line(content)]
+    return "\n\n".join(parts)
 
 
 def mean_and_spread(values: list[float]) -> str:

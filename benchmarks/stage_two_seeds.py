@@ -1,6 +1,6 @@
 """Trained on pseudo-masks against trained on the true masks: mIoU on val over seeds, and the ratio.
 
-    python benchmarks/stage_two_seeds.py --store S --root W [--seeds 0 1 2] [--relabel 3] [--output runs/seeds]
+    python -m benchmarks.stage_two_seeds --store S --root W [--seeds 0 1 2] [--relabel 3] [--output runs/seeds]
 
 S is a store of pseudo-masks of W's train split, W the data set (`pseudolabel demo --draw_only` draws one). Both
 networks have the same settings, order and number of steps. `--relabel N` adds a round of self-training to the first N.
@@ -16,11 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-from stage_two import hardware
-
+from benchmarks.common import HERE, machine, write_json
 from data.demo.world import TRAIN_TRUTH_FOLDER
 
-HERE = Path(__file__).parent
 CONFIG = HERE.parent / "configs/train/demo.yaml"
 
 
@@ -75,8 +73,8 @@ def write(given: argparse.Namespace, rows: dict[str, list[float]]) -> None:
     table = {"miou": rows, "ratio": ratios, "mean_ratio": statistics.mean(ratios)}
     table |= {name: spread(values) for name, values in rows.items()}
     table |= {"seeds": given.seeds[: len(ratios)], "store": str(given.store), "config": given.config.name}
-    table |= {"load": os.getloadavg()[0], **hardware()}
-    (HERE / "stage_two_seeds.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    table |= {"load": round(os.getloadavg()[0], 1), **machine()}
+    write_json(HERE / "stage_two_seeds.json", table)
     print(json.dumps(table, indent=1))
 
 

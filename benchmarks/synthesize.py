@@ -29,6 +29,7 @@ from benchmarks.common import (
 )
 from data.demo.world import TRAIN_TRUTH_FOLDER, write_world
 from data.store.store import MaskStore
+from pseudolabel.review.score import score_store
 
 CLASSES = HERE.parent / "data/demo/classes.yaml"
 TRAIN_CONFIG = HERE.parent / "configs/train/demo.yaml"
@@ -95,12 +96,8 @@ def train(given: argparse.Namespace, name: str, store: Path) -> dict[str, float]
 
 def masks_of(store: Path, given: argparse.Namespace) -> float:
     """Return the mIoU of the real scenes' pseudo-masks, in percent."""
-    from pseudolabel.review.score import score_store
-
-    return (
-        100
-        * score_store(MaskStore.open(store), given.work / "world", TRAIN_TRUTH_FOLDER).to_json()["after_crf"]["miou"]
-    )
+    scores = score_store(MaskStore.open(store), given.work / "world", TRAIN_TRUTH_FOLDER)
+    return 100 * scores.after_crf.miou
 
 
 def report(rows: dict[str, dict[str, float]], given: argparse.Namespace, found: dict[str, str], masks: float) -> str:

@@ -6,31 +6,19 @@ Class ids are the pixel values of a mask: 0 is the background, 1 to N are the cl
 
 import difflib
 import re
-import reprlib
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from data.console import count
+from data.console import count, holds_control, is_encodable, short, some
 from data.errors import ConfigError, LabelError
-from data.texts import FileKind, read_yaml
 
 IGNORE = 255
 MAX_CLASSES = 254  # 0 is the background and 255 the ignore value of an 8-bit mask
-CLASSES_FORMAT = "pseudolabel-classes"
-CLASSES_VERSION = 1
-CLASS_FILE = FileKind(
-    "the class file",
-    512 * 1024,
-    "write one with: pseudolabel init --root R",
-    ConfigError,
-)
 MAX_NAME = 200  # characters of a class name, a phrase or a background word
-MAX_WORDS = 100  # background words of a class; a sentence has room for far fewer
 RESERVED = ("background", "ignore")  # what mask values 0 and 255 are called
 _GAP = re.compile("[ _\t\u00a0-]+")
 _GAP_IN_NUMBER = re.compile("(?<=[0-9])[ _\t\u00a0-]+(?=[0-9])")
@@ -75,7 +63,7 @@ class ClassSet:
         if not 1 <= len(self.names) <= MAX_CLASSES:
             raise ConfigError(f"{count(len(self.names), 'class')}: a mask holds 1 to {MAX_CLASSES}; name fewer.")
         for name in self.names:
-            if not _is_text(name):
+            if not is_encodable(name):
                 raise ConfigError(
                     f"The class name {name!a} holds bytes of no known encoding; rename its folder, or save the label "
                     "file as UTF-8."
@@ -99,7 +87,7 @@ class ClassSet:
         position = self._positions.get(class_key(name))
         if position is None:
             raise LabelError(
-                f"Unknown class {name!r}{nearest(name, self.names)}; the classes are {_shortened(self.names)}."
+                f"Unknown class {name!r}{nearest(name, self.names)}; the classes are {some(self.names, 12)}."
             )
         return position + 1
 
@@ -129,7 +117,7 @@ class ClassSet:
         ]
         names, phrases, words = parts
         if not (
-            _is_texts(names) and _is_texts(phrases) and isinstance(words, list | tuple) and all(map(_is_texts, words))
+            are_texts(names) and are_texts(phrases) and isinstance(words, list | tuple) and all(map(are_texts, words))
         ):
             raise ConfigError(
                 "Not a class list: names, phrases and background_words are needed, lists of texts (the last of lists)."
@@ -141,7 +129,8 @@ class ClassSet:
         return {class_key(name): position for position, name in enumerate(self.names)}  # asked for 100,000 times
 
 
-def _is_texts(value: Any) -> bool:
+def are_texts(value: Any) -> bool:
+    """Return whether a value out of JSON or YAML is a list of texts."""
     return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
 
 
@@ -164,23 +153,13 @@ def repeated_names(names: Sequence[str]) -> list[str]:
     return [name for name, key in zip(names, keys, strict=True) if not key or times[key] > 1]
 
 
-def _is_text(name: str) -> bool:
-    """Return whether a name can be written: a folder's name may be bytes of another encoding (lone surrogates)."""
-    return not any(0xD800 <= ord(character) < 0xE000 for character in name)
-
-
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Return ", did you mean 'x'?" for the nearest known name, or an empty string if none is near."""
+    """Return " (did you mean 'x'?)" for the nearest known name; an empty text if none is near."""
     if len(name) > MAX_NAME:  # a comparison takes the square of the length
         return ""
     by_key = {class_key(other): other for other in known}
     match = difflib.get_close_matches(class_key(name), list(by_key), n=1, cutoff=0.6)
     return f" (did you mean {by_key[match[0]]!r}?)" if match else ""
-
-
-def _shortened(names: Sequence[str], limit: int = 12) -> str:
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
 def make_classes(names: Sequence[str], phrases: dict[str, str], background: dict[str, tuple[str, ...]]) -> ClassSet:
@@ -190,61 +169,6 @@ def make_classes(names: Sequence[str], phrases: dict[str, str], background: dict
         tuple(phrases.get(name, name) for name in names),
         tuple(background.get(name, DEFAULT_BACKGROUND) for name in names),
     )
-
-
-def load_classes(path: Path) -> ClassSet:
-    """Read a class file: YAML with a list `classes` of names or of {name, phrase, background} entries.
-
-    `phrase` defaults to the name with `_` as a space, `background` to `default_background`, and that to the words
-    of `DEFAULT_BACKGROUND`. `pseudolabel init` writes such a file.
-
-    Raises:
-        ConfigError: no such file, not YAML, a newer version, or not of this form.
-
-    """
-    path = Path(path)
-    content = read_yaml(path, CLASS_FILE)
-    entries = content.get("classes") if isinstance(content, dict) else content
-    if not isinstance(entries, list) or not entries:
-        raise ConfigError(f"{path} has no list of classes; it needs the line `classes:` and under it `- name: cat`.")
-    version = content.get("format_version", 1) if isinstance(content, dict) else 1
-    if not isinstance(version, int) or version > CLASSES_VERSION:
-        raise ConfigError(
-            f"{path} has format_version {_short(version)}; this program reads up to {CLASSES_VERSION}: update it."
-        )
-    default: tuple[str, ...] = DEFAULT_BACKGROUND
-    if isinstance(content, dict) and "default_background" in content:
-        default = _words(content["default_background"], f"{path}: default_background")
-    parsed = [_entry(entry, default, path) for entry in entries]
-    try:
-        return ClassSet(*(tuple(column) for column in zip(*parsed, strict=True)))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def _entry(entry: Any, default: tuple[str, ...], path: Path) -> tuple[str, str, tuple[str, ...]]:
-    if isinstance(entry, str):
-        entry = {"name": entry}
-    name = entry.get("name") if isinstance(entry, dict) else None
-    if not isinstance(name, str):
-        raise ConfigError(
-            f"{path}: {_short(entry)} is no class; write `- name: cat` (quote names such as 'yes' or '12')."
-        )
-    unknown = [key for key in entry if key not in ("name", "phrase", "background")]
-    if unknown:
-        raise ConfigError(
-            f"{path}: {_short(unknown[0])} in class {_short(name)} is unknown; use name, phrase, background."
-        )
-    check_name(name, f"{path}: ")
-    words = default
-    if "background" in entry:
-        words = _words(entry["background"], f"{path}: background of class {name!r}")
-    phrase = entry.get("phrase")
-    if phrase is not None and (not isinstance(phrase, str) or len(phrase) > MAX_NAME):
-        raise ConfigError(
-            f"{path}: the phrase of class {name!r} is {_short(phrase)}; write a text of at most {MAX_NAME} characters."
-        )
-    return name, phrase or name.replace("_", " "), words
 
 
 def check_name(name: str, place: str = "") -> str:
@@ -261,45 +185,10 @@ def check_name(name: str, place: str = "") -> str:
             "label."
         )
     if len(name) > MAX_NAME:
-        raise ConfigError(f"{place}The class name {_short(name)} is longer than {MAX_NAME} characters; shorten it.")
-    if any(ord(character) < 32 or 0xD800 <= ord(character) < 0xE000 for character in name):
+        raise ConfigError(f"{place}The class name {short(name)} is longer than {MAX_NAME} characters; shorten it.")
+    if holds_control(name):
         raise ConfigError(f"{place}The class name {name!r} holds a control character; rename the class.")
     return name
-
-
-def _words(value: Any, place: str) -> tuple[str, ...]:
-    if not _is_texts(value):
-        raise ConfigError(f"{place} is {_short(value)}, but must be a list of words, such as [tree, sky].")
-    if len(value) > MAX_WORDS or any(len(word) > MAX_NAME for word in value):
-        raise ConfigError(
-            f"{place} has {len(value)} words; at most {MAX_WORDS} of at most {MAX_NAME} characters are read: a "
-            "sentence has room for far fewer."
-        )
-    return tuple(value)
-
-
-def _short(value: Any) -> str:
-    """Return a value of somebody's file for a message; one with aliases may be very long when written out."""
-    return reprlib.repr(value)
-
-
-def save_classes(classes: ClassSet, path: Path) -> None:
-    """Write a class file that `load_classes` reads back unchanged."""
-    import yaml
-
-    from data.files import write_atomically
-
-    header = (
-        "# Classes in the order of their ids (1, 2, ...; 0 is the background).\n"
-        "# phrase: what the prompt calls the class. background: what it is often seen with, to be left out.\n"
-    )
-    entries = [
-        {"name": name, "phrase": phrase, "background": list(words)}
-        for name, phrase, words in zip(classes.names, classes.phrases, classes.background_words, strict=True)
-    ]
-    content = {"format": CLASSES_FORMAT, "format_version": CLASSES_VERSION, "classes": entries}
-    text = header + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
-    write_atomically(Path(path), text.encode())
 
 
 VOC = make_classes(

@@ -1,10 +1,8 @@
-"""The settings that say which images, labels and ground truth are meant; nothing heavy is imported here."""
+"""The settings of a data set, and how any settings are checked, stored and read back; nothing heavy is imported."""
 
-import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -14,13 +12,8 @@ Settings = TypeVar("Settings")
 
 
 DataFormat = Literal["voc", "coco", "folder"]  # the files of data/readers, in the order in which auto looks
-PACKAGE = Path(__file__).resolve().parents[1]  # the repository, or where the package is installed
-# Settings that name what is read. What is written, and ground truth, which lies below the data's root, are not among
-# them; nor is the store of `generate`.
-_READ = re.compile(
-    r"(?:^|\.)(?:data\.(?:val\.)?(?:root|classes|labels|store)|model\.(?:id|network\.weights)|ckpt_path|images|root|store)$"
-)
-White = Literal["ignore", "class"]
+MAX_SPLIT = 200  # characters of the name of a split, which becomes one of a file
+White = Literal["ignore", "class"]  # what 255 means in a black-and-white mask: no decision, or its one class
 CrfEngine = Literal["auto", "pydensecrf", "torch"]  # of the dense CRF, in both stages; see data/densecrf.py
 
 
@@ -50,6 +43,13 @@ class DataConfig:
     """255 in a ground-truth mask is not scored, or, in black-and-white masks of a single class, is that class."""
     cache: Path | None = None
     """Where the COCO index and rendered ground truth are kept; ~/.cache/text2mask-wsss if not given."""
+
+
+def stays_inside(split: str) -> bool:
+    """Return whether the name of a split, which may be a path, stays inside the folder of the data."""
+    path = PurePosixPath(split.replace("\\", "/"))
+    leaves = path.is_absolute() or ".." in path.parts or split[1:2] == ":"
+    return 0 < len(split) <= MAX_SPLIT and "\0" not in split and not leaves
 
 
 def require(flag: str, value: object, holds: bool, rule: str) -> None:
@@ -130,59 +130,3 @@ def changed(config: Any, names: Iterable[str]) -> tuple[str, ...]:
     """Return those of some settings that do not have their default value."""
     defaults = {field.name: field.default for field in fields(config)}
     return tuple(name for name in names if getattr(config, name) != defaults[name])
-
-
-def find_beside(value: str, config: Path) -> str:
-    """Return where a relative path that a config file names leads.
-
-    It is looked for beside the working folder, then beside the config file, then in the project's folder; what is in
-    none of them stays as it is, and whoever reads it says that it is missing.
-
-    Args:
-        value: what the file says.
-        config: the config file.
-
-    Returns:
-        The path as it stands where it is beside the working folder, else the absolute path of what was found.
-
-    """
-    path = Path(value).expanduser()
-    if not value.strip() or path.is_absolute() or path.exists():
-        return value
-    places = (config.absolute().parent / path, PACKAGE / path)
-    return next((os.path.normpath(place) for place in places if place.exists()), value)
-
-
-def check_groups(settings: Any, options: Iterable[str], config: Path) -> None:
-    """Raise ConfigError where a config file gives a single value to a group of settings, which would be passed over.
-
-    Args:
-        settings: what was parsed from the file: a namespace of jsonargparse, whose keys are dotted.
-        options: names of all settings there are, dotted.
-        config: the config file.
-
-    """
-    known = [option for option in options if not option.endswith(".help")]
-    for key, value in settings.items():
-        inner = next((option for option in known if option.startswith(f"{key}.")), None)
-        if inner is not None and value is not None and not isinstance(value, str | dict):
-            raise ConfigError(
-                f"The config file {config} gives {key} the value {value!r}, but {key} is a group of settings; write "
-                f"them below it, indented, such as {inner.removeprefix(f'{key}.')} (--{inner})."
-            )
-
-
-def find_paths(settings: Any, config: Path, written: Iterable[str] = ()) -> None:
-    """Put what `find_beside` gives in the place of each relative path that a config file names for reading.
-
-    Args:
-        settings: what was parsed from the file: a namespace of jsonargparse, whose keys are dotted.
-        config: the config file.
-        written: settings that this command writes to, though others read them.
-
-    """
-    for key, value in list(settings.items()):
-        if isinstance(value, str | Path) and key not in written and _READ.search(key.replace(".init_args.", ".")):
-            found = find_beside(str(value), config)
-            if found != str(value):
-                settings[key] = type(value)(found)

@@ -1,11 +1,13 @@
 """What both command lines share: which machine this is, how they exit, and how counts, names and errors are said."""
 
 import contextlib
+import errno
 import io
 import logging
 import os
 import platform
 import re
+import reprlib
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from data.about import DISTRIBUTION, installed, keep_traceback
-from data.errors import UserError
+from data.errors import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +29,18 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[1]  # or where the packages are installed
 # Unicode's general categories that are not drawn but change what stands beside them: control characters, format
 # characters (of no width, or turning the direction of writing), halves of surrogate pairs, line and paragraph ends.
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+# What some errors of the system mean where this program meets them.
+_SAID = {
+    errno.EEXIST: "It exists, and is no folder",
+    errno.EISDIR: "It is a folder, and a file is to be there",
+    errno.ENOTDIR: "It, or a part of its path, is no folder",
+}
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 
 def describe_machine(device: str) -> str:
@@ -94,8 +104,8 @@ def plural(number: float, one: str, many: str | None = None) -> str:
 
     Args:
         number: how many there are.
-        one: what to say of one: "image", "image has".
-        many: what to say of any other number; the regular plural of `one` if not given.
+        one: the words for one: "image", "image has".
+        many: those for any other number; the regular plural of `one` if not given.
 
     >>> plural(1, "image"), plural(0, "class"), plural(2, "category"), plural(3, "image has", "images have")
     ('image', 'classes', 'categories', 'images have')
@@ -118,6 +128,41 @@ def count(number: int, one: str, many: str | None = None) -> str:
 
     """
     return f"{number} {plural(number, one, many)}"
+
+
+def some(items: Sequence[str], limit: int = 5) -> str:
+    """Return the first few of some texts and how many more there are.
+
+    >>> some(["a", "b", "c"]), some(["a", "b", "c"], limit=2)
+    ('a, b, c', 'a, b and 1 more')
+
+    """
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
+
+
+def short(value: object) -> str:
+    """Return a value out of somebody's file for a message: in one line, cut where it is long or deep.
+
+    >>> short("a" * 99)
+    "'aaaaaaaaaaaaaaaaaaaaaaaaaaa...aaaaaaaaaaaaaaaaaaaaaaaaaaaa'"
+
+    """
+    return _SHORT.repr(value)[:100]
+
+
+def holds_control(text: str) -> bool:
+    """Return whether a text holds a control character or half of a surrogate pair, which no name of a file may."""
+    return any(ord(character) < 32 or ord(character) == 127 or _is_surrogate(character) for character in text)
+
+
+def is_encodable(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: a name out of a folder may be bytes of another encoding."""
+    return not any(map(_is_surrogate, text))
+
+
+def _is_surrogate(character: str) -> bool:
+    return 0xD800 <= ord(character) < 0xE000
 
 
 def printable(text: str) -> str:
@@ -154,6 +199,7 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
     given = sys.argv[1:] if args is None else list(args)
     try:
         try:
+            check_encoding(given)
             check_configs(given)
             with printable_output():
                 run(given)
@@ -168,7 +214,7 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
         return EXIT_PIPE
     except OSError as error:
         _give_up_full_output()
-        print(f"error: {one_line(error)}; check the path, the permissions and the free space", file=sys.stderr)
+        print(f"error: {system_fault(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
@@ -180,7 +226,7 @@ def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None
 
 
 def unexpected(error: Exception, args: Sequence[str]) -> str:
-    """Keep the traceback of an error that nobody expected in a file, and return what to say of it."""
+    """Keep the traceback of an error that nobody expected in a file, and return the message that names that file."""
     what = f"{type(error).__name__}: {one_line(error)[:300]}"
     try:
         kept = f"its traceback is in {keep_traceback(error, args)}"
@@ -215,11 +261,22 @@ def printable_output() -> Iterator[None]:
             stream.reconfigure(errors=former)
 
 
+def check_encoding(args: Sequence[str]) -> None:
+    """Raise ConfigError for an argument that is no text in UTF-8, such as the name of a file of another encoding."""
+    for arg in args:
+        if not is_encodable(arg):
+            raise ConfigError(
+                f"The argument {arg!a} holds bytes that are no text in UTF-8; rename the file, or go to its folder "
+                "and name it from there."
+            )
+
+
 def check_configs(args: Sequence[str]) -> None:
     """Read the files that --config names, as far as they are there, so that none of them can stop the parser.
 
     Raises:
-        ConfigError: a device, too large, no YAML, or aliases that explode; `data.texts.read_yaml` states the limits.
+        ConfigError: a device, too large, no YAML, aliases that explode (`data.texts.read_yaml` states the limits), or
+            no settings by name.
 
     """
     named = [value for flag, value in pairwise(args) if flag == "--config"]
@@ -228,7 +285,27 @@ def check_configs(args: Sequence[str]) -> None:
         if os.path.exists(path) and not os.path.isdir(path):
             from data.texts import CONFIG_FILE, read_yaml  # with numpy, which --help does without
 
-            read_yaml(Path(path), CONFIG_FILE)
+            content = read_yaml(Path(path), CONFIG_FILE)
+            if not isinstance(content, dict):
+                what = "nothing" if content is None else short(content)
+                raise CONFIG_FILE.fault(Path(path), f"it holds {what}, and must hold settings by name")
+
+
+def system_fault(error: OSError) -> str:
+    """Return what the system says of a file or folder, in words, and what to look at.
+
+    >>> system_fault(FileExistsError(errno.EEXIST, "File exists", "masks"))
+    "It exists, and is no folder: 'masks'; check the path, the permissions and the free space"
+
+    """
+    if error.errno is None or error.strerror is None:
+        return one_line(error)  # of a library, or with words of our own
+    where = "" if error.filename is None else f": {printable(repr(_file_name(error.filename)))}"
+    return f"{_SAID.get(error.errno, error.strerror)}{where}; check the path, the permissions and the free space"
+
+
+def _file_name(name: object) -> str:
+    return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else str(name)
 
 
 def _give_up_full_output() -> None:
@@ -291,7 +368,7 @@ def log_to_stderr(handler: logging.Handler, packages: Sequence[str], line: str) 
 
 
 def idle_lines(flags: Sequence[str]) -> list[str]:
-    """Return what to say of settings that have no effect: one line, or none."""
+    """Return the line about settings that have no effect, or none."""
     if not flags:
         return []
     return [f"No effect with the other settings, and left aside: {', '.join(f'--{flag}' for flag in flags)}."]

@@ -14,10 +14,10 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -29,26 +29,33 @@ _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])', re.DOTALL)
 _PARTIAL, _PARTIAL_LOCK = ".partial", ".partial.lock"
 
 _WINDOWS = os.name == "nt"
+Key = TypeVar("Key")
 
 
 def write_atomically(path: Path, content: bytes | memoryview, durable: bool = False) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part: temporary file, then os.replace.
+    """Write a file so that a reader sees the old content or the new, never a part; as `atomic_file`."""
+    with atomic_file(path, durable) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
+    """Give a file to write to that stands at `path` when the block ends: temporary file, then os.replace.
 
     The temporary file lies beside the target, begins with a dot and carries process and thread, so that two writers of
-    one name do not meet.
+    one name do not meet. If the block fails, nothing has changed.
 
     Args:
         path: the file.
-        content: its bytes.
-        durable: wait until the disk has them (fsync) before the former file goes. Without it the file may be missing
+        durable: wait until the disk has it (fsync) before the former file goes. Without it the file may be missing
             after a power cut, which is right for all that is made again.
 
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         temporary.unlink(missing_ok=True)  # of a killed process with this number, or somebody's link
-        with temporary.open("xb") as file:
-            file.write(content)
+        with temporary.open("x+b") as file:
+            yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -72,6 +79,21 @@ def check_writable(path: Path) -> None:
         error.filename = str(path)
         raise
     probe.unlink()
+
+
+def check_place(path: Path) -> None:
+    """Raise OSError if a folder could not be made and filled there; for what takes long. Leaves nothing behind."""
+    path = Path(os.path.abspath(path))
+    existing = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "Not a folder", str(existing))
+    probe = existing / f".{os.getpid()}.{threading.get_ident()}.probe"
+    try:
+        probe.mkdir()
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    probe.rmdir()
 
 
 def _replace(temporary: Path, path: Path) -> None:
@@ -128,6 +150,21 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
             raise OSError(f"Only {written} of {len(line)} bytes of a line were written to {path}; is the disk full?")
 
 
+def lines_by(path: Path, key: Callable[[dict[str, Any]], Key]) -> dict[Key, dict[str, Any]]:
+    """Return the JSON lines of a file, the last one of each key; none where there is no file.
+
+    A line that is torn, or lacks what the key is made of, is passed over: its work is done again.
+    """
+    found: dict[Key, dict[str, Any]] = {}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+            found[key(line)] = line
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder to fill; what is in it stands at `path` when the block ends, and nothing does if it fails.
@@ -138,6 +175,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         UserError: `path` is taken (see `is_free`), or is being filled by another process.
+        OSError: it cannot be filled; the error names `path`, as what was written is gone.
 
     """
     path = Path(os.path.abspath(path))
@@ -146,7 +184,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     inside = path.is_dir()
     staging = path / _PARTIAL if inside else path.with_name(f".{path.name}{_PARTIAL}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _only_here(staging.with_name(f"{staging.name}.lock"), path):
+    with _named_as(path, staging), _only_here(staging.with_name(f"{staging.name}.lock"), path):
         _remove(staging)
         staging.mkdir()
         try:
@@ -160,6 +198,17 @@ def new_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
+
+
+@contextlib.contextmanager
+def _named_as(path: Path, staging: Path) -> Iterator[None]:
+    """Let an error of the system name a folder where it names its staging folder, its lock or nothing (a full disk)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and str(error.filename or staging).startswith(str(staging)):
+            error.filename = str(path)
+        raise
 
 
 def is_free(path: Path) -> bool:

@@ -16,6 +16,7 @@ at the kind of file first, so that a named pipe or a device is refused and not w
 `FORMATS` alone, whatever the file is called, so that no other decoder (Ghostscript for EPS) is ever started.
 """
 
+import io
 import stat
 import struct
 import threading
@@ -24,6 +25,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -34,8 +36,8 @@ from data.errors import ImageError
 # The largest image that is read: Pillow's own limit against decompression bombs, 12,000 x 7,456 pixels for example.
 # Reading one takes about 0.7 GB for a moment, 1 GB if it lies on its side.
 MAX_PIXELS = 89_478_485
-_BAND_PIXELS = 4_194_304
-_LARGE_PIXELS = 16_777_216
+BAND_PIXELS = 4_194_304  # converted or counted at a time, because that takes several bytes a pixel
+_LARGE_PIXELS = 16_777_216  # images from here on are decoded one at a time
 _DECODING = threading.Lock()
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # by content, not by name
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jfif"})
@@ -77,7 +79,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     with open_image(path) as image, _alone_if_large(image):
         upright = turned_upright(image)
         rgb = np.empty((upright.height, upright.width, 3), np.uint8)
-        rows = max(1, _BAND_PIXELS // upright.width)  # in bands, so that conversions take no second and third image
+        rows = max(1, BAND_PIXELS // upright.width)  # in bands, so that conversions take no second and third image
         for top in range(0, upright.height, rows):
             box = (0, top, upright.width, min(top + rows, upright.height))
             rgb[top : top + rows] = np.asarray(to_rgb(upright.crop(box), path))
@@ -100,18 +102,20 @@ def open_image(path: Path, what: str = "image") -> Iterator[Image.Image]:
         fault = _file_fault(path)
         if not fault:
             with Image.open(path, formats=FORMATS) as image:
-                check_size(image, path)
+                _check_size(image, path)
                 yield image
                 return
     except (FileNotFoundError, NotADirectoryError) as error:
         where = "; check the label file and --root" if what == "image" else ": no such file"
-        raise ImageError(f"There is no {what} {path}{where}.", "no such file") from error
+        gone = ", a link to a file that is gone" if path.is_symlink() else ""
+        raise ImageError(f"There is no {what} {path}{gone}{where}.", "no such file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(path, str(error).split(" exceeds ")[0]) from error
     except UnidentifiedImageError as error:
         raise _unreadable(path, what, "no picture in it that can be read", f" ({', '.join(FORMATS)})") from error
     except _DAMAGED as error:
-        raise _unreadable(path, what, " ".join(str(error).split()) or type(error).__name__) from error
+        said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise _unreadable(path, what, " ".join(said.split()) or type(error).__name__) from error
     raise _unreadable(path, what, fault)
 
 
@@ -138,7 +142,7 @@ def _unreadable(path: Path, what: str, reason: str, more: str = "") -> ImageErro
     return ImageError(f"Cannot read the {what} {path}: {reason}{more}; replace or convert it{remedy}.", reason)
 
 
-def check_size(image: Image.Image, path: Path) -> None:
+def _check_size(image: Image.Image, path: Path) -> None:
     """Raise ImageError if the image is larger than `MAX_PIXELS` or has no pixels."""
     if image.width < 1 or image.height < 1:
         raise ImageError(f"The image {path} has no pixels ({image.width} x {image.height}); replace it.")
@@ -209,6 +213,15 @@ def read_orientation(path: Path) -> int:
         return 1
 
 
+def encode_picture(
+    picture: UInt8[np.ndarray, "height width *channels"], kind: Literal["PNG", "JPEG"], **options: Any
+) -> bytes:
+    """Return a grey or RGB picture as the bytes of a file; options are those of Pillow for that kind."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
 def size_of(path: Path) -> tuple[int, int]:
     """Return height and width of an image as a viewer shows it, from the file's header alone.
 
@@ -239,6 +252,25 @@ def to_upright(raw: UInt8[np.ndarray, "rows columns"], orientation: int) -> UInt
     flip_rows = orientation in (3, 4, 7, 8)
     flip_columns = orientation in (2, 3, 6, 7)
     return np.ascontiguousarray(raw[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1])
+
+
+def as_shown(
+    mask: UInt8[np.ndarray, "rows columns"], size_hw: tuple[int, int], image_path: Path
+) -> UInt8[np.ndarray, "height width"]:
+    """Turn a mask that was drawn on the raw rows of an image which lies on its side; another one stays as it is.
+
+    The sizes tell how it was drawn: only a mask of the image's width by its height is turned.
+
+    Args:
+        mask: class ids.
+        size_hw: height and width of the upright image.
+        image_path: the image, whose EXIF says which way to turn.
+
+    """
+    if mask.shape == tuple(size_hw) or mask.shape != tuple(size_hw)[::-1]:
+        return mask
+    orientation = read_orientation(image_path)
+    return to_upright(mask, orientation) if orientation >= 5 else mask
 
 
 def to_raw_layout(upright: UInt8[np.ndarray, "height width"], orientation: int) -> UInt8[np.ndarray, "rows columns"]:

@@ -13,10 +13,9 @@ from data.classes import IGNORE
 from data.config import White
 from data.errors import ImageError
 from data.files import write_atomically
-from data.images import open_image, read_orientation, to_upright
+from data.images import BAND_PIXELS, as_shown, open_image
 
 logger = logging.getLogger(__name__)
-BAND = 4_194_304  # pixels counted at a time
 
 
 def encode_mask(mask: UInt8[np.ndarray, "height width"], palette: UInt8[np.ndarray, "256 3"] | None = None) -> bytes:
@@ -56,7 +55,7 @@ def read_mask(path: Path) -> UInt8[np.ndarray, "height width"]:
 def value_counts(mask: UInt8[np.ndarray, "height width"]) -> Int64[np.ndarray, "256"]:
     """Return how many pixels hold each value; in bands, because counting takes eight bytes a pixel."""
     flat = mask.reshape(-1)
-    parts = (np.bincount(flat[at : at + BAND], minlength=256) for at in range(0, flat.size, BAND))
+    parts = (np.bincount(flat[at : at + BAND_PIXELS], minlength=256) for at in range(0, flat.size, BAND_PIXELS))
     return sum(parts, np.zeros(256, np.int64))
 
 
@@ -123,10 +122,8 @@ def read_truth(
         mask = white_as_class(mask)
     elif only_black_and_white(mask):
         _warn_of_white(path.parent)
-    if mask.shape != tuple(size_hw) and image_path is not None and mask.shape == tuple(size_hw)[::-1]:
-        orientation = read_orientation(image_path)
-        if orientation >= 5:
-            mask = to_upright(mask, orientation)
+    if image_path is not None:
+        mask = as_shown(mask, size_hw, image_path)
     if mask.shape != tuple(size_hw):
         raise ImageError(
             f"The ground truth {path} has {mask.shape[0]} x {mask.shape[1]} pixels (height x width), its image "

@@ -1,12 +1,14 @@
 """A sample is an image, its labels and, where there is one, its ground truth."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 from data.classes import ClassSet
 from data.config import White
+from data.console import holds_control
 from data.errors import LabelError
 
 _WINDOWS = os.name == "nt"
@@ -52,6 +54,35 @@ class SampleSet:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class LazySamples(Sequence[Sample]):
+    """Samples that are made each time they are asked for.
+
+    Attributes:
+        size: how many there are.
+        make: returns the sample at a position; what it raises is the caller's, an IndexError too.
+
+    """
+
+    size: int
+    make: Callable[[int], Sample]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Yield every sample; an IndexError inside is an error, where `Sequence` would take it for the end."""
+        return map(self.make, range(self.size))
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
+        places = range(self.size)[index]
+        return self.make(places) if isinstance(places, int) else [self.make(place) for place in places]
+
+
 def evenly_spaced(count: int, limit: int | None) -> list[int]:
     """Return up to `limit` positions out of `count`, spread evenly, the first among them; None: all.
 
@@ -89,9 +120,7 @@ def _id_fault(sample_id: str) -> str:
         return "holds a path separator"
     if ".." in sample_id or sample_id.startswith("."):
         return "begins with a dot or holds '..'"
-    if any(
-        ord(character) < 32 or ord(character) == 127 or 0xD800 <= ord(character) < 0xE000 for character in sample_id
-    ):
+    if holds_control(sample_id):
         return "holds a control character"
     if len(sample_id.encode()) > MAX_ID_BYTES:
         return f"is longer than {MAX_ID_BYTES} bytes"

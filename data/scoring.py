@@ -7,8 +7,8 @@ from jaxtyping import Float64, Int64, UInt8
 
 from data.classes import IGNORE
 from data.errors import LabelError
+from data.images import BAND_PIXELS
 
-BAND = 4_194_304  # pixels counted at a time
 BOUNDARY_SHARE = 0.02  # depth of a boundary region as a share of the image's diagonal, as Cheng et al. measure
 
 
@@ -61,9 +61,9 @@ def confusion_matrix(
         raise LabelError(f"The ground truth has the shape {truth.shape}, the prediction {prediction.shape}: one shape.")
     flat, found = truth.reshape(-1), prediction.reshape(-1)
     total = np.zeros(n_classes**2, np.int64)
-    for at in range(0, flat.size, BAND):  # in bands, because counting takes eight bytes a pixel
-        counted = flat[at : at + BAND] != ignore
-        true, predicted = flat[at : at + BAND][counted].astype(np.int64), found[at : at + BAND][counted]
+    for at in range(0, flat.size, BAND_PIXELS):  # in bands, because counting takes eight bytes a pixel
+        counted = flat[at : at + BAND_PIXELS] != ignore
+        true, predicted = flat[at : at + BAND_PIXELS][counted].astype(np.int64), found[at : at + BAND_PIXELS][counted]
         for name, values in (("ground truth", true), ("prediction", predicted)):
             _check_ids(name, values, n_classes)
         total += np.bincount(true * n_classes + predicted, minlength=n_classes**2)

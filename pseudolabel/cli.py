@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, auto_cli, capture_parser, set_parsing_settings
 
-from data.config import check_groups, find_paths
+from data.config_files import check_groups, find_paths
 from data.console import exit_with_line, log_to_stderr, run_program
 from pseudolabel.commands.about import about
 from pseudolabel.commands.calibrate import calibrate

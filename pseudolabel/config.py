@@ -43,7 +43,7 @@ class RunConfig:
     """Noised images (images x draws x flips) a GPU takes at once; auto finds what fits. A CPU takes an image's own."""
 
     workers: int | None = None
-    """Processes that refine masks while the U-Net runs; none: one for each core but one; 0: no extra process."""
+    """Processes that refine masks while the denoiser runs; none: one for each core but one; 0: no extra process."""
 
     shard: str = "1/1"
     """Work on every n-th image alone: i/n with i from 1 to n."""
@@ -138,9 +138,9 @@ MASK_FIELDS = ("fuse", "crf", "sam", "ignore_below")
 # Settings that the first stores did not have.
 LATER = {
     "attention": ("rescaled_tokens", "blur", "weights", "naming_layers"),
-    "affinity": ("temperature",),
+    "affinity": ("temperature", "balance", "saturate"),
     "fuse": ("background",),
-    "crf": ("max_megapixels", "engine", "smoothness", "grid", "edge"),
+    "crf": ("max_megapixels", "engine", "smoothness", "grid", "edge", "guide", "guide_edge"),
 }
 ADAPTERS = ("tokens", "lora", "custom_diffusion")  # of the model: what is put into a U-Net
 UNNAMED = (*ADAPTERS, "t5", "vae")  # of the model: a store that was made without them does not name them

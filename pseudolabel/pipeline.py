@@ -21,12 +21,12 @@ from pseudolabel.config import GenerateConfig, mask_config
 from pseudolabel.explain import Explanation, Readings, assemble, given_prompts, given_text
 from pseudolabel.masks.labelmap import decided, image_marginals
 from pseudolabel.masks.working import shrunk_to, working_size
+from pseudolabel.softmaps.chosen import choose_layers
 from pseudolabel.softmaps.diffusion.families import cut_denoiser, family_in_memory, list_layers
 from pseudolabel.softmaps.diffusion.load import load_model
 from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
 from pseudolabel.softmaps.diffusion.placing import place
 from pseudolabel.softmaps.grids import common_grid
-from pseudolabel.softmaps.layers import Layer, resolve_layers
 from pseudolabel.softmaps.means import mean_maps, to_soft_maps
 from pseudolabel.softmaps.passes import Pass, Reader
 from pseudolabel.softmaps.prompt import Prompt
@@ -43,9 +43,10 @@ class Pipeline:
         parts: the model.
         config: all settings.
         reader: makes passes of images and runs them in batches.
-        cross_layers: layers whose cross-attention is read.
-        naming_layers: layers whose cross-attention tells classes apart, where others do than `cross_layers`.
+        cross_layers: layers whose cross-attention is read; this and what follows as in `ChosenLayers`.
+        naming_layers: layers whose cross-attention tells classes apart.
         self_layers: layers whose self-attention spreads the maps.
+        reference: the layer that others are weighed by.
 
     """
 
@@ -59,27 +60,15 @@ class Pipeline:
             cut: False leaves the model whole, so that other pipelines can read it.
 
         Raises:
-            ConfigError: affinity without a self-attention layer; blocks that come and go are to be compiled.
+            ConfigError: no layers to spread the maps by; blocks that come and go are to be compiled.
             ModelError: a layer that the model does not have.
 
         """
         self.parts, self.config = parts, config
         self.reader = Reader(parts, classes, config.prompt, config.diffusion, config.resize, config.run)
-        available = list_layers(parts)
-        attention = config.attention
-        self.cross_layers = resolve_layers(available, attention.cross_layers, "attention.cross_layers")
-        self.naming_layers: tuple[Layer, ...] = ()
-        if attention.naming_layers:
-            self.naming_layers = resolve_layers(available, attention.naming_layers, "attention.naming_layers")
-            _refuse_other_heads(self.cross_layers, self.naming_layers)
-        self.self_layers: tuple[Layer, ...] = ()
-        if config.affinity.kind != "none":
-            self.self_layers = resolve_layers(available, attention.self_layers, "attention.self_layers")
-            if not self.self_layers:
-                raise ConfigError("--attention.self_layers is empty: name a layer, or use --affinity.kind=none")
-        self.reference: Layer | None = None
-        if attention.weighs_layers:
-            self.reference = resolve_layers(available, attention.self_layers, "attention.self_layers")[-1]
+        chosen = choose_layers(list_layers(parts), config.attention, config.affinity)
+        self.cross_layers, self.naming_layers, self.self_layers = chosen.cross, chosen.naming, chosen.cells
+        self.reference = chosen.reference
         if cut:
             reference = () if self.reference is None else (self.reference,)
             cut_denoiser(parts, (*self.cross_layers, *self.naming_layers, *reference), self.self_layers)
@@ -132,24 +121,20 @@ class Pipeline:
             ModelError: NaN or infinite values; the message names the image, the model and its number format.
 
         """
-        found = self.soft_maps_or_faults(images, labels, ids)
+        found = self._class_maps(images, labels, ids, lambda soft, _: soft)
         for each in found:
             if isinstance(each, ModelError):
                 raise each
         return [each for each in found if isinstance(each, SoftMaps)]
 
     @torch.inference_mode()
-    def soft_maps_or_faults(
-        self, images: Sequence[np.ndarray], labels: Sequence[tuple[int, ...]], ids: Sequence[str]
-    ) -> list[SoftMaps | ModelError]:
-        """Return as `soft_maps`, but the error in the place of an image whose values are not finite."""
-        return self._class_maps(images, labels, ids, lambda soft, _: soft)
-
-    @torch.inference_mode()
     def maps_and_shares_or_faults(
         self, images: Sequence[np.ndarray], labels: Sequence[tuple[int, ...]], ids: Sequence[str]
     ) -> list[PhraseMaps | ModelError]:
-        """Return as `soft_maps_or_faults`, bit for bit, with how much of the attention each label's tokens have."""
+        """Return as `soft_maps`, with how much of the attention each label's tokens have.
+
+        In the place of an image whose values are not finite stands the error, so that it does not spoil its batch.
+        """
         frames = [self.reader.frame((image.shape[0], image.shape[1])) for image in images]
         shares = AttentionShares(frames, [self._grid(frame) for frame in frames], [len(row) for row in labels])
         return self._class_maps(images, labels, ids, lambda soft, i: PhraseMaps(soft, *shares.of(i)), shares.add)
@@ -163,14 +148,9 @@ class Pipeline:
         watch: Callable[[Sequence[Pass], Reading], None] | None = None,
     ) -> list[Found | ModelError]:
         """Return what `finished` makes of each image's soft maps and its position, or the error in its place."""
-        plans = [self.reader.plan(row) for row in labels]
-        self.reader.embed(prompt.text for plan in plans for prompt in plan)
-        subjects = enumerate(zip(images, plans, ids, strict=True))
-        passes = [item for index, subject in subjects for item in self.reader.passes(index, *subject)]
-        frames = [self.reader.frame((image.shape[0], image.shape[1])) for image in images]
-        words = [self._words(plan) for plan in plans]
-        counts = [len(row) for row in labels]
-        maps = self._mean_maps(passes, counts, frames, watch, attention=watch is not None, words=words)
+        plans, counts = [self.reader.plan(row) for row in labels], [len(row) for row in labels]
+        passes, frames = self._passes(images, plans, ids)
+        maps = self._mean_maps(passes, plans, counts, frames, watch, attention=watch is not None)
         return [
             number_fault(self.parts, image_id, [each])
             or finished(to_soft_maps(each, row, frame, self.reads_words), index)
@@ -197,13 +177,9 @@ class Pipeline:
                 raises ends the work.
 
         """
-        self.reader.embed(prompt.text for plan in plans for prompt in plan)
-        subjects = enumerate(zip(images, plans, ids, strict=True))
-        passes = [item for index, subject in subjects for item in self.reader.passes(index, *subject)]
-        frames = [self.reader.frame((image.shape[0], image.shape[1])) for image in images]
+        passes, frames = self._passes(images, plans, ids)
         counts = [1 + max(row for prompt in plan for row in prompt.rows) for plan in plans]
         shares = AttentionShares(frames, [self._grid(frame) for frame in frames], counts)
-        words = [self._words(plan) for plan in plans]
         done = 0
 
         def seen(batch: Sequence[Pass], reading: Reading) -> None:
@@ -213,7 +189,7 @@ class Pipeline:
             if watch is not None:
                 watch(done, len(passes))
 
-        maps = self._mean_maps(passes, counts, frames, seen, attention=True, words=words)
+        maps = self._mean_maps(passes, plans, counts, frames, seen, attention=True)
         return [
             PhraseMaps(to_soft_maps(each, tuple(range(1, count + 1)), frame, self.reads_words), *shares.of(index))
             for index, (each, count, frame) in enumerate(zip(maps, counts, frames, strict=True))
@@ -259,22 +235,14 @@ class Pipeline:
         prompts = reader.plan(labels) if spans is None else given_prompts(spans)
         texts = [reader.text(prompt.text) if prompt_embeds is None else given_text(prompt_embeds) for prompt in prompts]
         # diffusion
-        worked_hw = None if image is None else (image.shape[0], image.shape[1])
-        frame = reader.frame_of(worked_hw, None if latents is None else (latents.shape[-2], latents.shape[-1]))
+        frame, clean = self._latent(image, latents, image_id)
         frame = replace(frame, image_hw=image_hw or frame.image_hw)
-        if latents is not None:
-            clean = latents.reshape(latents.shape[-3:])
-        else:
-            assert image is not None
-            clean = reader.latent(image, frame, image_id)
-        clean = clean.to(self.parts.device, torch.float32)
         drawn = reader.noise(clean, image_id) if noise is None else noise.reshape(-1, *clean.shape)
         timesteps = None if timestep is None else (timestep,)
         passes = list(reader.noised_passes(0, frame, clean, drawn, prompts, texts, timesteps))
         # attention, affinity and fuse
         kept: Readings = []
-        words = [self._words(prompts)]
-        [maps] = self._mean_maps(passes, [len(labels)], [frame], lambda *found: kept.append(found), words=words)
+        [maps] = self._mean_maps(passes, [prompts], [len(labels)], [frame], lambda *found: kept.append(found))
         fault = number_fault(self.parts, image_id, [maps])
         if fault is not None:
             raise fault
@@ -290,14 +258,41 @@ class Pipeline:
         found = decided(image, marginals, result.soft, masks, str(self.parts.device))
         return replace(result, marginals=marginals, mask=found.mask, argmax=found.argmax)
 
+    def _latent(
+        self, image: UInt8[np.ndarray, "height width 3"] | None, latents: Tensor | None, image_id: str
+    ) -> tuple[Frame, Float[Tensor, "channels height width"]]:
+        """Return the frame and the latent of an image, or of the latent that is given in its place.
+
+        Raises:
+            ConfigError: neither of them is there.
+
+        """
+        image_hw = None if image is None else (image.shape[0], image.shape[1])
+        frame = self.reader.frame_of(image_hw, None if latents is None else (latents.shape[-2], latents.shape[-1]))
+        if latents is not None:
+            clean = latents.reshape(latents.shape[-3:])
+        else:
+            assert image is not None
+            clean = self.reader.latent(image, frame, image_id)
+        return frame, clean.to(self.parts.device, torch.float32)
+
+    def _passes(
+        self, images: Sequence[np.ndarray], plans: Sequence[Sequence[Prompt]], ids: Sequence[str]
+    ) -> tuple[list[Pass], list[Frame]]:
+        """Return all passes of some images with their sentences, and the frame of each image."""
+        self.reader.embed(prompt.text for plan in plans for prompt in plan)
+        subjects = enumerate(zip(images, plans, ids, strict=True))
+        passes = [item for index, subject in subjects for item in self.reader.passes(index, *subject)]
+        return passes, [self.reader.frame((image.shape[0], image.shape[1])) for image in images]
+
     def _mean_maps(
         self,
         passes: Sequence[Pass],
+        plans: Sequence[Sequence[Prompt]],
         n_labels: Sequence[int],
         frames: Sequence[Frame],
         watch: Callable[[Sequence[Pass], Reading], None] | None = None,
         attention: bool = False,
-        words: Sequence[dict[str, int]] | None = None,
     ) -> list[Float[Tensor, "classes grid_h grid_w"]]:
         """Return each image's maps: attention and affinity of every pass, then their mean on the image's grid.
 
@@ -305,18 +300,18 @@ class Pipeline:
 
         Args:
             passes: of some images, in any order.
+            plans: sentences of each image.
             n_labels: number of classes of each image.
             frames: frame of each image; its maps are on this frame's grid.
             watch: is called with every batch and what it showed.
             attention: whether `Reading.attention` is wanted.
-            words: of each image, its background words by number; none are read if not given.
 
         """
         read = partial(self._read, attention=True) if attention else self._read
         return mean_maps(
             self.reader.batches(passes, read),
             n_labels,
-            words or [{} for _ in frames],
+            [self._words(plan) for plan in plans],
             frames,
             [self._grid(frame) for frame in frames],
             self.parts.device,
@@ -351,14 +346,3 @@ class Pipeline:
             reference=self.reference,
             naming_layers=self.naming_layers,
         )
-
-
-def _refuse_other_heads(cross_layers: Sequence[Layer], naming_layers: Sequence[Layer]) -> None:
-    """Refuse naming by other heads of a layer that is read: a layer is recorded through one set of heads."""
-    heads = {block: layer.heads for layer in cross_layers for block in layer.blocks}
-    for layer in naming_layers:
-        if any(heads.get(block, layer.heads) != layer.heads for block in layer.blocks):
-            raise ConfigError(
-                f"--attention.naming_layers: {layer.name} is among --attention.cross_layers with other heads; name the "
-                "same heads in both, or another layer"
-            )

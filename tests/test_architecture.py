@@ -22,7 +22,7 @@ FLOORS = {
         ("data.texts",),
         ("data.about",),
         ("data.console",),
-        ("data.config", "data.classes"),
+        ("data.config", "data.config_files", "data.classes", "data.class_file"),
         ("data.images", "data.samples", "data.scoring", "data.lattice"),
         ("data.masks", "data.phrase_scores", "data.densecrf", "data.gpu"),
         ("data.readers", "data.store.softmaps", "data.store.records"),

@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from data.config import check_groups, find_paths
+from data.config_files import check_groups, find_paths
 from data.console import exit_with_line
 
 

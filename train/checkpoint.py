@@ -128,11 +128,6 @@ def _check_kinds(values: Any, kinds: Mapping[str, type], what: str) -> None:
             )
 
 
-def read_card(path: Path) -> dict[str, Any]:
-    """Return the card of a checkpoint; errors as `read_checkpoint`."""
-    return read_checkpoint(path)[CARD_KEY]
-
-
 def network_config(card: dict[str, Any]) -> NetworkConfig:
     """Return the network's configuration out of a card.
 

@@ -13,8 +13,9 @@ from data.console import available_cpus, count
 from data.errors import ConfigError, StoreError
 from data.samples import evenly_spaced
 from data.store.store import MaskStore
-from train.dataset import TrainingSample, TrainingSet, TruthSet, list_supervised, list_training, list_truth
+from train.dataset import TrainingSet, TruthSet
 from train.order import EpochOrder, ResumableLoader
+from train.samples import TrainingSample, list_supervised, list_training, list_truth
 from train.transforms import Augmentation, AugmentConfig
 
 

@@ -217,6 +217,7 @@ def sharpen(
     probability: Float[np.ndarray, "classes height width"],
     config: CrfConfig,
     device: str = "cpu",
+    origin_yx: tuple[int, int] = (0, 0),
 ) -> Float[np.ndarray, "classes height width"]:
     """Return the probabilities after the dense CRF; classes that nowhere reach 1 % are left out of it, for speed.
 
@@ -225,6 +226,7 @@ def sharpen(
         probability: of each class.
         config: whether it runs, its engine and its parameters.
         device: where the network is; the torch engine runs there where that is a CUDA GPU, else on the CPU.
+        origin_yx: where the image's first pixel lies in the larger one of which it is a part.
 
     """
     if not config.enabled:
@@ -244,5 +246,6 @@ def sharpen(
         sxy_bilateral=config.sxy_bilateral,
         srgb_bilateral=config.srgb_bilateral,
         compat_bilateral=config.compat_bilateral,
+        origin_yx=origin_yx,
     )
     return result

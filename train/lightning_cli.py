@@ -2,12 +2,10 @@
 
 import logging
 import os
-import threading
-from argparse import SUPPRESS
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytorch_lightning as pl
 from jsonargparse import Namespace, set_parsing_settings
@@ -16,11 +14,10 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from data.classes import ClassSet
-from data.config import check_groups, find_paths, require, to_plain
-from data.console import exit_with_line, warn_of_idle
+from data.config import require, to_plain
+from data.console import warn_of_idle
 from data.errors import ConfigError
 from data.files import write_atomically
 from train.callbacks import AveragedWeights, EarlyWarnings
@@ -29,43 +26,10 @@ from train.checkpoint_io import WholeCheckpoints, remove_leftovers
 from train.datamodule import SegmentationData
 from train.evaluation import Evaluator, ReportConfig
 from train.inference import InferenceConfig
+from train.loggers import run_loggers, writers_silent
 from train.memory import step_in_memory
 from train.module import SegmentationModule
-
-
-def data_seed(seed: bool | int) -> int:
-    """Return the seed of order and augmentation for --seed_everything; true is what Lightning then falls back on."""
-    return int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is True else int(seed)
-
-
-# Arguments of the data that follow from another option: name -> that option, and how.
-LINKED: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "data.seed": ("seed_everything", data_seed),
-    "data.need_truth": ("save_voc_test", lambda folder: folder is None),
-}
-
-
-class RunParser(LightningArgumentParser):
-    """Lightning's parser without abbreviations, and with one-line errors."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def link_arguments(self, source: Any, target: str, *args: Any, **kwargs: Any) -> None:
-        """Link, without a line about it in the help: there is nothing to choose."""
-        super().link_arguments(source, target, *args, **kwargs)
-        next(action for action in self._actions if action.dest == target).help = SUPPRESS
-
-    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
-        """Parse a config file and find the files and folders that it names."""
-        settings = super().parse_path(path, *args, **kwargs)
-        check_groups(settings, [action.dest for action in self._actions], Path(str(path)))
-        find_paths(settings, Path(str(path)))
-        return settings
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message as one line and exit."""
-        exit_with_line(self, message, ex)
+from train.run_parser import LINKED, RunParser, differences, plain_namespace
 
 
 class SegtrainCLI(LightningCLI):
@@ -125,7 +89,7 @@ class SegtrainCLI(LightningCLI):
             check_resumable(checkpoint, Path(path))
         card = checkpoint[CARD_KEY]
         stored = card["settings"]
-        given = to_plain(_plain_namespace(self._given.get("model")))
+        given = to_plain(plain_namespace(self._given.get("model")))
         changed = [line for line in differences(stored, given) if line]
         if changed:
             raise ConfigError(
@@ -166,7 +130,7 @@ class SegtrainCLI(LightningCLI):
         settings = self._own("trainer")
         logger = settings.get("logger")
         if logger is None or logger is True:
-            kwargs["logger"] = self._loggers(output) if self._command() == "fit" else False
+            kwargs["logger"] = run_loggers(output, self._own("wandb")) if self._command() == "fit" else False
         kwargs.setdefault("default_root_dir", str(output))
         self.trainer_defaults["callbacks"] = self._callbacks(output) if self._command() == "fit" else []
         if settings.get("enable_progress_bar") is not False:
@@ -178,17 +142,6 @@ class SegtrainCLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that --trainer.plugins names
             trainer.strategy.checkpoint_io = WholeCheckpoints()
         return trainer
-
-    def _loggers(self, output: Path) -> list[Logger]:
-        loggers: list[Logger] = [CSVLogger(output, "csv"), TensorBoardLogger(output, "tensorboard")]
-        if self._own("wandb"):
-            try:
-                from pytorch_lightning.loggers import WandbLogger
-
-                loggers.append(WandbLogger(project=self._own("wandb"), save_dir=str(output)))
-            except ModuleNotFoundError as error:
-                raise ConfigError("--wandb needs the package wandb: pip install 'text2mask-wsss[wandb]'.") from error
-        return loggers
 
     def _callbacks(self, output: Path) -> list[Callback]:
         folder = output / "checkpoints"
@@ -300,42 +253,6 @@ class SegtrainCLI(LightningCLI):
 def refused(error: Exception) -> str:
     """Return what to say of settings of the trainer that Lightning does not take."""
     return f"The settings under --trainer cannot be used here: {' '.join(str(error).split())}"
-
-
-def _plain_namespace(value: Any) -> Any:
-    return value.as_dict() if isinstance(value, Namespace) else value or {}
-
-
-def differences(stored: dict[str, Any], given: dict[str, Any], prefix: str = "--model") -> list[str]:
-    """Return a line for each given setting that differs from the stored one."""
-    lines = []
-    for key, value in given.items():
-        name, there = f"{prefix}.{key}", stored.get(key)
-        if isinstance(value, dict) and isinstance(there, dict) and key != "encoder_args":
-            lines += differences(there, value, name)
-        elif value != there:
-            lines.append(f"{name}: {there} there, {value} here")
-    return lines
-
-
-@contextmanager
-def writers_silent() -> Iterator[None]:
-    """Keep TensorBoard's writer thread from printing a traceback of what the training is going to be told anyway.
-
-    The thread hands a full disk to the next call of its writer, which raises it where it ends the run with one line,
-    and then raises it a second time in the thread itself.
-    """
-    former = threading.excepthook
-    threading.excepthook = lambda args: None if issubclass(args.exc_type, OSError) else former(args)
-    try:
-        yield
-    except OSError:
-        for thread in threading.enumerate():
-            if type(thread).__module__.startswith("tensorboard"):
-                thread.join(timeout=1)  # it is about to end
-        raise
-    finally:
-        threading.excepthook = former
 
 
 def is_first_process() -> bool:

@@ -15,11 +15,11 @@ from data.config import require, to_plain
 from data.errors import ConfigError, ModelError
 from data.scoring import boundary_counts, confusion_matrix, score
 from train.checkpoint import CARD_KEY, make_card, unfit
+from train.crf_tiles import blocks_of_large
 from train.inference import InferenceConfig, padded_scores, probabilities, sharpen
 from train.losses import LossConfig, segmentation_loss
 from train.network import NetworkConfig, Segmenter, build_network
 from train.optimizer import OptimizerConfig, fuse, limited, make_optimizer, parameter_groups, poly_factor, total_steps
-from train.tiles import needs_blocks, probability_blocks
 
 
 class SegmentationModule(pl.LightningModule):
@@ -198,9 +198,10 @@ class SegmentationModule(pl.LightningModule):
         """Return the class ids (H, W) of an image (3, H, W)."""
         assert self.classes is not None
         size_hw, n_classes = (image.shape[-2], image.shape[-1]), len(self.classes) + 1
-        if needs_blocks(size_hw, n_classes, self.inference):
+        parts = blocks_of_large(self, image, n_classes, self.inference, self.fill, self.name)
+        if parts is not None:
             decisions = np.empty(size_hw, np.uint8)
-            for block in probability_blocks(self, image, n_classes, self.inference, self.fill, self.name):
+            for _, block in parts:
                 decisions[block.rows, block.columns] = block.values.argmax(0)
             return decisions
         found = probabilities(self, image[None].float(), self.inference, self.fill, self.name)[0]

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,11 +29,13 @@ from data.store.softmaps import SoftMaps
 from data.store.source import stored_data, stored_path
 from data.store.store import MaskStore
 from train.checkpoint import file_digest, load_network
+from train.crf_tiles import blocks_of_large
 from train.dataset import to_tensor
 from train.inference import InferenceConfig, probabilities, sharpen, with_engine
 from train.memory import image_in_memory
 from train.network import Segmenter
-from train.tiles import CELL_PX, Block, needs_blocks, probability_blocks
+from train.probability_file import probability_file
+from train.tiles import CELL_PX, Block
 
 logger = logging.getLogger(__name__)
 
@@ -149,10 +152,10 @@ def predict_blocks(
     """
     height, width = rgb.shape[:2]
     with image_in_memory((height, width), inference.window):
-        if needs_blocks((height, width), n_classes, inference):
-            image = torch.from_numpy(rgb).permute(2, 0, 1)
-            for block in probability_blocks(network, image, n_classes, inference, network.mean, model):
-                yield block, block
+        image = torch.from_numpy(rgb).permute(2, 0, 1)
+        parts = blocks_of_large(network, image, n_classes, inference, network.mean, model)
+        if parts is not None:
+            yield from parts
         else:
             whole = slice(0, height), slice(0, width)
             before, after = predict_image(network, rgb, inference, model)
@@ -186,29 +189,35 @@ class _Writer:
         argmax, mask = (np.empty(size_hw, np.uint8) for _ in range(2))
         grid_hw = [-(-side // CELL_PX) for side in size_hw]
         maps = np.empty((n_classes, *grid_hw), np.float16) if self.soft else None
-        full = np.empty((n_classes, *size_hw), np.float16) if self.full else None
         model = str(self.store.header["model"]["id"])
         shown = np.empty_like(rgb) if self.overlays else None
-        for before, after in predict_blocks(network, rgb, n_classes, self.inference, model):
-            at = after.rows, after.columns
-            argmax[at] = after.values.argmax(0)
-            mask[at] = np.where(after.values.max(0) < self.ignore_below, np.uint8(IGNORE), argmax[at])
-            if shown is not None:
-                shown[at] = overlay(rgb[at], mask[at])
-            if maps is not None:
-                maps[:, cells(before.rows), cells(before.columns)] = shrink(before.values)
-            if full is not None:
-                full[:, *at] = after.values
+        with self._full_file(sample.id, (n_classes, *size_hw)) as keep:
+            for before, after in predict_blocks(network, rgb, n_classes, self.inference, model):
+                at = after.rows, after.columns
+                argmax[at] = after.values.argmax(0)
+                mask[at] = np.where(after.values.max(0) < self.ignore_below, np.uint8(IGNORE), argmax[at])
+                if shown is not None:
+                    shown[at] = overlay(rgb[at], mask[at])
+                if maps is not None:
+                    maps[:, cells(before.rows), cells(before.columns)] = shrink(before.values)
+                if keep is not None:
+                    keep(after)
         labels = tuple(int(label) for label in np.unique(argmax) if label)
         if shown is not None:
             write_atomically(self.store.path / "overlays" / f"{sample.id}.jpg", _jpeg(shown))
-        if full is not None:
-            write_atomically(self.store.path / "probabilities" / f"{sample.id}.npz", _npz(full))
         image = stored_path(sample.image_path, self.root)
         seconds = time.perf_counter() - start
         record = image_record(sample.id, image, mask, argmax, labels, self.store.classes, seconds)
         soft = None if maps is None else soft_maps(maps, labels, size_hw)
         self.store.write(sample.id, mask, argmax=argmax, soft=soft, record=record)
+
+    def _full_file(
+        self, sample_id: str, shape: tuple[int, int, int]
+    ) -> AbstractContextManager[Callable[[Block], None] | None]:
+        """Return what takes the probabilities of all pixels, or None where nobody wants them."""
+        if not self.full:
+            return nullcontext()
+        return probability_file(self.store.path / "probabilities" / f"{sample_id}.npz", shape)
 
 
 def shrink(probability: Float[np.ndarray, "classes height width"]) -> Float16[np.ndarray, "classes rows columns"]:
@@ -237,14 +246,6 @@ def _jpeg(rgb: np.ndarray) -> bytes:
 
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, format="JPEG", quality=92)
-    return buffer.getvalue()
-
-
-def _npz(values: np.ndarray) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, probabilities=values)
     return buffer.getvalue()
 
 

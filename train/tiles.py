@@ -49,7 +49,7 @@ class _Taps:
 
 
 def needs_blocks(size_hw: tuple[int, int], n_classes: int, config: InferenceConfig) -> bool:
-    """Return whether an image is predicted in blocks: large, cut into windows, and no CRF has to see all of it."""
+    """Return whether an image is predicted in blocks: large, cut into windows, and without a CRF (`crf_tiles`)."""
     windows = config.window is not None and max(size_hw) > config.window
     return windows and not config.crf.enabled and 4 * n_classes * size_hw[0] * size_hw[1] > HELD_BYTES
 
@@ -76,21 +76,32 @@ def probability_blocks(
         ModelError: scores that are NaN or infinite.
 
     """
-    height, width = rgb.shape[-2:]
+    for columns in pieces(rgb.shape[-1], _strip_width(n_classes, config)):
+        yield from strip_blocks(network, rgb, columns, config, fill, model)
+
+
+def strip_blocks(
+    network: Network,
+    rgb: UInt8[Tensor, "3 height width"],
+    columns: slice,
+    config: InferenceConfig,
+    fill: Tensor,
+    model: str,
+) -> Iterator[Block]:
+    """Yield the class probabilities of some columns of an image in blocks from top to bottom; as above."""
     watched = _Watched(network, model)
-    for columns in _pieces(width, _strip_width(n_classes, config)):
-        views = [
-            _View(watched, rgb, scale, flipped, columns, config, fill)
-            for scale in config.scales
-            for flipped in ((False, True) if config.flip else (False,))
-        ]
-        for rows in _pieces(height, BAND_ROWS):
-            merged = views[0].rows(rows)
-            for view in views[1:]:
-                merged = merge(merged, view.rows(rows), config)
-            if len(views) > 1:
-                merged = merged / merged.sum(dim=1, keepdim=True)
-            yield Block(rows, columns, merged[0].cpu().numpy())
+    views = [
+        _View(watched, rgb, scale, flipped, columns, config, fill)
+        for scale in config.scales
+        for flipped in ((False, True) if config.flip else (False,))
+    ]
+    for rows in pieces(rgb.shape[-2], BAND_ROWS):
+        merged = views[0].rows(rows)
+        for view in views[1:]:
+            merged = merge(merged, view.rows(rows), config)
+        if len(views) > 1:
+            merged = merged / merged.sum(dim=1, keepdim=True)
+        yield Block(rows, columns, merged[0].cpu().numpy())
 
 
 def _strip_width(n_classes: int, config: InferenceConfig) -> int:
@@ -101,7 +112,8 @@ def _strip_width(n_classes: int, config: InferenceConfig) -> int:
     return max(config.window, columns) // CELL_PX * CELL_PX
 
 
-def _pieces(length: int, size: int) -> list[slice]:
+def pieces(length: int, size: int) -> list[slice]:
+    """Return parts of a length from its beginning to its end, each of this size but the last."""
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 

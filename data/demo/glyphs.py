@@ -5,6 +5,7 @@ Everything here is integer arithmetic, so that the same scene has the same pixel
 
 import json
 import math
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -40,7 +41,7 @@ class Glyph:
 
 @lru_cache(maxsize=1)
 def load_glyphs() -> tuple[Glyph, ...]:
-    """All drawings of the shipped atlas, in its order (decoded once a process)."""
+    """Return all drawings of the shipped atlas, in its order; it is decoded once a process."""
     entries = json.loads((GLYPHS_DIR / "atlas.json").read_text(encoding="utf-8"))["drawings"]
     with open_image(GLYPHS_DIR / "atlas.png") as image:
         atlas = np.asarray(image.convert("RGBA")).astype(np.int32)
@@ -51,6 +52,11 @@ def load_glyphs() -> tuple[Glyph, ...]:
         pixels[..., :3] = (pixels[..., :3] * pixels[..., 3:] + 127) // 255
         glyphs.append(Glyph(entry["class"], entry["name"], entry["held_out"], _pyramid(pixels)))
     return tuple(glyphs)
+
+
+def atlas_crc32() -> int:
+    """Return the checksum of the atlas's file, by which a drawn folder knows whether it is of these drawings."""
+    return zlib.crc32((GLYPHS_DIR / "atlas.png").read_bytes())
 
 
 @lru_cache(maxsize=64)
@@ -66,6 +72,20 @@ def glyphs_of(class_name: str, drawings: Drawings) -> tuple[Glyph, ...]:
         case _:
             raise ValueError(f"drawings is {drawings!r}: choose 'train', 'all' or 'held_out'")
     return tuple(glyph for glyph in load_glyphs() if glyph.class_name == class_name and glyph.held_out in wanted)
+
+
+def find_glyph(drawing: str) -> Glyph:
+    """Return the drawing of a name like "dog/service".
+
+    Raises:
+        ValueError: there is none of that name.
+
+    """
+    for glyph in load_glyphs():
+        if glyph.name == drawing:
+            return glyph
+    known = ", ".join(glyph.name for glyph in load_glyphs() if glyph.class_name == drawing.split("/", maxsplit=1)[0])
+    raise ValueError(f"no drawing is called {drawing!r}" + (f": choose one of {known}" if known else ""))
 
 
 def _pyramid(pixels: Int32[np.ndarray, "height width 4"]) -> tuple[np.ndarray, ...]:

@@ -5,7 +5,9 @@ product either, whose threads would cost more than they gain where several proce
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -13,6 +15,7 @@ from jaxtyping import Int32, UInt8
 GROUNDS = ("grass", "sky", "water", "sand", "road", "brick wall", "snow", "rock")
 OTHER_GROUNDS = ("planks", "tiles", "carpet", "gravel", "dusk", "leaves")  # No split shows these; the arena does.
 UPPER_GROUNDS = ("sky", "brick wall", "dusk", "planks")  # Where two grounds meet, these lie above.
+T = TypeVar("T")
 SINE = np.array([round(256 * math.sin(2 * math.pi * step / 256)) for step in range(256)], dtype=np.int32)
 RGB = tuple[int, int, int]
 
@@ -37,7 +40,12 @@ MORTAR = (206, 192, 180)
 
 
 def draw_ground(name: str, rng: np.random.Generator, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
-    """One ground, filling a square of `size_px`; `name` is one of GROUNDS or OTHER_GROUNDS."""
+    """Return one ground, filling a square of `size_px`; `name` is one of GROUNDS or OTHER_GROUNDS.
+
+    Raises:
+        ValueError: there is no such ground.
+
+    """
     match name:
         case "grass":
             light = _noise(rng, size_px, ((4, 4), (16, 16), (64, 32)), (3, 3, 2))
@@ -87,6 +95,16 @@ def blend_grounds(
     return ((upper * (256 - share) + lower * share) >> 8).astype(np.uint8)
 
 
+def generator(*key: int) -> np.random.Generator:
+    """Return the random stream of a key of whole numbers: other keys have other streams, the same on every machine."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+
+
+def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
+    """Return one of some items, each as likely as any other."""
+    return items[uniform_int(rng, 0, len(items))]
+
+
 def uniform_int(rng: np.random.Generator, low: int, high: int) -> int:
     """Draw a whole number in [low, high) from one double: the stream numpy is least likely ever to change."""
     return low + int(rng.random() * (high - low))
@@ -99,7 +117,7 @@ def random_bytes(rng: np.random.Generator, *shape: int) -> UInt8[np.ndarray, "..
 
 @lru_cache(maxsize=64)
 def _interpolation(cells: int, size_px: int) -> tuple[Int32[np.ndarray, " size"], Int32[np.ndarray, " size"]]:
-    """For each pixel the cell it lies in, and how far it is towards the cell's far knot: smoothstep, 0 ... 64."""
+    """Return for each pixel the cell it lies in, and how far it is towards the far knot: smoothstep, 0 ... 64."""
     cell, rest = np.divmod(np.arange(size_px) * cells, size_px)
     share = rest / size_px
     return cell.astype(np.int32), np.rint(64 * share * share * (3 - 2 * share)).astype(np.int32)

@@ -9,9 +9,6 @@ to learn it from, and three kinds of scenes to find it in. See README for the la
 import argparse
 import json
 import math
-import os
-import shutil
-import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,10 +20,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from data.classes import VOC
-from data.demo.glyphs import GLYPHS_DIR, Glyph, glyphs_of
-from data.demo.grounds import uniform_int
-from data.demo.scene import Scene, compose, draw_personal_scene, drawing_mask, find_glyph
-from data.errors import ConfigError
+from data.demo.glyphs import Glyph, atlas_crc32, find_glyph, glyphs_of
+from data.demo.grounds import generator, pick, uniform_int
+from data.demo.scene import Scene, compose, draw_personal_scene, drawing_mask
+from data.errors import ConfigError, UserError
+from data.files import is_free, new_folder
 from data.masks import write_mask
 
 FORMAT = "pseudolabel-personal"
@@ -96,8 +94,7 @@ CONCEPTS = (
 
 def scene_generator(concept: Concept, part: int, index: int, seed: int) -> np.random.Generator:
     """Return the random stream of one scene: no other concept, part (0: references), index or seed shares it."""
-    name = zlib.crc32(concept.drawing.encode())
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, STREAM, name, part, index])))
+    return generator(seed, STREAM, zlib.crc32(concept.drawing.encode()), part, index)
 
 
 def reference_scenes(concept: Concept, count: int = REFERENCES, seed: int = 0) -> Iterator[Scene]:
@@ -116,7 +113,7 @@ def subset_scenes(concept: Concept, subset: Subset, count: int, seed: int = 0) -
                 yield _draw_shown(concept, rng, find_glyph(concept.drawing), of_kind=1 / 3)
             case "variant":
                 angle = (60 + uniform_int(rng, 0, 61)) * (1 if rng.random() < 0.5 else -1)
-                side = VARIANT_SIDES[uniform_int(rng, 0, 2)]
+                side = pick(rng, VARIANT_SIDES)
                 yield _draw_shown(concept, rng, turn_hue(find_glyph(concept.drawing), angle), side)
             case "semantic_distractor":
                 if index % 3 == 2:
@@ -138,7 +135,7 @@ def _draw_shown(
     while True:
         glyphs = []
         for _ in range(uniform_int(rng, 0, 3)):
-            name = kind if rng.random() < of_kind else other_kinds[uniform_int(rng, 0, len(other_kinds))]
+            name = kind if rng.random() < of_kind else pick(rng, other_kinds)
             glyphs.append(_other(rng, name, concept.drawing))
         place = uniform_int(rng, 0, len(glyphs) + 1)
         sides: list[tuple[int, int] | None] = [None] * len(glyphs)
@@ -152,14 +149,13 @@ def draw_absent_scene(rng: np.random.Generator, drawing: str) -> Scene:
     kind = drawing.split("/")[0]
     glyphs = [_other(rng, kind, drawing) for _ in range(uniform_int(rng, 1, 3))]
     if rng.random() < 0.5:
-        glyphs.insert(0, _other(rng, VOC.names[uniform_int(rng, 0, len(VOC.names))], drawing))
+        glyphs.insert(0, _other(rng, pick(rng, VOC.names), drawing))
     return compose(glyphs, rng)
 
 
 def _other(rng: np.random.Generator, class_name: str, drawing: str) -> Glyph:
     """Pick a drawing of a class that is not the particular one."""
-    others = [glyph for glyph in glyphs_of(class_name, "train") if glyph.name != drawing]
-    return others[uniform_int(rng, 0, len(others))]
+    return pick(rng, [glyph for glyph in glyphs_of(class_name, "train") if glyph.name != drawing])
 
 
 def turn_hue(glyph: Glyph, degrees: int) -> Glyph:
@@ -193,28 +189,22 @@ def write_personal(root: Path, scenes: int = 40, seed: int = 0) -> bool:
 
     Raises:
         ConfigError: `root` holds something else, or a number is out of range.
+        UserError: another process is writing it.
 
     """
     if scenes < 1 or seed < 0:
         raise ConfigError(f"--scenes is {scenes} and --seed {seed}: at least 1 scene and a seed of at least 0.")
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "scenes": scenes, "seed": seed}
-    header |= {"drawings_crc32": zlib.crc32((GLYPHS_DIR / "atlas.png").read_bytes())}
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    header |= {"drawings_crc32": atlas_crc32()}
+    if not is_free(root):
         if _header_of(root) == header:
             return False
         raise ConfigError(f"{root} is not empty and holds no such set: remove it, or choose another --output.")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    try:
-        partial.chmod(0o755)  # mkdtemp makes it private
+    with new_folder(root) as folder:
         for concept in CONCEPTS:
-            _write_concept(partial / concept.name, concept, scenes, seed)
-        (partial / "README.txt").write_text(README, encoding="utf-8")
-        (partial / "personal.json").write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, root)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            _write_concept(folder / concept.name, concept, scenes, seed)
+        (folder / "README.txt").write_text(README, encoding="utf-8")
+        (folder / "personal.json").write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
     return True
 
 
@@ -255,7 +245,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         drawn = write_personal(options.output, options.scenes, options.seed)
-    except ConfigError as error:
+    except UserError as error:
         parser.exit(2, f"error: {error}\n")
     print(f"Wrote the set to {options.output}." if drawn else f"The set is in {options.output} already.")
 

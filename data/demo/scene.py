@@ -5,16 +5,23 @@ Whole numbers throughout (see `glyphs` and `grounds`): the same seed gives the s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
 from data.classes import VOC
-from data.demo.glyphs import Drawings, Glyph, glyphs_of, load_glyphs, place
-from data.demo.grounds import GROUNDS, UPPER_GROUNDS, blend_grounds, draw_ground, random_bytes, uniform_int
+from data.demo.glyphs import Drawings, Glyph, find_glyph, glyphs_of, place
+from data.demo.grounds import (
+    GROUNDS,
+    UPPER_GROUNDS,
+    blend_grounds,
+    draw_ground,
+    generator,
+    pick,
+    random_bytes,
+    uniform_int,
+)
 
-T = TypeVar("T")
 SIZE_PX = 128
 SIDES, ALONE_SIDES, PORTRAIT_SIDES = (28, 62), (28, 85), (75, 90)  # Longer side in hundredths of the scene's.
 PORTRAIT_DRAWINGS = 2  # The first drawings of a class sit for portraits.
@@ -99,7 +106,7 @@ def draw_portrait(seed: int | np.random.Generator, *, drawings: Drawings = "trai
     and errors: see `draw_scene`.
     """
     rng = _generator(seed)
-    glyph = _pick(rng, glyphs_of(_pick(rng, VOC.names), drawings)[:PORTRAIT_DRAWINGS])
+    glyph = pick(rng, glyphs_of(pick(rng, VOC.names), drawings)[:PORTRAIT_DRAWINGS])
     rgb, grounds = _draw_grounds(rng, size_px)
     side = uniform_int(rng, size_px * PORTRAIT_SIDES[0], size_px * PORTRAIT_SIDES[1] + 1) // 100
     rgba = _jitter(place(glyph, side, 0, flip=False), rng)
@@ -136,9 +143,9 @@ def draw_personal_scene(
     while True:
         glyphs = [particular]
         if not alone:
-            glyphs += [_pick(rng, others) for _ in range(uniform_int(rng, 1, 3))]
+            glyphs += [pick(rng, others) for _ in range(uniform_int(rng, 1, 3))]
             if len(glyphs) == 2 and rng.random() < 0.5:
-                glyphs += [_pick(rng, glyphs_of(_pick(rng, VOC.names), "train"))]
+                glyphs += [pick(rng, glyphs_of(pick(rng, VOC.names), "train"))]
             glyphs.insert(uniform_int(rng, 0, len(glyphs)), glyphs.pop(0))
         scene = compose(glyphs, rng, size_px)
         shown = [instance.drawing for instance in scene.instances if instance.class_name == particular.class_name]
@@ -160,9 +167,15 @@ def compose(
     sides: Sequence[tuple[int, int] | None] | None = None,
     grounds: Sequence[str] = GROUNDS,
 ) -> Scene:
-    """Draw a scene of given drawings, the first farthest back, at random places on some of the `grounds`.
+    """Draw a scene of given drawings at random places.
 
-    `sides` gives a drawing's longer side, least and most, in hundredths of the scene's; None: as in other scenes.
+    Args:
+        glyphs: The drawings, the first farthest back.
+        rng: The generator to draw from.
+        size_px: Height and width of the scene, at least 32.
+        sides: For each drawing its longer side, least and most, in hundredths of the scene's; None: as in other scenes.
+        grounds: The grounds to choose from, at least two.
+
     """
     rgb, chosen = _draw_grounds(rng, size_px, grounds)
     cutouts, owners = _arrange(glyphs, rng, size_px, sides or [None] * len(glyphs))
@@ -172,7 +185,7 @@ def compose(
 def _draw_grounds(
     rng: np.random.Generator, size_px: int, names: Sequence[str] = GROUNDS
 ) -> tuple[UInt8[np.ndarray, "size size 3"], tuple[str, ...]]:
-    """One ground, or two with a border between them, and their names."""
+    """Draw one ground, or two with a border between them; return the pixels and the names."""
     if size_px < 32:
         raise ValueError(f"size_px is {size_px}: a scene is at least 32 pixels wide")
     grounds = _choose_grounds(rng, names)
@@ -199,38 +212,23 @@ def _finish(
     return Scene(rgb, class_ids[owners], owners, labels, grounds, instances)
 
 
-def find_glyph(drawing: str) -> Glyph:
-    """Return the drawing of a name like "dog/service"."""
-    for glyph in load_glyphs():
-        if glyph.name == drawing:
-            return glyph
-    known = ", ".join(glyph.name for glyph in load_glyphs() if glyph.class_name == drawing.split("/", maxsplit=1)[0])
-    raise ValueError(f"no drawing is called {drawing!r}" + (f": choose one of {known}" if known else ""))
-
-
 def _generator(seed: int | np.random.Generator) -> np.random.Generator:
-    if isinstance(seed, np.random.Generator):
-        return seed
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
-
-
-def _pick(rng: np.random.Generator, items: Sequence[T]) -> T:
-    return items[uniform_int(rng, 0, len(items))]
+    return seed if isinstance(seed, np.random.Generator) else generator(seed)
 
 
 def _choose_glyphs(rng: np.random.Generator, drawings: Drawings) -> list[Glyph]:
-    """One drawing each of one to three classes, sometimes two of one class."""
+    """Choose one drawing each of one to three classes, sometimes two of one class."""
     draw = rng.random()
     count = 1 if draw < 0.4 else 2 if draw < 0.8 else 3
     names = list(VOC.names)
     chosen = [names.pop(uniform_int(rng, 0, len(names))) for _ in range(count)]
     if count < 3 and rng.random() < 0.25:
         chosen.append(chosen[uniform_int(rng, 0, count)])
-    return [_pick(rng, glyphs_of(name, drawings)) for name in chosen]
+    return [pick(rng, glyphs_of(name, drawings)) for name in chosen]
 
 
 def _choose_grounds(rng: np.random.Generator, grounds: Sequence[str]) -> tuple[str, ...]:
-    """One ground, or two of which those of UPPER_GROUNDS lie above the others."""
+    """Choose one ground, or two, of which those of UPPER_GROUNDS come first: they lie above the others."""
     names = list(grounds)
     chosen = [names.pop(uniform_int(rng, 0, len(names))) for _ in range(1 if rng.random() < 0.4 else 2)]
     return tuple(sorted(chosen, key=lambda name: UPPER_GROUNDS.index(name) if name in UPPER_GROUNDS else 9))
@@ -262,7 +260,7 @@ def _arrange(
 
 
 def _owners(cutouts: list[_Cutout], size_px: int) -> UInt8[np.ndarray, "size size"]:
-    """For every pixel the index + 1 of the uppermost cut-out that covers more than half of it, 0 where none does."""
+    """Return for every pixel the index + 1 of the uppermost cut-out that covers more than half of it, 0 for none."""
     owners = np.zeros((size_px, size_px), dtype=np.uint8)
     for index, cutout in enumerate(cutouts):
         rows, columns = cutout.rgba.shape[:2]
@@ -298,7 +296,7 @@ def _place_somewhere(
 
 
 def _overlap(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> int:
-    """Pixels that two boxes share."""
+    """Return how many pixels two boxes share."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     return max(0, width) * max(0, height)
@@ -330,7 +328,7 @@ NOISE = np.repeat(np.arange(-8, 9, dtype=np.int16), [1, 2, 4, 7, 14, 21, 28, 33,
 
 
 def _add_noise(rgb: UInt8[np.ndarray, "size size 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
-    """Add the camera's grain."""
+    """Add the camera's grain: independent in every pixel and channel, of standard deviation 3."""
     return np.clip(rgb + NOISE[random_bytes(rng, *rgb.shape)], 0, 255).astype(np.uint8)
 
 

@@ -8,11 +8,7 @@ first hundred are the same however many are asked for; `write_world` writes spli
 
 import argparse
 import json
-import os
-import shutil
-import tempfile
 import xml.etree.ElementTree as ElementTree
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +16,11 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from data.demo.glyphs import GLYPHS_DIR
-from data.demo.grounds import GROUNDS
+from data.demo.glyphs import atlas_crc32
+from data.demo.grounds import GROUNDS, generator
 from data.demo.scene import SIZE_PX, Instance, Scene, draw_personal_scene, draw_scene, drawing_mask
-from data.errors import ConfigError
+from data.errors import ConfigError, UserError
+from data.files import is_free, new_folder
 from data.masks import overlay, write_mask
 
 __all__ = [
@@ -71,7 +68,7 @@ The drawings are from Noto Color Emoji, SIL Open Font License 1.1.
 
 def split_generator(split: Split, index: int, seed: int = 0) -> np.random.Generator:
     """Return the random stream of one scene of a split: no other split, index or seed shares it."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, STREAMS[split], index])))
+    return generator(seed, STREAMS[split], index)
 
 
 def split_scenes(split: Split, count: int, seed: int = 0) -> Iterator[Scene]:
@@ -125,6 +122,7 @@ def write_world(
 
     Raises:
         ConfigError: `root` holds something else, or a number is negative.
+        UserError: another process is writing it.
 
     """
     counts: dict[Split, int] = {
@@ -140,16 +138,9 @@ def write_world(
     header = _header(counts, seed)
     if _is_there(root, header):
         return False
-    root.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    try:
-        partial.chmod(0o755)  # mkdtemp makes it private.
-        _write_folder(partial, counts, seed)
-        (partial / "world.json").write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, root)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with new_folder(root) as folder:
+        _write_folder(folder, counts, seed)
+        (folder / "world.json").write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
     return True
 
 
@@ -158,7 +149,7 @@ def _header(counts: dict[Split, int], seed: int) -> dict[str, Any]:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "world_version": WORLD_VERSION,
-        "drawings_crc32": zlib.crc32((GLYPHS_DIR / "atlas.png").read_bytes()),
+        "drawings_crc32": atlas_crc32(),
         "seed": seed,
         "size_px": SIZE_PX,
         "scenes": counts,
@@ -166,8 +157,8 @@ def _header(counts: dict[Split, int], seed: int) -> dict[str, Any]:
 
 
 def _is_there(root: Path, header: dict[str, Any]) -> bool:
-    """Whether the folder holds this very world; an empty or missing folder does not, anything else is an error."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+    """Return whether the folder holds this very world; an empty or missing one does not, anything else is an error."""
+    if is_free(root):
         return False
     try:
         found = json.loads((root / "world.json").read_text(encoding="utf-8"))
@@ -279,7 +270,7 @@ def main(arguments: list[str] | None = None) -> None:
     if output is not None:
         try:
             drawn = write_world(output, **options)
-        except ConfigError as error:
+        except UserError as error:
             parser.exit(2, f"error: {error}\n")
         print(f"Wrote the demo world to {output}." if drawn else f"The demo world is in {output} already.")
 

@@ -1,19 +1,19 @@
 """MS COCO: instances_<split>.json with compressed RLE."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.errors import ConfigError
-from data.exporters.items import Exported, ExportOptions, classes_in, place_image, read_items, split_of
+from data.exporters.items import Exported, ExportOptions, Item, classes_in, place_image, split_of
 from data.files import write_atomically
 from data.store.store import MaskStore
 
 
-def write_coco(store: MaskStore, folder: Path, options: ExportOptions, output: Path) -> Exported:
+def write_coco(store: MaskStore, items: Iterable[Item], folder: Path, options: ExportOptions) -> Exported:
     """Write instances_<split>.json with compressed RLE, category ids as in the masks.
 
     An image's file_name is its path below the folder of the data; where images are placed, they lie at that path below
@@ -23,7 +23,7 @@ def write_coco(store: MaskStore, folder: Path, options: ExportOptions, output: P
     place = folder / split_of(store)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, item in enumerate(read_items(store, options), start=1):
+    for number, item in enumerate(items, start=1):
         height, width = item.mask.shape
         place_image(item, place / item.name, how)
         images.append({"id": number, "file_name": item.name, "height": height, "width": width})

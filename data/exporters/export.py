@@ -4,18 +4,18 @@ Every exporter reads the store's index and masks alone and fills a new folder, w
 changes the store or the images.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from data.errors import StoreError
 from data.exporters.coco import write_coco
-from data.exporters.items import Exported, ExportOptions, review_of
+from data.exporters.items import Exported, ExportOptions, read_items
 from data.exporters.labelstudio import write_labelstudio
 from data.exporters.voc import write_voc
 from data.exporters.yolo import write_yolo
 from data.files import is_free, new_folder
+from data.store.reviewed import apply_reviews
 from data.store.store import MaskStore
 
 ExportFormat = Literal["coco", "yolo", "voc", "labelstudio"]
@@ -23,6 +23,12 @@ ExportFormat = Literal["coco", "yolo", "voc", "labelstudio"]
 
 def export_store(store: MaskStore, format: ExportFormat, output: Path, options: ExportOptions) -> Exported:
     """Write a store's masks in another format.
+
+    Args:
+        store: the store; images that people have thrown out are left out, and corrected masks count.
+        format: which format.
+        output: the new folder.
+        options: how.
 
     Raises:
         StoreError: the store holds no masks, or the output folder is not empty.
@@ -34,18 +40,21 @@ def export_store(store: MaskStore, format: ExportFormat, output: Path, options: 
         raise StoreError(f"{output} exists and is not empty; name a new folder with --output.")
     if not store.finished():
         raise StoreError(f"{store.path} holds no finished masks; run pseudolabel generate first.")
-    reviewed = review_of(store, options)
+    reviewed = apply_reviews(store, list(store.records()), options.review)
     if not reviewed.counted:
         raise StoreError(
             f"No image of {store.path} is left once its review.jsonl is followed (--review {options.review}); accept "
             "some in `pseudolabel review`, or give --review ignore."
         )
-    writers: dict[ExportFormat, Callable[[MaskStore, Path, ExportOptions, Path], Exported]] = {
-        "coco": write_coco,
-        "yolo": write_yolo,
-        "voc": write_voc,
-        "labelstudio": write_labelstudio,
-    }
+    items = read_items(store, reviewed.counted, options)
     with new_folder(output) as folder:
-        done = writers[format](store, folder, options, output)
+        match format:
+            case "coco":
+                done = write_coco(store, items, folder, options)
+            case "yolo":
+                done = write_yolo(store, items, folder, options, output)
+            case "voc":
+                done = write_voc(store, items, folder, options)
+            case "labelstudio":
+                done = write_labelstudio(store, items, folder, options, output)
     return replace(done, opens=output / done.opens.relative_to(folder), notes=(*done.notes, *reviewed.notes()))

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from data.classes import ClassSet
 from data.errors import ImageError, StoreError
 from data.images import read_orientation, size_of, to_raw_layout
 from data.store.records import size_of_record
-from data.store.reviewed import Reviewed, Use, apply_reviews, reviewed_mask
+from data.store.reviewed import Counted, Use, reviewed_mask
 from data.store.store import MaskStore
 
 _JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif"})
@@ -75,15 +75,15 @@ class Item:
     name: str
 
 
-def review_of(store: MaskStore, options: ExportOptions) -> Reviewed:
-    """Return which images of a store are exported, and with which masks, once people have looked."""
-    return apply_reviews(store, list(store.records()), options.review)
-
-
-def read_items(store: MaskStore, options: ExportOptions) -> Iterator[Item]:
-    """Yield the finished images of a store that people have not thrown out, with the masks that count.
+def read_items(store: MaskStore, counted: Iterable[Counted], options: ExportOptions) -> Iterator[Item]:
+    """Yield the images of a store that are exported, with the masks that count.
 
     A label that was marked wrong is no label of its image.
+
+    Args:
+        store: the store.
+        counted: its images that people have not thrown out, and which of their masks counts.
+        options: where the masks and images come from.
 
     Raises:
         ImageError: the raw layout is wanted of an image that is not there, or a mask is not its image's.
@@ -92,12 +92,12 @@ def read_items(store: MaskStore, options: ExportOptions) -> Iterator[Item]:
     """
     root = options.root if options.root is not None else store.root
     read = store.read_mask if options.source == "masks" else store.read_argmax
-    for counted in review_of(store, options).counted:
-        record = counted.record
+    for each in counted:
+        record = each.record
         image = store.image_path(record, options.root)
-        mask = reviewed_mask(counted, read(record))
-        if counted.wrong and "labels" in record:
-            record = record | {"labels": [label for label in record["labels"] if label not in counted.wrong]}
+        mask = reviewed_mask(each, read(record))
+        if each.wrong and "labels" in record:
+            record = record | {"labels": [label for label in record["labels"] if label not in each.wrong]}
         if options.orientation == "raw":
             if not image.is_file():
                 raise ImageError(f"There is no image {image}, whose EXIF says how the raw file lies; give --root.")

@@ -2,19 +2,22 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from data.classes import ClassSet
 from data.exporters.brush import encode_brush
-from data.exporters.items import Exported, ExportOptions, Item, classes_in, place_image, read_items
+from data.exporters.items import Exported, ExportOptions, Item, classes_in, place_image
 from data.files import write_atomically
 from data.masks import voc_palette
 from data.store.store import MaskStore
 
 
-def write_labelstudio(store: MaskStore, folder: Path, options: ExportOptions, output: Path) -> Exported:
+def write_labelstudio(
+    store: MaskStore, items: Iterable[Item], folder: Path, options: ExportOptions, output: Path
+) -> Exported:
     """Write tasks.json (one task per image, one brush mask per class, as predictions) and label_config.xml.
 
     A task names its image by the path below the folder of the data; where images are placed, by that below the exported
@@ -24,7 +27,7 @@ def write_labelstudio(store: MaskStore, folder: Path, options: ExportOptions, ou
     how = "none" if options.images == "auto" else options.images
     path, count = folder / "tasks.json", 0
     with path.open("x", encoding="utf-8") as file:  # task by task: the lists of numbers are long
-        for item in read_items(store, options):
+        for item in items:
             name = item.name if how == "none" else f"images/{item.name}"
             place_image(item, folder / name, how)
             file.write("[\n" if count == 0 else ",\n")

@@ -45,7 +45,7 @@ def _joined(borders: list[Outline]) -> Outline:
     return outer.astype(np.int32)
 
 
-def yolo_rows(outline: Outline, class_index: int, size_hw: tuple[int, int]) -> str:
+def yolo_line(outline: Outline, class_index: int, size_hw: tuple[int, int]) -> str:
     """Return an outline as a line of a YOLO segmentation label: class index and points divided by width and height.
 
     Points are pixel centres, so a reader that multiplies and cuts off the fraction gets the border pixels themselves.

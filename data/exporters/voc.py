@@ -1,22 +1,23 @@
 """Pascal VOC: JPEGImages, SegmentationClass and lists of ids, as other trainers read them."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from data.classes import save_classes
-from data.exporters.items import Exported, ExportOptions, classes_in, place_image, read_items, split_of, suffix_of
+from data.class_file import save_classes
+from data.exporters.items import Exported, ExportOptions, Item, classes_in, place_image, split_of, suffix_of
 from data.exporters.labels import write_labels
 from data.files import write_atomically
 from data.masks import write_mask
 from data.store.store import MaskStore
 
 
-def write_voc(store: MaskStore, folder: Path, options: ExportOptions, output: Path) -> Exported:
+def write_voc(store: MaskStore, items: Iterable[Item], folder: Path, options: ExportOptions) -> Exported:
     """Write JPEGImages, SegmentationClass, ImageSets/Segmentation, labels.csv and classes.yaml."""
     split = split_of(store)
     for name in ("SegmentationClass", "ImageSets/Segmentation", "ImageSets/SegmentationAug"):
         (folder / name).mkdir(parents=True)
     ids, pairs, rows, suffixes = [], [], [], set()
-    for item in read_items(store, options):
+    for item in items:
         sample_id, suffix = item.record["id"], suffix_of(item.image)
         write_mask(folder / "SegmentationClass" / f"{sample_id}.png", item.mask)
         place_image(item, folder / "JPEGImages" / f"{sample_id}{suffix}", options.images)

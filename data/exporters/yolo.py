@@ -1,23 +1,24 @@
 """YOLO segmentation: a text file of outlines per image, images/ beside labels/, and data.yaml."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from data.console import count, printable
-from data.exporters.items import Exported, ExportOptions, classes_in, place_image, read_items, split_of, suffix_of
-from data.exporters.polygons import outlines, yolo_rows
+from data.exporters.items import Exported, ExportOptions, Item, classes_in, place_image, split_of, suffix_of
+from data.exporters.polygons import outlines, yolo_line
 from data.files import write_atomically
 from data.store.store import MaskStore
 
 
-def write_yolo(store: MaskStore, folder: Path, options: ExportOptions, output: Path) -> Exported:
+def write_yolo(store: MaskStore, items: Iterable[Item], folder: Path, options: ExportOptions, output: Path) -> Exported:
     """Write labels/<split>/<id>.txt, images/<split>/ and data.yaml; class indices begin with 0, without background."""
     split = split_of(store)
     labels = folder / "labels" / split
     labels.mkdir(parents=True)
     written, passed_over = 0, []
-    for item in read_items(store, options):
+    for item in items:
         rows = [
-            yolo_rows(outline, class_id - 1, item.mask.shape)
+            yolo_line(outline, class_id - 1, item.mask.shape)
             for class_id in classes_in(item.mask, store.classes)
             for outline in outlines(item.mask == class_id, options.min_area_px)
         ]

@@ -13,12 +13,13 @@ from PIL import Image
 
 from data.classes import MAX_NAME, ClassSet, class_key, nearest
 from data.config import DataConfig
-from data.console import count, printable
+from data.console import count, printable, some
 from data.errors import ImageError, UserError
 from data.images import FORMATS, holds_several, open_image, orientation_of, to_rgb, turned_upright, upright_size
 from data.masks import only_black_and_white, read_mask
 from data.readers.layout import detect_format, list_data
-from data.readers.listing import Listing, listing_classes, nearest_file, none_matched, some
+from data.readers.listing import Listing, listing_classes, nearest_file, none_matched
+from data.samples import evenly_spaced
 
 SHOWN = 5  # examples of each finding in the text; the JSON has them all
 MAX_HINTS = 20  # unknown names that are compared with all known ones
@@ -170,7 +171,7 @@ def _note_left_out(report: DataReport, listing: Listing, config: DataConfig) -> 
 
 def _note_white_truth(report: DataReport, listing: Listing, config: DataConfig) -> None:
     """Warn where the first few masks of ground truth hold only 0 and 255; a damaged one is scoring's affair."""
-    paths = [path for path in map(listing.truth, range(0, report.images, max(1, report.images // TRUTHS))) if path]
+    paths = [path for path in map(listing.truth, evenly_spaced(report.images, TRUTHS)) if path]
     white = []
     for path in paths:
         with contextlib.suppress(ImageError):
@@ -191,10 +192,8 @@ def _check_images(
     progress: Callable[[Iterable[int]], Iterable[int]],
 ) -> None:
     """Open the labelled images; unlabelled ones take no part in a run."""
-    wanted = [position for position, names in enumerate(listing.names) if names]
-    if examine is not None and examine < len(wanted):
-        spread = np.linspace(0, len(wanted) - 1, max(examine, 1)).astype(int)
-        wanted = [wanted[position] for position in spread]
+    labelled = [position for position, names in enumerate(listing.names) if names]
+    wanted = [labelled[position] for position in evenly_spaced(len(labelled), examine)]
     by_digest: dict[bytes, list[str]] = {}
     sizes, kinds = [], Counter[str]()
     for position in progress(wanted):
@@ -241,7 +240,7 @@ def image_facts(path: Path) -> ImageFacts:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
     except OSError as error:
-        return ImageFacts(problem=" ".join(str(error).split()))
+        return ImageFacts(problem=error.strerror or " ".join(str(error).split()))
     except ImageError as error:
         return ImageFacts(problem=error.reason)
     return ImageFacts(size_hw, kinds, "", digest)

@@ -25,15 +25,17 @@ Source:
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from data.classes import COCO, IGNORE, ClassSet, class_key, load_classes
+from data.class_file import load_classes
+from data.classes import COCO, IGNORE, ClassSet, class_key
 from data.config import DataConfig
 from data.errors import ConfigError, LabelError, UserError
 from data.files import write_atomically
@@ -42,59 +44,41 @@ from data.masks import write_mask
 from data.readers.coco_json import CocoImage, Id, Instances, read_instances
 from data.readers.ids import make_ids
 from data.readers.listing import Listing, distinct_names, interned, suggest_classes, to_samples
-from data.samples import Sample, SampleSet
+from data.samples import LazySamples, Sample, SampleSet
 
 INDEX_VERSION = 2
 FIRST = 100  # images to look for on the disk
 
 
-@dataclass(frozen=True)
-class CocoSamples(Sequence[Sample]):
-    """Samples of a COCO split; the ground truth of one is rendered when it is asked for the first time.
+def _with_truth(samples: Sequence[Sample], index: Path, lines: Sequence[int], crowd: str, place: int) -> Sample:
+    """Return a sample with its ground truth, which is rendered when it is asked for the first time.
 
-    Attributes:
+    Args:
         samples: the samples without ground truth.
-        folder: folder of the index.
+        index: folder of the index.
         lines: for each sample, where its line in the index's segments.jsonl begins, in bytes.
         crowd: what a crowd region becomes.
+        place: which of the samples.
 
     """
+    sample = samples[place]
+    truth = index / f"truth-{crowd}" / f"{sample.id}.png"
+    if not truth.is_file():
+        _render(index, lines[place], sample.image_path, truth, crowd)
+    return replace(sample, truth_path=truth, white="ignore")
 
-    samples: Sequence[Sample]
-    folder: Path
-    lines: Sequence[int]
-    crowd: str
 
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __iter__(self) -> Iterator[Sample]:
-        """Yield every sample; an IndexError inside is an error, where `Sequence` would take it for the end."""
-        return (self[position] for position in range(len(self)))
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        sample = self.samples[index]
-        truth = self.folder / f"truth-{self.crowd}" / f"{sample.id}.png"
-        if not truth.is_file():
-            self._render(self.lines[index], sample.image_path, truth)
-        return Sample(sample.id, sample.image_path, sample.labels, truth)
-
-    def _render(self, line: int, image: Path, truth: Path) -> None:
-        with (self.folder / "segments.jsonl").open("rb") as file:
-            file.seek(line)
-            try:
-                entry = json.loads(file.readline())
-            except (ValueError, RecursionError) as error:
-                raise _damaged(self.folder) from error
-        mask = render_truth(entry["segments"], (entry["height"], entry["width"]), self.crowd)
-        truth.parent.mkdir(exist_ok=True)
-        write_mask(truth, _turned(mask, image))
+def _render(index: Path, line: int, image: Path, truth: Path, crowd: str) -> None:
+    """Draw the ground truth that a line of segments.jsonl describes."""
+    with (index / "segments.jsonl").open("rb") as file:
+        file.seek(line)
+        try:
+            entry = json.loads(file.readline())
+        except (ValueError, RecursionError) as error:
+            raise _damaged(index) from error
+    mask = render_truth(entry["segments"], (entry["height"], entry["width"]), crowd)
+    truth.parent.mkdir(exist_ok=True)
+    write_mask(truth, _turned(mask, image))
 
 
 def _turned(mask: UInt8[np.ndarray, "rows columns"], image: Path) -> UInt8[np.ndarray, "height width"]:
@@ -168,8 +152,8 @@ def open_samples(config: DataConfig, need_labels: bool = True, need_truth: bool 
         return sample_set
     line_of = dict(zip(listing.ids, lines, strict=True))
     kept = [line_of[sample.id] for sample in sample_set.samples]
-    samples = CocoSamples(sample_set.samples, index, kept, config.crowd)
-    return SampleSet(sample_set.classes, samples, sample_set.notes)
+    make = partial(_with_truth, sample_set.samples, index, kept, config.crowd)
+    return replace(sample_set, samples=LazySamples(len(kept), make))
 
 
 def list_data(config: DataConfig, own_classes: bool = True) -> Listing:
@@ -196,7 +180,7 @@ def annotation_file(config: DataConfig) -> Path:
     names = [f"instances_{split}{year}.json" for year in ("2014", "2017", "")]
     path = next((folder / name for name in names if (folder / name).exists()), None)
     if path is None:
-        there = sorted(file.name for file in folder.glob("instances_*.json"))
+        there = sorted(file.name for file in folder.glob("instances_*.json") if file.exists())
         raise ConfigError(
             f"{folder} has no {names[0]} (it has {', '.join(there) or 'none'}); choose another --data.split."
         )

@@ -6,15 +6,15 @@ category or the annotation.
 """
 
 import math
-import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from data.classes import MAX_NAME, class_key
+from data.console import count, holds_control, plural, short
 from data.errors import LabelError
 from data.images import MAX_PIXELS
 from data.texts import FileKind, read_json
@@ -22,7 +22,6 @@ from data.texts import FileKind, read_json
 ANNOTATIONS = FileKind("the annotations", 2 * 1024**3, "unpack the annotations again", LabelError)
 MAX_COORDINATE = 1_000_000
 MAX_FILE_BYTES = 1000
-SHOWN = 60
 
 Id = int | str
 Shape = list[list[float]] | dict[str, Any]
@@ -93,7 +92,7 @@ def _instances(content: Any) -> Instances:
             raise LabelError(f"It has no {name!r}, a list; it must be an instances JSON of COCO.")
         for position, entry in enumerate(part):
             if not isinstance(entry, dict):
-                raise LabelError(f"Entry {position} of {name!r} is {_short(entry)}, not an object.")
+                raise LabelError(f"Entry {position} of {name!r} is {short(entry)}, not an object.")
     images = [_image(entry, position) for position, entry in enumerate(parts[0])]
     if len({type(image.id) for image in images}) != 1:
         raise LabelError(
@@ -101,7 +100,7 @@ def _instances(content: Any) -> Instances:
         )
     by_id = {image.id: image for image in sorted(images, key=lambda image: image.id)}
     if len(by_id) < len(images):
-        raise LabelError(f"Several images have the id {_short(_twice([one.id for one in images]))}; ids must differ.")
+        raise LabelError(f"Several images have the id {short(_twice([one.id for one in images]))}; ids must differ.")
     every = _categories(parts[2])
     stray: list[str] = []
     bare = 0
@@ -110,7 +109,7 @@ def _instances(content: Any) -> Instances:
         image = _find(entry, "image_id", by_id, name)
         category = _whole_or_text(entry.get("category_id"), f"category_id of {name}")
         if category not in every:
-            raise LabelError(f"The category_id of {name} is {_short(category)}, which is not among the categories.")
+            raise LabelError(f"The category_id of {name} is {short(category)}, which is not among the categories.")
         if image is None:
             stray.append(name)
             continue
@@ -119,31 +118,39 @@ def _instances(content: Any) -> Instances:
         image.segments.append(segment)
     if stray and len(stray) == len(parts[1]):
         raise LabelError(f"No annotation is of an image of the file; the first is {stray[0]}.")
+    notes = _left_out_notes(stray, bare, len(parts[1]))
+    found = Instances(list(by_id.values()), every, notes)
+    return replace(found, categories=_without_root(every, parts[2], found.used()))
+
+
+def _left_out_notes(stray: Sequence[str], bare: int, n_annotations: int) -> tuple[str, ...]:
+    """Return a sentence for annotations of images that are not listed, and one for those without an outline."""
     notes = []
     if stray:
-        notes.append(f"{len(stray)} annotations are of images that the file does not list (the first is {stray[0]}); ")
-        notes[-1] += "they were left out."
+        are = count(len(stray), "annotation is of an image", "annotations are of images")
+        were = plural(len(stray), "it was", "they were")
+        notes.append(f"{are} that the file does not list (the first is {stray[0]}); {were} left out.")
     if bare:
-        notes.append(f"{bare} of {len(parts[1])} annotations have no outline; a drawn ground truth lacks them.")
-    found = Instances(list(by_id.values()), {}, tuple(notes))
-    return Instances(found.images, _without_root(every, parts[2], found.used()), found.notes)
+        have = f"{bare} of {count(n_annotations, 'annotation')} {plural(bare, 'has', 'have')}"
+        notes.append(f"{have} no outline; a drawn ground truth lacks {plural(bare, 'it', 'them')}.")
+    return tuple(notes)
 
 
 def _image(entry: dict[str, Any], position: int) -> CocoImage:
     sample_id = _whole_or_text(entry.get("id"), f"id of image {position} (counted from 0)")
     file = entry.get("file_name")
-    name = f"image {_short(sample_id)}"
-    if not isinstance(file, str) or not file.strip() or any(_is_control(character) for character in file):
-        raise LabelError(f"The file_name of {name} is {_short(file)}; it must be the name of a file.")
+    name = f"image {short(sample_id)}"
+    if not isinstance(file, str) or not file.strip() or holds_control(file):
+        raise LabelError(f"The file_name of {name} is {short(file)}; it must be the name of a file.")
     file = file.replace("\\", "/")
     if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts or file[1:2] == ":":
-        raise LabelError(f"The file_name of {name} is {_short(file)}, which leaves the folder of the images.")
+        raise LabelError(f"The file_name of {name} is {short(file)}, which leaves the folder of the images.")
     if len(file.encode()) > MAX_FILE_BYTES or any(len(part.encode()) > 255 for part in file.split("/")):
-        raise LabelError(f"The file_name of {name} is {_short(file)}, longer than a file's name can be.")
+        raise LabelError(f"The file_name of {name} is {short(file)}, longer than a file's name can be.")
     height, width = (_whole(entry.get(key)) for key in ("height", "width"))
     if height is None or width is None or min(height, width) < 1 or height * width > MAX_PIXELS:
         raise LabelError(
-            f"Height and width of {name} are {_short(entry.get('height'))} and {_short(entry.get('width'))}; they must "
+            f"Height and width of {name} are {short(entry.get('height'))} and {short(entry.get('width'))}; they must "
             f"be whole numbers from 1, of at most {MAX_PIXELS:,} pixels together."
         )
     return CocoImage(sample_id, file, height, width, [])
@@ -156,16 +163,14 @@ def _categories(entries: Sequence[dict[str, Any]]) -> dict[Id, str]:
         name = entry.get("name")
         if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME:
             raise LabelError(
-                f"The name of category {_short(number)} is {_short(name)}; it must be a text of 1 to {MAX_NAME} "
+                f"The name of category {short(number)} is {short(name)}; it must be a text of 1 to {MAX_NAME} "
                 "characters."
             )
         found.append((number, name))
     if not found:
         raise LabelError("It has no categories.")
     if len(dict(found)) < len(found):
-        raise LabelError(
-            f"Several categories have the id {_short(_twice([one for one, _ in found]))}; ids must differ."
-        )
+        raise LabelError(f"Several categories have the id {short(_twice([one for one, _ in found]))}; ids must differ.")
     if len({type(number) for number, _ in found}) > 1:
         raise LabelError("Some ids of categories are numbers and some texts; use one kind.")
     return dict(sorted(found, key=lambda pair: pair[0]))
@@ -186,9 +191,9 @@ def _without_root(names: dict[Id, str], entries: Sequence[dict[str, Any]], used:
 def _segment(entry: dict[str, Any], category: Id, image: CocoImage, name: str, position: int) -> Segment:
     crowd, area = entry.get("iscrowd", 0), entry.get("area")
     if not isinstance(crowd, int | float) or crowd not in (0, 1):
-        raise LabelError(f"The iscrowd of {name} is {_short(crowd)}; it must be 0 or 1.")
+        raise LabelError(f"The iscrowd of {name} is {short(crowd)}; it must be 0 or 1.")
     if area is not None and not (_is_number(area) and 0 <= area < math.inf):
-        raise LabelError(f"The area of {name} is {_short(area)}; it must be a number of pixels.")
+        raise LabelError(f"The area of {name} is {short(area)}; it must be a number of pixels.")
     shape = entry.get("segmentation")
     size_hw = (image.height, image.width)
     if shape is None or shape == [] or shape == {}:
@@ -200,7 +205,7 @@ def _segment(entry: dict[str, Any], category: Id, image: CocoImage, name: str, p
         for polygon in shape:
             _check_polygon(polygon, size_hw, name)
     else:
-        raise LabelError(f"The segmentation of {name} is {_short(shape)}; it must be polygons or run lengths.")
+        raise LabelError(f"The segmentation of {name} is {short(shape)}; it must be polygons or run lengths.")
     number: Any = entry.get("id")
     own: Id = number if type(number) in (int, str) else f"at position {position}"
     return Segment(own, category, int(crowd), None if area is None else area, shape)
@@ -210,7 +215,7 @@ def _check_polygon(polygon: Any, size_hw: tuple[int, int], name: str) -> None:
     """Raise LabelError unless a polygon is x, y, x, y, ... near its image, and not of a monstrous length."""
     if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
         raise LabelError(
-            f"The segmentation of {name} holds {_short(polygon)}; it must be a list of polygons, each a list of "
+            f"The segmentation of {name} holds {short(polygon)}; it must be a list of polygons, each a list of "
             "numbers x, y, x, y, ..."
         )
     if len(polygon) % 2:
@@ -219,9 +224,7 @@ def _check_polygon(polygon: Any, size_hw: tuple[int, int], name: str) -> None:
         return
     low, high = min(polygon), max(polygon)
     if not (low >= -MAX_COORDINATE and high <= MAX_COORDINATE) or not all(map(math.isfinite, polygon)):
-        raise LabelError(
-            f"A polygon of {name} has coordinates from {_short(low)} to {_short(high)}, far off its image."
-        )
+        raise LabelError(f"A polygon of {name} has coordinates from {short(low)} to {short(high)}, far off its image.")
     longest = 100_000 + 100 * sum(size_hw)  # pixels; memory and time of drawing it grow with its length
     if len(polygon) * (high - low) > longest:
         points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
@@ -235,7 +238,7 @@ def _check_runs(shape: dict[str, Any], size_hw: tuple[int, int], name: str) -> N
     size, counts = shape.get("size"), shape.get("counts")
     if not isinstance(size, list) or [_whole(one) for one in size] != list(size_hw):
         raise LabelError(
-            f"The run lengths of {name} are of the size {_short(size)}, its image of {list(size_hw)} (height, width): "
+            f"The run lengths of {name} are of the size {short(size)}, its image of {list(size_hw)} (height, width): "
             "they must be equal."
         )
     if isinstance(counts, str):
@@ -274,14 +277,14 @@ def _find(entry: dict[str, Any], key: str, by_id: dict[Id, CocoImage], name: str
     number = _whole_or_text(entry.get(key), f"{key} of {name}")
     if by_id and type(number) is not type(next(iter(by_id))):
         raise LabelError(
-            f"The {key} of {name} is {_short(number)}, but ids of images are of another kind; use one kind."
+            f"The {key} of {name} is {short(number)}, but ids of images are of another kind; use one kind."
         )
     return by_id.get(number)
 
 
 def _annotation_name(entry: dict[str, Any], position: int) -> str:
     number = entry.get("id")
-    return f"annotation {_short(number)}" if type(number) in (int, str) else f"annotation at position {position}"
+    return f"annotation {short(number)}" if type(number) in (int, str) else f"annotation at position {position}"
 
 
 def _twice(values: Sequence[Id]) -> Id:
@@ -292,7 +295,7 @@ def _twice(values: Sequence[Id]) -> Id:
 def _whole_or_text(value: Any, what: str) -> Id:
     whole = _whole(value)
     if whole is None and (not isinstance(value, str) or not value):
-        raise LabelError(f"The {what} is {_short(value)}; it must be a whole number (or a text).")
+        raise LabelError(f"The {what} is {short(value)}; it must be a whole number (or a text).")
     return value if whole is None else whole
 
 
@@ -305,11 +308,3 @@ def _whole(value: Any) -> int | None:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
-
-
-def _is_control(character: str) -> bool:
-    return ord(character) < 32 or 0xD800 <= ord(character) < 0xE000
-
-
-def _short(value: Any) -> str:
-    return reprlib.repr(value)[:SHOWN]

@@ -21,14 +21,17 @@ Source:
     Our own layout, as users of other tools asked for it.
 """
 
+import logging
 import os
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from data.classes import ClassSet, load_classes
+from data.class_file import load_classes
+from data.classes import ClassSet
 from data.config import DataConfig
-from data.console import count
+from data.console import count, some
 from data.errors import ConfigError, ImageError
 from data.images import IMAGE_SUFFIXES
 from data.readers.ids import make_ids
@@ -38,6 +41,7 @@ from data.readers.rows import UNREAD_SUFFIXES, match_rows
 from data.samples import Sample, SampleSet
 
 TRUTH_FOLDERS = ("masks", "SegmentationClass")
+logger = logging.getLogger(__name__)
 
 
 def found(root: Path) -> bool:
@@ -65,11 +69,10 @@ def list_data(config: DataConfig, own_classes: bool = True) -> Listing:
     root = Path(config.root)
     base = split_folder(root, config.split)
     truth = (config.truth,) if config.truth else TRUTH_FOLDERS
-    images, unsupported = scan_images(base, truth)
+    found = scan_images(base, truth)
+    images = found.images
     if not images:
-        unread = count(len(unsupported), "file")
-        more = f" ({unread} of an unread kind, such as {unsupported[0]}: convert)" if unsupported else ""
-        raise ConfigError(f"{base} holds no images{more}; --root must name a folder of JPEG, PNG, WebP or TIFF files.")
+        raise ConfigError(_no_images(base, found))
     classes = find_classes(config) if own_classes else None
     table = label_file(config, base)
     if table is not None:
@@ -78,7 +81,19 @@ def list_data(config: DataConfig, own_classes: bool = True) -> Listing:
     else:
         names, orphans = [_class_folder(image) for image in images], ()
     source = table.name if table else "the class folders"
-    return Listing(base, make_ids(images), images, names, classes, truth, orphans, tuple(unsupported), source)
+    return Listing(
+        base, make_ids(images), images, names, classes, truth, orphans, found.unsupported, source, notes=found.notes()
+    )
+
+
+def _no_images(base: Path, found: "Scan") -> str:
+    more = ""
+    if found.locked:
+        more = f" (the folder {found.locked[0]} cannot be read: check its permissions)"
+    elif found.unsupported:
+        unread = count(len(found.unsupported), "file")
+        more = f" ({unread} of an unread kind, such as {found.unsupported[0]}: convert)"
+    return f"{base} holds no images{more}; --root must name a folder of JPEG, PNG, WebP or TIFF files."
 
 
 def image_samples(images: Path, flag: str = "images") -> list[Sample]:
@@ -92,10 +107,14 @@ def image_samples(images: Path, flag: str = "images") -> list[Sample]:
         ImageError: there is nothing, or nothing that can be read.
 
     """
+    names: Sequence[str]
     if images.is_file():
         folder, names = images.parent, [images.name]
     elif images.is_dir():
-        folder, (names, _) = images, scan_images(images, TRUTH_FOLDERS)
+        found = scan_images(images, TRUTH_FOLDERS)
+        folder, names = images, found.images
+        for note in found.notes():
+            logger.warning("%s", note)
     else:
         raise ImageError(f"There is no file or folder {images}; --{flag} takes an image or a folder of images.")
     if not names:
@@ -128,8 +147,33 @@ def split_folder(root: Path, split: str) -> Path:
     raise ConfigError(f"{root} has no folder {split!r} and no labels_{split}.csv; use --data.split=all for all images.")
 
 
-def scan_images(base: Path, skipped: Sequence[str] = ()) -> tuple[list[str], list[str]]:
-    """Return the images below a folder and the files of unread kinds, sorted, relative, with forward slashes.
+@dataclass(frozen=True)
+class Scan:
+    """What lies below a folder: paths relative to it, with forward slashes, sorted.
+
+    Attributes:
+        images: files of kinds that are read.
+        unsupported: pictures of kinds that are not.
+        locked: folders that cannot be looked into.
+
+    """
+
+    images: tuple[str, ...]
+    unsupported: tuple[str, ...]
+    locked: tuple[str, ...]
+
+    def notes(self) -> tuple[str, ...]:
+        """Return a sentence for the folders that cannot be looked into, or none."""
+        there = count(
+            len(self.locked),
+            "folder cannot be read, and its images are",
+            "folders cannot be read, and their images are",
+        )
+        return (f"{there} left out ({some(self.locked)}).",) if self.locked else ()
+
+
+def scan_images(base: Path, skipped: Sequence[str] = ()) -> Scan:
+    """Return the images below a folder, and what is not read there.
 
     Args:
         base: where to look; hidden files and folders are passed over, links to folders are followed once.
@@ -137,7 +181,8 @@ def scan_images(base: Path, skipped: Sequence[str] = ()) -> tuple[list[str], lis
 
     """
     images, unsupported, seen = [], [], set()
-    for folder, folders, files in os.walk(base, followlinks=True):
+    locked: list[OSError] = []
+    for folder, folders, files in os.walk(base, followlinks=True, onerror=locked.append):
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
@@ -145,7 +190,7 @@ def scan_images(base: Path, skipped: Sequence[str] = ()) -> tuple[list[str], lis
         seen.add(real)
         top = folder == str(base)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and not (top and name in skipped))
-        prefix = "" if top else PurePosixPath(*Path(folder).relative_to(base).parts).as_posix() + "/"
+        prefix = "" if top else _below(folder, base) + "/"
         for name in files:
             suffix = os.path.splitext(name)[1].lower()
             if name.startswith("."):
@@ -154,7 +199,12 @@ def scan_images(base: Path, skipped: Sequence[str] = ()) -> tuple[list[str], lis
                 images.append(prefix + name)
             elif suffix in UNREAD_SUFFIXES:
                 unsupported.append(prefix + name)
-    return sorted(images), sorted(unsupported)
+    closed = sorted(_below(error.filename, base) for error in locked)
+    return Scan(tuple(sorted(images)), tuple(sorted(unsupported)), tuple(closed))
+
+
+def _below(folder: str, base: Path) -> str:
+    return PurePosixPath(*Path(folder).relative_to(base).parts).as_posix()
 
 
 def find_classes(config: DataConfig) -> ClassSet | None:

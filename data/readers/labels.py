@@ -92,8 +92,9 @@ def _read_jsonl(text: str, path: Path) -> Iterable[tuple[str, list[str], bool]]:
         if not line.strip():
             continue
         row = json_of(line, path, LABEL_FILE, f"line {number}")
-        image = next((row[key] for key in IMAGE_COLUMNS if key in row), None) if isinstance(row, dict) else None
-        labels = next((row[key] for key in LABEL_COLUMNS if key in row), None) if isinstance(row, dict) else None
+        values = row if isinstance(row, dict) else {}
+        image = next((values[key] for key in IMAGE_COLUMNS if key in values), None)
+        labels = next((values[key] for key in LABEL_COLUMNS if key in values), None)
         named = isinstance(labels, list)
         if isinstance(labels, str):
             labels = [labels]
@@ -130,7 +131,8 @@ def _check_names(found: dict[str, tuple[str, ...]], classes: ClassSet | None, pa
 
 
 def _split_cells(cells: dict[str, list[str]], classes: ClassSet | None) -> dict[str, tuple[str, ...]]:
-    given = {class_key(name) for name in classes.names} if classes is not None else set()
+    """Return the names in each image's cells, split at separators, and at spaces where that gives classes alone."""
+    given = set() if classes is None else {class_key(name) for name in classes.names}
     pieces = {
         image: [
             piece
@@ -140,16 +142,13 @@ def _split_cells(cells: dict[str, list[str]], classes: ClassSet | None) -> dict[
         ]
         for image, labels in cells.items()
     }
-    if classes is not None:
-        known = given
-    else:
-        known = {class_key(piece) for found in pieces.values() for piece in found if len(piece.split()) == 1}
+    alone = {class_key(piece) for found in pieces.values() for piece in found if len(piece.split()) == 1}
+    known = alone if classes is None else given
     longest = max(map(len, known), default=1)
-    names = {
-        image: dict.fromkeys(one for piece in found for one in _words(piece, known, longest))
+    return {
+        image: interned(list(dict.fromkeys(one for piece in found for one in _words(piece, known, longest))))
         for image, found in pieces.items()
     }
-    return {image: interned(list(found)) for image, found in names.items()}
 
 
 def _words(piece: str, known: set[str], longest: int) -> list[str]:

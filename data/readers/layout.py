@@ -1,14 +1,14 @@
 """The door to the readers: which layout a folder has, and its samples or its listing."""
 
 import os
-import reprlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol, get_args
 
-from data.config import DataConfig, DataFormat, White
+from data.config import DataConfig, DataFormat, White, stays_inside
+from data.console import short
 from data.errors import ConfigError
 from data.readers.listing import Listing
-from data.samples import MAX_ID_BYTES, SampleSet
+from data.samples import SampleSet
 
 _CHOICES = {
     "format": ("auto", *get_args(DataFormat)),
@@ -94,22 +94,12 @@ def _check_settings(config: DataConfig) -> None:
     for name, allowed in _CHOICES.items():
         if getattr(config, name) not in allowed:
             raise ConfigError(
-                f"--data.{name} is {_short(getattr(config, name))}; it must be {' or '.join(map(str, allowed))}."
+                f"--data.{name} is {short(getattr(config, name))}; it must be {' or '.join(map(str, allowed))}."
             )
     split, truth = config.split, config.truth
     if truth is not None and not (isinstance(truth, str) and truth and "\0" not in truth):
-        raise ConfigError(f"--data.truth is {_short(truth)}; it must be the name of a folder.")
+        raise ConfigError(f"--data.truth is {short(truth)}; it must be the name of a folder.")
     if not os.path.isdir(config.root):
         raise ConfigError(f"There is no folder {config.root}; --root must name the folder of the data set.")
-    if not isinstance(split, str) or not _stays_inside(split):
-        raise ConfigError(f"--data.split is {_short(split)}; it must be the name of a split, inside {config.root}.")
-
-
-def _stays_inside(split: str) -> bool:
-    path = PurePosixPath(split.replace("\\", "/"))
-    drive, zero = split[1:2] == ":", "\0" in split
-    return 0 < len(split) <= MAX_ID_BYTES and not (path.is_absolute() or ".." in path.parts or drive or zero)
-
-
-def _short(value: object) -> str:
-    return reprlib.repr(value)
+    if not isinstance(split, str) or not stays_inside(split):
+        raise ConfigError(f"--data.split is {short(split)}; it must be the name of a split, inside {config.root}.")

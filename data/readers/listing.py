@@ -5,11 +5,10 @@ import os
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
-from typing import overload
 
 from data.classes import (
     COCO,
@@ -23,12 +22,10 @@ from data.classes import (
     repeated_names,
 )
 from data.config import DataConfig, White
-from data.console import count, plural, printable
+from data.console import count, plural, printable, some
 from data.errors import ConfigError, LabelError
 from data.readers.ids import check_distinct
-from data.samples import Sample, SampleSet
-
-NAMED = 5  # examples in a note
+from data.samples import LazySamples, Sample, SampleSet
 
 
 @dataclass(frozen=True)
@@ -70,8 +67,8 @@ class Listing:
     @cached_property
     def namesakes(self) -> frozenset[str]:
         """Paths without suffix that several images have: a mask of that name may be of any of them."""
-        times = Counter(os.path.splitext(image)[0] for image in self.images)
-        return frozenset(path for path, count in times.items() if count > 1)
+        counts = Counter(os.path.splitext(image)[0] for image in self.images)
+        return frozenset(path for path, times in counts.items() if times > 1)
 
     def truth(self, position: int) -> Path | None:
         """Return the file of an image's ground truth, if there is one: `<id>.png` or `<image path>.png`."""
@@ -86,37 +83,6 @@ def find_truth(
     own = [] if path in namesakes else [f"{path}.png", f"{path.removeprefix('JPEGImages/')}.png"]
     candidates = (base / folder / name for folder in folders for name in dict.fromkeys([f"{sample_id}.png", *own]))
     return next((path for path in candidates if os.path.isfile(path)), None)  # False for a name too long
-
-
-@dataclass(frozen=True)
-class ListedSamples(Sequence[Sample]):
-    """Samples of a listing, each made when it is asked for."""
-
-    base: Path
-    ids: Sequence[str]
-    images: Sequence[str]
-    labels: Sequence[tuple[int, ...]]
-    truth_folders: tuple[str, ...]
-    namesakes: frozenset[str] = frozenset()
-    white: White = "ignore"
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __iter__(self) -> Iterator[Sample]:
-        """Yield every sample; an IndexError inside is an error, where `Sequence` would take it for the end."""
-        return (self[position] for position in range(len(self)))
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        sample_id, image = self.ids[index], self.images[index]
-        truth = find_truth(self.base, self.truth_folders, sample_id, image, self.namesakes)
-        return Sample(sample_id, self.base / image, self.labels[index], truth, self.white)
 
 
 def to_samples(listing: Listing, config: DataConfig, need_labels: bool, need_truth: bool) -> SampleSet:
@@ -138,16 +104,18 @@ def to_samples(listing: Listing, config: DataConfig, need_labels: bool, need_tru
     if left_out and config.unlabelled == "stop":
         raise LabelError(f"{left_out[0]}; add labels, or leave such images out with --data.unlabelled=skip.")
     notes = [*_label_notes(listing), *(f"{note}; left out." for note in left_out)]
-    samples = ListedSamples(
-        listing.base,
-        [listing.ids[position] for position in keep],
-        [listing.images[position] for position in keep],
-        [labels[position] for position in keep],
-        listing.truth_folders if need_truth else (),
-        listing.namesakes if need_truth else frozenset(),
-        config.truth_255,
-    )
-    return SampleSet(classes, samples, tuple(notes))
+    kept = [(position, labels[position]) for position in keep]
+    make = partial(_sample, listing, kept, config.truth_255, need_truth)
+    return SampleSet(classes, LazySamples(len(kept), make), tuple(notes))
+
+
+def _sample(
+    listing: Listing, kept: Sequence[tuple[int, tuple[int, ...]]], white: White, need_truth: bool, place: int
+) -> Sample:
+    """Return the sample at a place among those that are kept: positions in the listing, with labels."""
+    position, labels = kept[place]
+    truth = listing.truth(position) if need_truth else None
+    return Sample(listing.ids[position], listing.base / listing.images[position], labels, truth, white)
 
 
 def _check_white(config: DataConfig, listing: Listing, classes: ClassSet, need_truth: bool) -> None:
@@ -192,14 +160,10 @@ def _label_ids(listing: Listing, classes: ClassSet) -> list[tuple[int, ...]]:
 def _label_notes(listing: Listing) -> list[str]:
     notes = list(listing.notes)
     if listing.orphans:
-        first, some = listing.orphans[0], count(len(listing.orphans), "row")
-        has, they_were = (
-            plural(len(listing.orphans), "has", "have"),
-            plural(len(listing.orphans), "it was", "they were"),
-        )
+        first, number = listing.orphans[0], len(listing.orphans)
         notes.append(
-            f"{some} of {listing.source} {has} no image (the first is {first!r}"
-            f"{nearest_file(first, listing.images)}); {they_were} left out."
+            f"{count(number, 'row')} of {listing.source} {plural(number, 'has', 'have')} no image (the first is "
+            f"{first!r}{nearest_file(first, listing.images)}); {plural(number, 'it was', 'they were')} left out."
         )
     if listing.unsupported:
         notes.append(
@@ -207,12 +171,6 @@ def _label_notes(listing: Listing) -> list[str]:
             f"{listing.unsupported[0]!r}); convert to JPEG or PNG."
         )
     return notes
-
-
-def some(items: Sequence[str]) -> str:
-    """Return a few of some names, and how many more there are."""
-    more = f" and {len(items) - NAMED} more" if len(items) > NAMED else ""
-    return ", ".join(items[:NAMED]) + more
 
 
 def none_matched(listing: Listing) -> str:

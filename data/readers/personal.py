@@ -107,9 +107,8 @@ def _pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     without = sorted(set(by_stem) - set(drawn))
     if without:
         raise ImageError(
-            f"{len(without)} of {count(len(by_stem), 'image')} in {images} without a mask in {masks}, first "
-            f"{without[0]}; "
-            "an image without the thing has a black mask."
+            f"{len(without)} of {count(len(by_stem), 'image')} in {images} without a mask in {masks}, the first is "
+            f"{without[0]}; an image that does not show the thing has a black mask."
         )
     orphans = sorted(set(drawn) - set(by_stem))
     if orphans:
@@ -206,9 +205,7 @@ def open_permis(root: Path) -> TargetSet:
     if not found:
         raise ConfigError(f"{root} holds no <video>/{PERMIS_MASKS[0]} with an object of {PERMIS_LEAST_SHARE:.1%}.")
     concepts = {target.phrase: read_concept(root / target.phrase) for target in found}
-    notes = (
-        (f"{count(small, 'object', 'objects')} below {PERMIS_LEAST_SHARE:.1%} of the image left out.",) if small else ()
-    )
+    notes = (f"{count(small, 'object')} below {PERMIS_LEAST_SHARE:.1%} of the image left out.",) if small else ()
     return TargetSet("permis", [*found, *_absent(found)], concepts, notes)
 
 

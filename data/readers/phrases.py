@@ -177,24 +177,20 @@ def open_png(root: Path, split: str = "val2017") -> TargetSet:
         images = {int(entry["id"]): entry["file_name"] for entry in panoptic["images"]}
         folder = _png_images(root, split, next(iter(images.values())))
         drawn = annotations / "panoptic_segmentation" / split
+        paths = {each: (folder / name, drawn / files[each]) for each, name in images.items() if each in files}
         targets = [
             target
             for number, entry in enumerate(narratives)
-            for target in _phrases_of(entry, number, segments, folder / images[int(entry["image_id"])],
-                                      drawn / files[int(entry["image_id"])])
-        ]  # fmt: skip
+            for target in _phrases_of(entry, number, segments, *paths[int(entry["image_id"])])
+        ]
         spoken = sum(1 for entry in narratives for part in entry["segments"] if part["noun"])
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise LabelError(f"{annotations} holds no PNG annotations ({error!r}); see data/readers/phrases.py.") from error
     if not targets:
         raise LabelError(f"{annotations / f'png_coco_{split}.json'} names no segment; is it the authors' file?")
     without = spoken - len(targets)
-    notes = (
-        (f"{without} of {count(spoken, 'noun phrase')} without a segment; those are no targets.",)
-        if without > 0
-        else ()
-    )
-    return TargetSet("png", targets, {}, notes)
+    note = f"{without} of {count(spoken, 'noun phrase')} without a segment; those are no targets."
+    return TargetSet("png", targets, {}, (note,) if without > 0 else ())
 
 
 def _kind(isthing: Any) -> str:

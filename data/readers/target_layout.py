@@ -48,8 +48,8 @@ def open_targets(root: Path, layout: Literal["auto"] | TargetFormat = "auto", sp
 
 def detect_targets(root: Path) -> TargetFormat:
     """Return the layout of a folder."""
-    if (root / "instances.json").is_file() and any((root / f"refs({kind}).{end}").is_file()
-                                                   for kind in REFER_SPLITS for end in ("p", "json")):  # fmt: skip
+    refs = (root / f"refs({kind}).{suffix}" for kind in REFER_SPLITS for suffix in ("p", "json"))
+    if (root / "instances.json").is_file() and any(path.is_file() for path in refs):
         return "refcoco"
     if any((root / "annotations").glob("png_coco_*.json")):
         return "png"

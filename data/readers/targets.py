@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from data.errors import ImageError
-from data.images import open_image, read_orientation, size_of, to_upright
+from data.images import as_shown, open_image, size_of
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,8 @@ def read_region(target: Target) -> Bool[np.ndarray, "height width"]:
         ImageError: missing, damaged, or not of the image's size.
 
     """
-    mask = _drawn(target.region)
-    size_hw = size_of(target.image_path)
-    if mask.shape != size_hw and mask.shape == size_hw[::-1]:
-        orientation = read_orientation(target.image_path)
-        if orientation >= 5:
-            mask = to_upright(mask.astype(np.uint8), orientation) > 0
+    mask, size_hw = _drawn(target.region), size_of(target.image_path)
+    mask = as_shown(mask.astype(np.uint8), size_hw, target.image_path) > 0
     if mask.shape != size_hw:
         where = f" {target.region.path}" if isinstance(target.region, MaskFile | PanopticSegments) else ""
         raise ImageError(

@@ -25,14 +25,15 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data.classes import VOC, load_classes
+from data.class_file import load_classes
+from data.classes import VOC
 from data.config import DataConfig
-from data.console import count
+from data.console import count, some
 from data.errors import ConfigError, LabelError
 from data.images import IMAGE_SUFFIXES
 from data.readers.ids import make_ids
 from data.readers.labels import read_label_table
-from data.readers.listing import Listing, interned, some, to_samples
+from data.readers.listing import Listing, interned, to_samples
 from data.readers.rows import match_rows
 from data.samples import SampleSet, check_id
 from data.texts import FileKind, read_bytes, read_text
@@ -70,9 +71,8 @@ def list_voc(config: DataConfig, need_labels: bool = True) -> Listing:
     suffixes, beside = image_suffixes(root / "JPEGImages", stems)
     if not any(stem in suffixes for stem in stems):
         raise ConfigError(
-            f"{root / 'JPEGImages'} holds none of the {count(len(stems), 'image')} of the split {config.split!r};"
-            " choose "
-            f"another --data.split: {_known_splits(root)}."
+            f"{root / 'JPEGImages'} holds none of the {count(len(stems), 'image')} of the split {config.split!r}; "
+            f"choose another --data.split: {_known_splits(root)}."
         )
     files = [f"{stem}{suffixes.get(stem, '.jpg')}" for stem in stems]
     table = _label_table(root, config)

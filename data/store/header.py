@@ -4,11 +4,11 @@ import errno
 import json
 import re
 from dataclasses import fields
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 from data.classes import IGNORE, ClassSet
-from data.config import DataConfig, from_plain
+from data.config import DataConfig, from_plain, stays_inside
 from data.console import written_by
 from data.errors import StoreError, UserError
 from data.files import json_bytes, parse_json, plain_json, read_regular
@@ -16,20 +16,39 @@ from data.files import json_bytes, parse_json, plain_json, read_regular
 FORMAT = "pseudolabel-masks"
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 64_000_000  # 254 classes with a thousand background words each take a tenth
-_NO_MATTER = (
-    "data.cache:",
-    "data.truth:",
-    "data.truth_255:",
-    "data.crowd:",
-)  # settings of the data that change no mask
+# Settings of the data that change no mask.
+_NO_MATTER = ("data.cache:", "data.truth:", "data.truth_255:", "data.crowd:")
 _ENGINE = re.compile(r"config\.(\w+\.)*crf\.engine:")  # nor does what ran the CRF, beyond a pixel in ten thousand
 _NOT_STORED = frozenset({"cache"})  # a folder that is written to: never taken from a store
 
 
+class MadeWith(TypedDict):
+    """What the masks of a store are made with.
+
+    Attributes:
+        classes: classes of the masks.
+        config: the resolved settings that change the result (not the batch size or the device).
+        model: id and fingerprint of the model.
+        data: where the images are: format, root, split and so on, as `data.config.DataConfig` names them.
+        program: name of the program that writes it; pseudolabel if not given.
+
+    """
+
+    classes: ClassSet
+    config: dict[str, Any]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    program: NotRequired[str]
+
+
 def make_header(
-    classes: ClassSet, config: dict[str, Any], model: dict[str, Any], data: dict[str, Any], program: str
+    classes: ClassSet,
+    config: dict[str, Any],
+    model: dict[str, Any],
+    data: dict[str, Any],
+    program: str = "pseudolabel",
 ) -> dict[str, Any]:
-    """Return the content of store.json; arguments as in `MaskStore.create`."""
+    """Return the content of store.json; arguments as in `MadeWith`. It is equal to what reading it back would give."""
     header = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -40,9 +59,8 @@ def make_header(
         "model": model,
         "data": data,
     }
-    return json.loads(
-        json.dumps(header, default=plain_json)
-    )  # what reading it back would give, so that they compare equal
+    plain: dict[str, Any] = json.loads(json.dumps(header, default=plain_json))
+    return plain
 
 
 def header_bytes(header: dict[str, Any]) -> bytes:
@@ -54,7 +72,8 @@ def read_header(folder: Path) -> dict[str, Any]:
     """Return the header of the store in a folder, checked.
 
     Raises:
-        StoreError: no store, or a store.json that is damaged, of a newer format version, or not what one can be.
+        StoreError: no store, or a store.json that is unreadable, damaged, of a newer format version, or not what one
+            can be.
 
     """
     path = folder / "store.json"
@@ -62,9 +81,12 @@ def read_header(folder: Path) -> dict[str, Any]:
         header = parse_json(read_regular(path, MAX_HEADER_BYTES))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(f"There is no mask store at {folder} (no store.json); --store must name one.") from error
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.errno != errno.EFBIG else error
-        raise StoreError(f"{path} is damaged ({reason}); restore it, or make the store again.") from error
+    except OSError as error:
+        if error.errno in (errno.EFBIG, errno.EINVAL):
+            raise StoreError(f"{path} is damaged ({error.strerror}); restore it, or make the store again.") from error
+        raise StoreError(f"{path} cannot be read ({error.strerror}); check --store and the permissions.") from error
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged ({error}); restore it, or make the store again.") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise StoreError(f"{path} is not of the format {FORMAT!r}; --store must name a mask store.")
     version = header.get("format_version")
@@ -87,18 +109,13 @@ def header_fault(header: dict[str, Any]) -> str:
     for part in ("classes", "config", "model", "data"):
         if not isinstance(header[part], dict):
             return f"{part} is {header[part]!r:.60}, not an object"
-    names = [header["classes"].get(key) for key in ("names", "phrases")]
-    words = header["classes"].get("background_words")
-    lists = [*names, *(words if isinstance(words, list) else [None])]
-    if not all(isinstance(one, list) and all(isinstance(text, str) for text in one) for one in lists):
-        return "classes are not lists of names, phrases and background_words"
     try:
         ClassSet.from_json(header["classes"])
         data_settings(header["data"])
     except UserError as error:
         return str(error).rstrip(".")
     split = header["data"].get("split") or "train"
-    if "\0" in split or PurePath(split).is_absolute() or ".." in split.replace("\\", "/").split("/"):
+    if not stays_inside(split):
         return f"data.split is {split!r}; a split is a name, or a path inside the data's folder (--data.split)"
     return ""
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.classes import IGNORE, ClassSet
+from data.console import short
 from data.errors import ImageError, LabelError, StoreError
 from data.images import MAX_PIXELS
 from data.masks import value_counts
@@ -137,22 +138,17 @@ def record_fault(record: dict[str, Any], n_classes: int) -> str:
         return str(error)
     for name, (holds, rule) in _RULES.items():
         if name in record and not holds(record[name]):
-            return f"{name} of {record['id']!r} is {_short(record[name])}, not {rule}"
+            return f"{name} of {record['id']!r} is {short(record[name])}, not {rule}"
     unknown = [label for label in record.get("labels", ()) if label > n_classes]
     if unknown:
         return f"the label {unknown[0]} of {record['id']!r} does not exist: class ids end at {n_classes}"
     if "image" in record and not os.path.isabs(record["image"]) and _leaves(os.path.normpath(record["image"])):
-        return f"the image of {record['id']!r} is {_short(record['image'])}, which leads out of the data's folder"
+        return f"the image of {record['id']!r} is {short(record['image'])}, which leads out of the data's folder"
     return ""
 
 
 def _leaves(path: str) -> bool:
     return path.split(os.sep)[0] in {os.curdir, os.pardir}
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def path_below(image: str, root: Path) -> Path:

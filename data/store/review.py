@@ -258,7 +258,7 @@ def write_decision(
 
 
 def mask_hash(mask: UInt8[np.ndarray, "height width"]) -> str:
-    """Return the SHA-256 of a mask's size and pixels, 64 hexadecimal digits; how a file packs them is no matter."""
+    """Return the SHA-256 of a mask's size and pixels, 64 hexadecimal digits, however a file packs them."""
     digest = hashlib.sha256(f"{mask.shape[0]} {mask.shape[1]} ".encode())
     digest.update(np.ascontiguousarray(mask).tobytes())
     return digest.hexdigest()
@@ -331,7 +331,7 @@ def hand_on(source: MaskStore, target: MaskStore) -> int:
 
 
 def _copy(source: MaskStore, target: MaskStore, sample_id: str, correction: str) -> None:
-    """Copy a corrected mask, if it is there; a missing one is told of by whoever needs it."""
+    """Copy a corrected mask, if it is there; a missing one is an error where it is read."""
     path, copy = (corrected_path(store, sample_id, correction) for store in (source, target))
     if path.is_file() and not os.path.lexists(copy):
         target.own_folder(CORRECTED)

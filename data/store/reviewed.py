@@ -1,8 +1,8 @@
 """Which mask of each image counts once people have looked: what `fit` and `export` make of review.jsonl.
 
-Doubt counts against a mask. A rejected image leaves, also where its mask has changed since; an accepted one counts as
-accepted as long as the mask is the one that was looked at. A corrected mask takes the machine's place whatever that has
-become. Whatever leaves or changes is counted and named.
+Doubt counts against a mask. A rejected image leaves, even if its mask has changed since; an accepted one counts as
+accepted as long as the mask is the one that was looked at. A corrected mask takes the machine's place, whatever the
+machine's has become. What leaves or changes is counted and named.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.classes import IGNORE
-from data.console import available_cpus, count, plural, printable
+from data.console import available_cpus, count, plural, printable, some
 from data.errors import LabelError, UserError
 from data.masks import read_mask
 from data.store.folder import REVIEW
@@ -25,7 +25,6 @@ from data.store.store import MaskStore
 
 Use = Literal["use", "ignore", "accepted_only"]
 WrongLabels = Literal["undecided", "leave_out"]
-NAMED = 5  # images named in a note
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Reviewed:
         unusable = [f"{sample_id} ({reason})" for sample_id, reason in self.unusable]
         said = (
             (self.rejected, "{images} rejected, left out: {names}"),
-            (self.not_accepted, "{images} not accepted as {it} is now, left out: {names}"),
+            (self.not_accepted, "{images} not accepted as {it_is} now, left out: {names}"),
             (self.wrong_out, "{images} with a label marked wrong, left out: {names}"),
             (unusable, "{images} whose corrected mask cannot be used, left out: {names}"),
             (self.corrected, "corrected masks of {images}: {names}"),
@@ -86,11 +85,9 @@ class Reviewed:
         )
         notes = []
         for ids, text in said:
-            names = ", ".join(printable(name) for name in ids[:NAMED]) + (", ..." if len(ids) > NAMED else "")
-            it = plural(len(ids), "it", "they")
-            text = text.replace("{it} is", f"{it} {plural(len(ids), 'is', 'are')}")
             if ids:
-                notes.append(f"{REVIEW}: {text.format(images=count(len(ids), 'image'), names=names)}.")
+                words = {"images": count(len(ids), "image"), "it_is": plural(len(ids), "it is", "they are")}
+                notes.append(f"{REVIEW}: {text.format(**words, names=printable(some(ids)))}.")
         return tuple(notes)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float16
 
+from data.classes import MAX_CLASSES
 from data.console import count
 from data.errors import StoreError
 from data.images import MAX_PIXELS
@@ -123,7 +124,7 @@ def decode_soft(content: bytes) -> SoftMaps:
     if (words is None) != (version == SOFT_VERSION):
         raise StoreError(f"format version {version} {'without' if words is None else 'with'} a map of words")
     labels = tuple(int(label) for label in arrays["labels"])
-    if list(labels) != sorted(set(labels)) or not all(1 <= label <= 254 for label in labels):
+    if list(labels) != sorted(set(labels)) or not all(1 <= label <= MAX_CLASSES for label in labels):
         raise StoreError(f"labels {labels}, which must be class ids, ascending")
     background = bool(arrays["background"])
     maps, sizes = arrays["maps"], arrays["sizes"]

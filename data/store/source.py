@@ -79,9 +79,7 @@ def truth_paths(store: MaskStore, root: Path | None = None, truth: str | Path | 
             f"({_first_difference(store.classes.names, data_set.classes.names)}), so ground truth drawn now would not "
             "fit its masks: undo what was changed in the annotations or the class file, or make the masks again"
         )
-    found = data_set.samples
-    samples = (found[position] for position in range(len(found)))
-    return {sample.id: sample.truth_path for sample in samples if sample.truth_path is not None}
+    return {sample.id: sample.truth_path for sample in data_set.samples if sample.truth_path is not None}
 
 
 def _truth_folder(truth: Path, root: Path) -> Path:

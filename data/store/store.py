@@ -11,36 +11,34 @@ index.jsonl         one line for each finished image, written last
 Files appear whole or not at all. An image counts as finished when its line is in the index, and the line is written
 after its files, so a run that is killed anywhere does that image again. The index is only ever appended to, each line
 in one write under a lock; a line that was torn by a full disk or a power cut is skipped, and its image done again.
-Several processes may write different images of one store at once. Where two write the same image, or one is made again,
-the index has several lines about it: the last one counts, and the image counts once.
+Several processes may write different images of one store at once.
 
-What is read is checked here and nowhere else: header, index lines, paths, masks and soft maps (`header`, `records`,
-`softmaps`). Every fault is a UserError that names the file.
+What is read is checked here and nowhere else: header, index lines, paths, masks and soft maps (`header`, `index`,
+`records`, `softmaps`). Every fault is a UserError that names the file.
 """
 
 import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from jaxtyping import UInt8
 
 from data.classes import ClassSet
+from data.console import count
 from data.errors import StoreError
-from data.files import append_line, parse_json, read_regular, write_atomically
+from data.files import append_line, read_regular, write_atomically
 from data.masks import read_mask, write_mask
 from data.samples import check_id
 from data.store.folder import FOLDERS, INDEX, check_free, empty, is_headless, own_folder
-from data.store.header import header_bytes, header_differences, header_fault, make_header, read_header
-from data.store.records import check_mask, path_below, record_fault, size_of_record
+from data.store.header import MadeWith, header_bytes, header_differences, header_fault, make_header, read_header
+from data.store.index import Record, read_lines
+from data.store.records import check_mask, path_below, size_of_record
 from data.store.softmaps import MAX_SOFT_BYTES, SoftMaps, check_soft, decode_soft, encode_soft
 
-MAX_LINE_BYTES = 4_000_000  # of the index; a line takes some hundred bytes
 logger = logging.getLogger(__name__)
-
-Record = dict[str, Any]
 
 
 class MaskStore:
@@ -60,25 +58,12 @@ class MaskStore:
         self._has_told_of_repeats = False
 
     @classmethod
-    def create(
-        cls,
-        path: Path,
-        *,
-        classes: ClassSet,
-        config: dict[str, Any],
-        model: dict[str, Any],
-        data: dict[str, Any],
-        program: str = "pseudolabel",
-    ) -> "MaskStore":
+    def create(cls, path: Path, **made: Unpack[MadeWith]) -> "MaskStore":
         """Start an empty store.
 
         Args:
             path: a folder that does not exist yet, or is empty.
-            classes: classes of the masks.
-            config: the resolved settings that change the result (not the batch size or the device).
-            model: id and fingerprint of the model.
-            data: where the images are: format, root, split and so on, as `data.config.DataConfig` names them.
-            program: name of the program that writes it.
+            made: what its masks are made with, by the names of `MadeWith`.
 
         Raises:
             StoreError: there is a store or something else already.
@@ -90,19 +75,10 @@ class MaskStore:
                 f"{path} is a mask store already; resume it with the same settings or name another --store."
             )
         check_free(path)
-        return cls._started(path, classes, config, model, data, program)
+        return cls._started(path, made)
 
     @classmethod
-    def start_over(
-        cls,
-        path: Path,
-        *,
-        classes: ClassSet,
-        config: dict[str, Any],
-        model: dict[str, Any],
-        data: dict[str, Any],
-        program: str = "pseudolabel",
-    ) -> "MaskStore":
+    def start_over(cls, path: Path, **made: Unpack[MadeWith]) -> "MaskStore":
         """Delete the masks of a store and start it with other settings; arguments as in `create`.
 
         Nothing but index, masks and soft maps is deleted. Killed anywhere, it leaves a store of the old or of the new
@@ -117,19 +93,11 @@ class MaskStore:
         if not is_headless(path):
             read_header(path)
         empty(path)
-        return cls._started(path, classes, config, model, data, program)
+        return cls._started(path, made)
 
     @classmethod
-    def _started(
-        cls,
-        path: Path,
-        classes: ClassSet,
-        config: dict[str, Any],
-        model: dict[str, Any],
-        data: dict[str, Any],
-        program: str,
-    ) -> "MaskStore":
-        header = make_header(classes, config, model, data, program)
+    def _started(cls, path: Path, made: MadeWith) -> "MaskStore":
+        header = make_header(**made)
         fault = header_fault(header)
         if fault:
             raise StoreError(f"A store cannot be made at {path}: {fault}.")
@@ -148,16 +116,7 @@ class MaskStore:
         return cls._prepared(Path(path), read_header(Path(path)))
 
     @classmethod
-    def open_or_create(
-        cls,
-        path: Path,
-        *,
-        classes: ClassSet,
-        config: dict[str, Any],
-        model: dict[str, Any],
-        data: dict[str, Any],
-        program: str = "pseudolabel",
-    ) -> "MaskStore":
+    def open_or_create(cls, path: Path, **made: Unpack[MadeWith]) -> "MaskStore":
         """Resume the store at `path` if it was made with these very settings, or start it; arguments as in `create`.
 
         The data's root may differ from the stored one if that no longer exists (the data set was moved); where ground
@@ -169,9 +128,9 @@ class MaskStore:
         """
         if not (Path(path) / "store.json").exists():
             with contextlib.suppress(FileExistsError):
-                return cls.create(path, classes=classes, config=config, model=model, data=data, program=program)
+                return cls.create(path, **made)
         store = cls.open(path)
-        differences = header_differences(store.header, make_header(classes, config, model, data, program))
+        differences = header_differences(store.header, make_header(**made))
         if differences:
             shown = "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
             raise StoreError(f"{path} was made with other settings ({shown}); use those, or name another --store.")
@@ -297,7 +256,9 @@ class MaskStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StoreError(f"The soft maps {path} cannot be read ({error.strerror}).") from error
+            raise StoreError(
+                f"The soft maps {path} cannot be read ({error.strerror}); restore them, or generate again."
+            ) from error
         try:
             soft = decode_soft(content)
             check_soft(soft, record, len(self.classes))
@@ -334,43 +295,14 @@ class MaskStore:
         return Path(self.header["data"].get("root") or ".")
 
     def _lines(self) -> Iterator[Record]:
-        """Yield the readable lines of the index; memory does not grow with the file."""
-        path = self.path / INDEX
-        if path.exists() and not path.is_file():
-            raise StoreError(f"{path} is not a file; delete it and generate again.")
-        try:
-            file = path.open("rb")
-        except FileNotFoundError:
-            return
-        with file:
-            for position, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
-                if not line.strip():
-                    continue
-                record = _parse(line)
-                if record is None:
-                    logger.warning("Line %d of %s is torn and was skipped.", position, path)
-                    continue
-                fault = record_fault(record, len(self.classes))
-                if fault:
-                    raise StoreError(f"Line {position} of {path}: {fault}; delete the line and generate again.")
-                yield record
+        return read_lines(self.path / INDEX, len(self.classes))
 
     def _tell_of_repeats(self, repeats: int) -> None:
         if repeats and not self._has_told_of_repeats:
             self._has_told_of_repeats = True
             logger.info(
-                "%s: %d lines are followed by another one about the same image, which was made again or by two runs at "
-                "once; the last line counts.",
+                "%s: %s followed by another one about the same image, which was made again or by two runs at once; the "
+                "last line counts.",
                 self.path / INDEX,
-                repeats,
+                count(repeats, "line is", "lines are"),
             )
-
-
-def _parse(line: bytes) -> Record | None:
-    if not line.endswith(b"\n"):
-        return None  # being written, or torn
-    try:
-        record = parse_json(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("id"), str) else None

@@ -21,6 +21,7 @@ THETAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 SHARPENINGS = (0.005, 0.015, 0.05, 0.1)
 ITERATIONS = (1, 2, 3, 4, 6, 8)
 TEMPERATURES = (0.05, 0.1, 0.2, 0.3, 0.5)
+SATURATIONS = (0.0, 0.01, 0.03, 0.06)
 # Kinds of affinity tried with each self-attention layer; small changes to the best one follow.
 AFFINITIES: tuple[dict[str, Any], ...] = (
     {"kind": "caa", "boxes": True, "theta": 0.2},
@@ -47,6 +48,12 @@ REFINEMENTS: tuple[dict[str, Any], ...] = (
     {"kind": "tlp", "smoothness": 64.0, "edge": 10.0},
     {"kind": "tlp", "smoothness": 64.0, "edge": 20.0},
     {"kind": "none"},
+)
+# Guided filters before the refinement: none, and as was best for the demo's small scenes.
+GUIDES: tuple[dict[str, float], ...] = (
+    {"guide": 0.0},
+    {"guide": 9.0, "guide_edge": 5.0},
+    {"guide": 9.0, "guide_edge": 10.0},
 )
 # What small changes multiply each number of a refinement by.
 FACTORS: dict[CrfKind, dict[str, tuple[float, ...]]] = {
@@ -113,7 +120,9 @@ def describe(config: GenerateConfig) -> str:
         boxes = f"boxes {affinity.theta}" if affinity.uses_boxes else ""
         count = f"x{affinity.iterations}" if affinity.kind in ("iterated", "cda") else ""
         temperature = f"at {affinity.temperature}" if affinity.kind == "cda" else ""
-        parts += [" ".join(filter(None, [affinity.kind + count, temperature, boxes, "on", *attention.self_layers]))]
+        kind = f"balanced {affinity.kind}" if affinity.balance else affinity.kind
+        parts += [" ".join(filter(None, [kind + count, temperature, boxes, "on", *attention.self_layers]))]
+    parts += [f"saturated {affinity.saturate:g}"] if affinity.saturate else []
     return ", ".join(parts)
 
 
@@ -156,6 +165,9 @@ def _affinity_changes(affinity: AffinityConfig) -> list[dict[str, Any]]:
     if affinity.kind in ("caa", "iterated", "clipes"):
         changes.append({"boxes": not affinity.boxes})
         changes += [{"boxes": True, "theta": theta} for theta in THETAS]
+    if affinity.kind in ("caa", "iterated"):
+        changes.append({"balance": not affinity.balance})
+    changes += [{"saturate": share} for share in SATURATIONS if share != affinity.saturate]
     if affinity.kind in ("iterated", "cda"):
         changes += [{"iterations": count} for count in ITERATIONS]
     if affinity.kind == "cda":
@@ -227,12 +239,15 @@ def other_refinements(masks: MaskConfig) -> list[MaskConfig]:
 
 
 def refinement_changes(masks: MaskConfig) -> list[MaskConfig]:
-    """Return settings that differ in one number of the refinement, by `FACTORS`."""
-    return [
-        replace(masks, crf=replace(masks.crf, **{name: round(getattr(masks.crf, name) * factor, 3)}))
+    """Return settings that differ in one number of the refinement, by `FACTORS`, or in what guides it."""
+    changes: list[dict[str, Any]] = [
+        {name: round(getattr(masks.crf, name) * factor, 3)}
         for name, factors in FACTORS[masks.crf.kind].items()
         for factor in factors
     ]
+    changes += [] if masks.crf.kind == "none" else GUIDES
+    found = [replace(masks, crf=replace(masks.crf, **change)) for change in changes]
+    return [other for other in found if other != masks]
 
 
 def other_backgrounds(masks: MaskConfig) -> list[MaskConfig]:
@@ -248,6 +263,7 @@ def describe_masks(masks: MaskConfig) -> str:
     crf = masks.crf
     numbers = " ".join(f"{name} {getattr(crf, name):g}" for name in FACTORS[crf.kind])
     parts = [f"threshold {masks.fuse.threshold:g}", f"{crf.kind} {numbers}".rstrip()]
+    parts += [f"guided over {crf.guide:g} px at {crf.guide_edge:g}"] if crf.guide and crf.kind != "none" else []
     parts += [] if masks.fuse.clamp else ["background rises again"]
     parts += ["background words compete"] if masks.fuse.background == "words" else []
     return ", ".join(parts)

@@ -1,7 +1,8 @@
 """The command `about`: what is installed here and what can run, for a person and for a report of a fault."""
 
-from pathlib import Path
 from typing import Any
+
+from data.console import printable
 
 
 def about(json: bool = False) -> None:
@@ -19,11 +20,10 @@ def about(json: bool = False) -> None:
 
 def describe() -> dict[str, Any]:
     """Return versions, devices, models at hand, and extras with what each would add."""
-    import data
     from data.about import DISTRIBUTION, EXTRAS, installed, system, versions
-    from data.console import available_cpus, available_memory_bytes, commit
+    from data.console import REPOSITORY, available_cpus, available_memory_bytes, commit
 
-    memory = available_memory_bytes()
+    memory, (at_hand, cache_fault) = available_memory_bytes(), models()
     extras = {}
     for name, adds in EXTRAS.items():
         missing = [package for package, found in versions(name).items() if found is None]
@@ -31,14 +31,15 @@ def describe() -> dict[str, Any]:
     return {
         "version": installed(DISTRIBUTION) or "not installed, run from its folder",
         "commit": commit(),
-        "folder": str(Path(data.__file__).resolve().parents[1]),
+        "folder": str(REPOSITORY),
         "system": system(),
         "cores": available_cpus(),
         "free_memory_gb": None if memory is None else round(memory / 1e9, 1),
         "devices": devices(),
         "packages": versions() | versions("train"),
         "extras": extras,
-        "models": models(),
+        "models": at_hand,
+        "hub_cache_fault": cache_fault,
     }
 
 
@@ -53,8 +54,11 @@ def devices() -> list[str]:
     return [*found, "mps"] if torch.backends.mps.is_available() else found
 
 
-def models() -> list[str]:
-    """Return the diffusion models that are on this machine: the shipped one, and those in the hub's cache."""
+def models() -> tuple[list[str], str]:
+    """Return the diffusion models at hand, shipped or in the hub's cache, and why that cache cannot be read, if so.
+
+    A report of a fault is made where things are broken, so a cache that cannot be read is said and stops nothing.
+    """
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -64,14 +68,16 @@ def models() -> list[str]:
     try:
         cached = scan_cache_dir().repos
     except CacheNotFound:
-        return found
+        return found, ""
+    except (ValueError, RuntimeError, OSError) as error:  # a file in its place, a link to itself, no permission
+        return found, " ".join(str(error).split())
     whole = {
         repository.repo_id
         for repository in cached
         for revision in repository.revisions
         if any(file.file_name == "model_index.json" for file in revision.files)
     }
-    return [*found, *sorted(whole)]
+    return [*found, *sorted(whole)], ""
 
 
 def text(found: dict[str, Any]) -> str:
@@ -84,6 +90,8 @@ def text(found: dict[str, Any]) -> str:
         "Packages  " + ", ".join(f"{name} {version or 'MISSING'}" for name, version in found["packages"].items()),
         *(f"Model     {model}" for model in found["models"]),
     ]
+    if found["hub_cache_fault"]:
+        lines.append(f"Cache     the hub's cannot be read: {printable(found['hub_cache_fault'])}")
     for name, extra in found["extras"].items():
         state = f"not installed ({', '.join(extra['missing'])})" if extra["missing"] else "installed"
         lines.append(f"Extra     [{name}] {state}: {extra['adds']}")

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from data.config import require
 from data.console import count, plural, printable
 from data.errors import ConfigError
 from pseudolabel.config import GenerateConfig
@@ -21,14 +22,15 @@ def check(json: bool = False, examine: int | None = None, measure: bool = False,
 
     Args:
         json: Print one JSON object instead of text.
-        measure: Fetch a model from the hub to time it; one in a local folder is always timed.
         examine: Open at most this many images, spread evenly; all if not given.
+        measure: Fetch a model from the hub to time it; one in a local folder is always timed.
         **settings: The fields of GenerateConfig.
 
     """
     from data.readers.checks import check_data
     from pseudolabel.generate.preflight import check_model
 
+    require("examine", examine, examine is None or examine >= 1, "at least 1")
     config = GenerateConfig(**settings)
     data = check_data(config.data, config.run.on_error == "skip", examine, _progress)
     model = check_model(config, data, measure)

@@ -25,11 +25,12 @@ def doubt(store: Path, limit: int = 20, output: Path | None = None, json: bool =
     from data.store.store import MaskStore
     from pseudolabel.review.doubtful import as_csv, doubtful_labels
 
-    require("limit", limit, limit >= 0, "0 or more lines")
+    require("limit", limit, limit >= 0, "at least 0")
     found = doubtful_labels(MaskStore.open(Path(store)))
     shown = found[:limit] if limit else found
     if output is not None:
-        write_atomically(Path(output), as_csv(found).encode(errors="backslashreplace"))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output, as_csv(found).encode(errors="backslashreplace"))
     if json:
         content = {"format": "pseudolabel-doubt", "format_version": 1, "labels": [asdict(each) for each in shown]}
         print(dumps(content, indent=1))

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from data.config import require
 from data.console import count, printable
 
 
@@ -40,6 +41,7 @@ def export(
     from data.exporters.items import ExportOptions
     from data.store.store import MaskStore
 
+    require("min_area_px", min_area_px, min_area_px >= 0, "at least 0")
     opened = MaskStore.open(store)
     target = output or opened.path.with_name(f"{opened.path.resolve().name}_{format}")
     options = ExportOptions(source, images, orientation, components, min_area_px, root, url_prefix, review)

@@ -47,18 +47,24 @@ def ground(
     """
     from data.console import warn_of_idle
     from pseudolabel.ground.files import PAGE, RESULTS, check_output
-    from pseudolabel.ground.questions import Drawing, answer, check_drawn, questions_of_images, questions_of_table
+    from pseudolabel.ground.questions import (
+        Drawing,
+        answer,
+        questions_of_drawing,
+        questions_of_images,
+        questions_of_table,
+    )
 
     if isinstance(prompt, PromptConfig):
         settings, prompt = {**settings, "prompt": prompt}, None
     config, output = GroundConfig(**settings), Path(output)
-    warn_of_idle(config.pipeline.idle())
+    warn_of_idle(config.generate_config.idle())
     check_output(output)
     _check_flags(image, phrase, sentence, phrases, prompt)
     drawing = None
     if prompt is not None:
         drawing = Drawing(prompt, seed, steps, guidance, size)
-        questions = check_drawn(drawing, phrase, sentence)
+        questions = questions_of_drawing(drawing, phrase, sentence)
     elif phrases is not None:
         questions = questions_of_table(phrases)
     else:

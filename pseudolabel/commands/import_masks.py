@@ -21,7 +21,7 @@ def import_masks(
 
     Args:
         masks: Folder of the masks.
-        store: Folder of the store; started if it does not exist, gone on with if it does.
+        store: Folder of the store; started if it does not exist, continued if it does.
         data: The images that the masks are of, their classes, and their labels where there are any.
         white: What 255 means in masks that hold only 0 and 255: no decision (ignore), or the one class there is
             (class).
@@ -32,12 +32,13 @@ def import_masks(
     from data.console import printable
     from pseudolabel.generate.importing import import_lines
     from pseudolabel.generate.importing import import_masks as take_masks
-    from pseudolabel.generate.tally import print_skipped
+    from pseudolabel.generate.tally import check_some_made, print_skipped
 
     result = take_masks(store, masks, data, white, soft, on_error)
     for line in import_lines(result, store):
         print(printable(line))
     print_skipped(store, result.skipped)
+    check_some_made(store, result.skipped)
     print(f"Next: pseudolabel report --store {store}    a page of overlays, coverage and warnings")
     print(f"      pseudolabel score --store {store}     mIoU, where there is ground truth")
     print(f"      segtrain fit --data.store {store}     train a network on the masks")

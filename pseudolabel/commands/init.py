@@ -26,7 +26,8 @@ def init(root: Path, output: Path | None = None, overwrite: bool = False) -> Non
     from collections import Counter
     from dataclasses import replace
 
-    from data.classes import class_key, save_classes
+    from data.class_file import save_classes
+    from data.classes import class_key
     from data.config import DataConfig
     from data.errors import ConfigError
     from data.readers.layout import detect_format, list_data
@@ -40,6 +41,7 @@ def init(root: Path, output: Path | None = None, overwrite: bool = False) -> Non
     listing = list_data(config, own_classes=False)
     counts = Counter(class_key(name) for names in listing.names for name in names)
     classes = listing_classes(listing)
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_classes(classes, path)
     unlabelled = sum(1 for names in listing.names if not names)
     images, kinds = count(len(listing.ids), "image"), count(len(classes), "class")

@@ -49,7 +49,7 @@ def refer(
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit is {limit}: it must be at least 1; leave it out for all targets")
     config, root, output = GroundConfig(**settings), Path(root), Path(output)
-    warn_of_idle(config.pipeline.idle())
+    warn_of_idle(config.generate_config.idle())
     options = ReferOptions(rule, token, class_word, contrast, independent)
     rows, notes = run_targets(output, open_targets(root, layout, split), root, config, options, limit)
     print(markdown(rows), end="")

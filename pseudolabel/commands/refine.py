@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from data.config import require
 from data.console import count, warn_of_idle
 from pseudolabel.config import mask_settings
 from pseudolabel.masks.config import MaskConfig
@@ -35,8 +36,9 @@ def refine(
     """
     from data.store.store import MaskStore
     from pseudolabel.generate.refine import holds_background, refine_masks
-    from pseudolabel.generate.tally import print_sam, print_skipped
+    from pseudolabel.generate.tally import check_some_made, print_sam, print_skipped
 
+    require("workers", workers, workers is None or workers >= 0, "at least 0")
     config = MaskConfig(**settings)
     warn_of_idle(config.idle(background=holds_background(MaskStore.open(Path(store)))))
     tally = refine_masks(Path(store), Path(output), config, root, workers, on_error, device)
@@ -47,6 +49,7 @@ def refine(
         print(f"Decisions and corrected masks of {count(tally.handed_on, 'image')} were taken over from {store}.")
     print_sam(tally)
     print_skipped(Path(output), tally.skipped)
+    check_some_made(Path(output), tally.skipped)
     print(f"Next: pseudolabel score --store {output}     mIoU, where there is ground truth")
     print(f"      pseudolabel report --store {output}    a page of overlays, coverage and warnings")
 

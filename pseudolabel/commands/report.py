@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from data.config import require
+
 
 def report(
     store: Path, output: Path | None = None, limit: int = 48, root: Path | None = None, truth: str | None = None
@@ -16,13 +18,15 @@ def report(
         truth: Folder of ground-truth masks, relative to the root or absolute; none: the layout's own.
 
     """
-    from data.files import write_atomically
+    from data.files import check_writable, write_atomically
     from data.store.store import MaskStore
     from pseudolabel.review.report import report_page
 
+    require("limit", limit, limit >= 0, "at least 0")
     opened = MaskStore.open(store)
     target = Path(output) if output is not None else Path(store) / "report.html"
-    html = report_page(opened, limit, root, truth)
     target.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(target)
+    html = report_page(opened, limit, root, truth)
     write_atomically(target, html.encode("utf-8", "backslashreplace"))  # a path may be of no encoding
     print(f"{target} ({len(html) / 1e6:.1f} MB): open it in a browser.")

@@ -27,7 +27,7 @@ def synthesize(
     Args:
         classes: Class file (YAML); `pseudolabel init` writes one.
         count: How many images are drawn, those thrown away counted.
-        output: Folder of the data set; started if it does not exist, gone on with if it does.
+        output: Folder of the data set; started if it does not exist, continued if it does.
         per_image: How many classes an image is asked to show; with several numbers, any of them.
         background: Share of the sentences that also name one of the class's background words.
         absent: A class that is asked for and not there is taken out of the labels (an image left without any is thrown
@@ -40,13 +40,13 @@ def synthesize(
         **settings: The fields of GroundConfig.
 
     """
-    from data.classes import load_classes
+    from data.class_file import load_classes
     from data.console import count as count_of
     from data.console import warn_of_idle
     from pseudolabel.generate.synthesize import Recipe, synthesize_images
 
     config, output = GroundConfig(**settings), Path(output)
-    warn_of_idle(config.pipeline.idle())
+    warn_of_idle(config.generate_config.idle())
     numbers = (per_image,) if isinstance(per_image, int) else tuple(per_image)
     recipe = Recipe(numbers, background, absent, presence_min, seed, steps, guidance, size)
     tally = synthesize_images(output, load_classes(classes), count, recipe, config)

@@ -1,4 +1,4 @@
-"""Which images share a pass of the U-Net: a shard, read ahead, in groups of equal size; never many at a time."""
+"""Which images share a pass of the denoiser: a shard, read ahead, in groups of equal size; never many at a time."""
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator

@@ -3,7 +3,6 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +12,9 @@ from jaxtyping import UInt8
 
 from data.classes import IGNORE
 from data.config import DataConfig, White
-from data.console import count
+from data.console import count, some
 from data.errors import ConfigError, ImageError, UserError
-from data.images import read_orientation, size_of, to_upright
+from data.images import as_shown, size_of
 from data.masks import only_black_and_white, read_mask, white_as_class
 from data.readers.folder import split_folder
 from data.readers.layout import detect_format, open_samples
@@ -59,14 +58,14 @@ def import_masks(
     soft: bool = True,
     on_error: Literal["stop", "skip"] = "stop",
 ) -> Imported:
-    """Write the masks of a folder as a store; a store that is there already is gone on with.
+    """Write the masks of a folder as a store; a store that is there already is continued.
 
     Args:
         store_path: the store.
         masks: PNGs of class ids, each named as its image's id, or lying as the image lies below the data's root.
         data: the images that the masks are of, their classes, and their labels where there are any.
         white: what 255 means in masks that hold only 0 and 255: no decision, or the one class.
-        soft: keep soft maps too, at an eighth of the size, from which `pseudolabel refine` starts.
+        soft: keep soft maps too, a cell for `CELL_PX` x `CELL_PX` pixels, from which `pseudolabel refine` starts.
         on_error: a mask that cannot be taken stops the import, or is left out and named at the end.
 
     Raises:
@@ -87,7 +86,7 @@ def import_masks(
     store = MaskStore.open_or_create(store_path, classes=samples.classes, **header)
     done, result, used = store.finished(), Imported(), set()
     with progress_bar(len(samples.samples)) as bar:
-        for sample in _each(samples):
+        for sample in samples.samples:
             bar.update()
             if sample.truth_path is None:
                 result.without.append(sample.id)
@@ -116,10 +115,10 @@ def samples_with_masks(masks: Path, data: DataConfig) -> SampleSet:
     if not masks.is_dir():
         raise ConfigError(f"There is no folder {masks}; --masks must name a folder of PNG masks.")
     found = open_samples(replace(data, truth=_as_truth(masks.absolute(), data), truth_255="ignore"), need_labels=False)
-    if not any(sample.truth_path for sample in _each(found)):
+    if not any(sample.truth_path for sample in found.samples):
         first = next((path.name for path in sorted(masks.rglob("*.png"))), None)
         there = f"the first mask is {first}" if first else "it holds no PNG"
-        example = next((sample.id for sample in _each(found)), "image")
+        example = next((sample.id for sample in found.samples), "image")
         raise ConfigError(
             f"None of {count(len(found.samples), 'image')} has a mask in {masks} ({there}); a mask is named as its "
             f"image's id, such as {example}.png, or lies as the image does below {data.root}."
@@ -135,17 +134,13 @@ def _as_truth(masks: Path, data: DataConfig) -> str:
     return masks.relative_to(base).as_posix() if base in masks.parents else str(masks)
 
 
-def _each(found: SampleSet) -> Iterator[Sample]:
-    return (found.samples[position] for position in range(len(found.samples)))
-
-
 def _import_one(store: MaskStore, sample: Sample, root: Path, white: White, soft: bool, result: Imported) -> None:
     start = time.perf_counter()
     assert sample.truth_path is not None
     mask = read_foreign(sample.truth_path, sample.image_path, white, len(store.classes) + 1)
     shown = {int(value) for value in np.unique(mask)} - {0, IGNORE}
     labels = tuple(sorted(shown | set(sample.labels)))
-    argmax = decided(mask)
+    argmax = without_undecided(mask)
     image = stored_path(sample.image_path, root)
     record = image_record(sample.id, image, mask, argmax, labels, store.classes, time.perf_counter() - start)
     store.write(sample.id, mask, argmax=argmax, soft=soft_maps(mask, labels) if soft else None, record=record)
@@ -166,16 +161,13 @@ def read_foreign(path: Path, image: Path, white: White, n_classes: int) -> UInt8
         mask = white_as_class(mask)
     elif n_classes == 2 and only_black_and_white(mask):
         raise ImageError(f"{path} holds only 0 and 255; say with --white=class that 255 is the class.")
-    if mask.shape != size_hw and mask.shape == size_hw[::-1]:  # drawn on the rows as they lie in the file
-        orientation = read_orientation(image)
-        if orientation >= 5:
-            mask = to_upright(mask, orientation)
+    mask = as_shown(mask, size_hw, image)
     check_mask(mask, size_hw, n_classes, path)
     return mask
 
 
-def decided(mask: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
-    """Return a mask with the class of the nearest decided pixel where it has no decision; background if it has none."""
+def without_undecided(mask: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
+    """Return a mask whose undecided pixels (255) have the class of the nearest decided one; background without any."""
     import cv2
 
     undecided = mask == IGNORE
@@ -192,7 +184,10 @@ def decided(mask: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "heigh
 
 
 def soft_maps(mask: UInt8[np.ndarray, "height width"], labels: tuple[int, ...]) -> SoftMaps:
-    """Return which share of each cell of `CELL_PX` pixels shows background and each label; 255 speaks for all alike."""
+    """Return the share of each cell, a square of `CELL_PX` pixels, that is background and each label.
+
+    An undecided pixel (255) counts in equal parts for all of them.
+    """
     height, width = mask.shape
     missing = ((0, -height % CELL_PX), (0, -width % CELL_PX))
     padded = np.pad(mask, missing, mode="edge")
@@ -210,17 +205,11 @@ def import_lines(result: Imported, store: Path) -> list[str]:
     """Return what to print at the end of an import."""
     lines = [f"{count(result.written + result.there, 'mask')} in {store / 'masks'}: {result.written} taken now."]
     if result.without:
-        lines.append(
-            f"Note: {count(len(result.without), 'image has', 'images have')} no mask: {_some(result.without)}."
-        )
+        lines.append(f"Note: {count(len(result.without), 'image has', 'images have')} no mask: {some(result.without)}.")
     if result.strays:
         belong = count(len(result.strays), "mask belongs", "masks belong")
-        lines.append(f"Note: {belong} to no image of the split: {_some(result.strays)}.")
+        lines.append(f"Note: {belong} to no image of the split: {some(result.strays)}.")
     if result.unlabelled:
         named = ", ".join(f"{name} ({number})" for name, number in result.unlabelled.most_common())
         lines.append(f"Note: masks show classes that their image's labels do not name: {named}.")
     return lines
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -68,8 +68,7 @@ def pending_samples(samples: SampleSet, run: RunConfig, finished: Finished) -> I
         finished: the masks that are there, as `MaskStore.finished_labels` gives them.
 
     """
-    every = (samples.samples[position] for position in range(len(samples.samples)))
-    mine = in_shard(every, run.shard)
+    mine = in_shard(samples.samples, run.shard)
     unfinished = (sample for sample in mine if not is_up_to_date(finished, sample.id, sample.labels))
     for position, sample in enumerate(unfinished):
         if run.limit is not None and position >= run.limit:
@@ -82,7 +81,7 @@ def mask_jobs(
 ) -> Iterator[MaskJob | Outcome]:
     """Yield what is left to do for each sample once its soft maps are there, or why its image cannot be used.
 
-    Images of one padded size go to the pipeline together, so that they share passes of the U-Net; the order of the
+    Images of one padded size go to the pipeline together, so that they share passes of the denoiser; the order of the
     samples is not kept.
 
     Args:

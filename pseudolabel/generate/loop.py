@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.console import available_cpus
+from data.files import check_place
 from data.samples import SampleSet
 from pseudolabel.config import GenerateConfig, mask_config
 from pseudolabel.generate.jobs import Finished, finished_masks, mask_jobs, pending_samples, prepare_store
@@ -35,6 +36,7 @@ def generate_masks(store_path: Path, samples: SampleSet, config: GenerateConfig)
 
     Raises:
         UserError: an input is wrong (under `on_error="stop"` a single image is enough); what is finished stays.
+        OSError: the store cannot be written; found before a model is loaded.
 
     """
     finished = finished_masks(store_path, samples, config)
@@ -44,6 +46,7 @@ def generate_masks(store_path: Path, samples: SampleSet, config: GenerateConfig)
         logger.info("Images whose labels have changed since their masks were made: %d; made again.", tally.relabelled)
     if not wanted:
         return tally
+    check_place(store_path)
     if config.run.engine == "ray":
         from pseudolabel.generate.ray_engine import ray_outcomes
 
@@ -61,7 +64,7 @@ def generate_masks(store_path: Path, samples: SampleSet, config: GenerateConfig)
 def _local_outcomes(
     store_path: Path, samples: SampleSet, config: GenerateConfig, finished: Finished
 ) -> Generator[Outcome]:
-    """Yield the outcome of each image: the U-Net in this process, the masks in the worker processes."""
+    """Yield the outcome of each image: the denoiser in this process, the masks in the worker processes."""
     import torch
 
     from pseudolabel.masks.crf import with_engine

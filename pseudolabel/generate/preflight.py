@@ -115,7 +115,7 @@ def _fill_in(report: ModelReport, config: GenerateConfig, found: "Measured") -> 
     workers = default_workers(config.run.workers)
     in_this_process = runs_here(mask_config(config), device)
     workers = 0 if in_this_process else workers
-    report.seconds_per_image = seconds_per_image(found.unet, found.masks, workers, available_cpus(), on_cpu)
+    report.seconds_per_image = seconds_per_image(found.denoiser, found.masks, workers, available_cpus(), on_cpu)
     report.startup_seconds = found.startup
     report.memory_gb = None if found.memory_bytes is None else round(found.memory_bytes / 1e9, 1)
     report.workers, report.workers_memory_gb = workers, round(workers * found.worker_bytes / 1e9, 2)
@@ -126,7 +126,7 @@ class Measured:
     """What one image took, in seconds and bytes.
 
     Attributes:
-        unet: from the decoded image to soft maps, on all cores or the GPU.
+        denoiser: from the decoded image to soft maps, on all cores or the GPU.
         masks: from soft maps to the bytes of the mask files, on one core.
         startup: loading the model, and starting a worker process.
         memory_bytes: peak of the GPU if there is one, else of this process; None where the system does not say.
@@ -134,25 +134,25 @@ class Measured:
 
     """
 
-    unet: float
+    denoiser: float
     masks: float
     startup: float
     memory_bytes: int | None
     worker_bytes: int = 0
 
 
-def seconds_per_image(unet: float, masks: float, workers: int, cores: int, on_cpu: bool) -> float:
+def seconds_per_image(denoiser: float, masks: float, workers: int, cores: int, on_cpu: bool) -> float:
     """Return what an image takes in a long run, from what its two halves take by themselves.
 
     The halves run at the same time, the masks in worker processes of one thread each. On a CPU both need the same
     cores: a run cannot be quicker than the work of both divided by the cores. On a GPU the slower half counts.
 
     Args:
-        unet: seconds of the U-Net, which uses all cores where it runs on the CPU.
+        denoiser: seconds up to the soft maps; on the CPU they take all cores.
         masks: seconds of the CRF and of writing, on one core.
         workers: worker processes; 0: none, one half waits for the other.
         cores: processor cores of this process.
-        on_cpu: the U-Net runs on the CPU.
+        on_cpu: the denoiser runs on the CPU.
 
     >>> seconds_per_image(1.0, 0.5, workers=1, cores=2, on_cpu=True)
     1.25
@@ -161,9 +161,9 @@ def seconds_per_image(unet: float, masks: float, workers: int, cores: int, on_cp
 
     """
     if workers == 0:
-        return unet + masks
+        return denoiser + masks
     beside = masks / min(workers, cores)
-    return max(unet + masks / cores if on_cpu else unet, beside)
+    return max(denoiser + masks / cores if on_cpu else denoiser, beside)
 
 
 def measure_model(config: GenerateConfig) -> Measured:
@@ -191,17 +191,17 @@ def measure_model(config: GenerateConfig) -> Measured:
     startup = time.perf_counter() - start
     present = sorted({label for each in samples.samples for label in each.labels})
     check_phrases(present, samples.classes, config.prompt, pipeline.parts.tokenizer, pipeline.parts.window)
-    unet, masks = _timed_halves(pipeline, config, sample, loaded)
-    if unet + masks < QUICK_S:
+    denoiser, masks = _timed_halves(pipeline, config, sample, loaded)
+    if denoiser + masks < QUICK_S:
         again = _timed_halves(pipeline, config, sample, loaded)
-        unet, masks = min(unet, again[0]), min(masks, again[1])
+        denoiser, masks = min(denoiser, again[0]), min(masks, again[1])
     memory = peak_memory_bytes()
     if pipeline.parts.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated()
     assert loaded.rgb_u8 is not None
     height, width = loaded.rgb_u8.shape[:2]
     return Measured(
-        unet, masks, startup + WORKER_START_S, memory, WORKER_BYTES + refining_bytes((height, width), config.crf)
+        denoiser, masks, startup + WORKER_START_S, memory, WORKER_BYTES + refining_bytes((height, width), config.crf)
     )
 
 

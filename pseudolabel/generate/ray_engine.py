@@ -1,4 +1,4 @@
-"""The same pipeline as Ray Data stages: actors with the U-Net (on GPUs where there are some), tasks that finish masks.
+"""The same pipeline as Ray Data stages: actors with the denoiser (on GPUs where there are some), tasks for the masks.
 
 One machine or a cluster whose nodes see the images and the store under the same paths. Stages hand each other pickled
 jobs, since their arrays have as many sizes as there are images; nothing pickled is ever written to disk.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.classes import ClassSet
-from data.console import available_cpus
+from data.console import available_cpus, system_fault
 from data.errors import ConfigError, UserError
 from data.samples import Sample, SampleSet
 from pseudolabel.config import GenerateConfig, mask_config
@@ -102,8 +102,10 @@ class SoftMapper:
         try:
             self._load()
             jobs: list[MaskJob | Outcome | str] = list(self._jobs(samples))
-        except (UserError, OSError) as error:
+        except UserError as error:
             jobs = [str(error)]
+        except OSError as error:
+            jobs = [system_fault(error)]
         return {"job": _column(jobs)}
 
     def _load(self) -> None:
@@ -142,7 +144,7 @@ def _finished(job: MaskJob | Outcome | str, config: MaskConfig) -> Outcome | str
     try:
         return finish_image(job, config)
     except OSError as error:  # a full disk, for example: it concerns all images
-        return f"{error}; check the path, the permissions and the free space"
+        return system_fault(error)
 
 
 def _column(values: list[Any]) -> np.ndarray:

@@ -79,7 +79,7 @@ def refine_masks(
 def holds_background(source: MaskStore) -> bool:
     """Return whether the soft maps of a store hold a background, as a network's predictions do; the first one says."""
     for sample_id in source.ids():
-        with contextlib.suppress(UserError):  # a damaged one is told of when it is refined
+        with contextlib.suppress(UserError):  # a damaged one is an error of its image
             if (soft := source.read_soft(sample_id)) is not None:
                 return soft.background
     return False

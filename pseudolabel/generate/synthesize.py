@@ -23,14 +23,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 
-from data.classes import ClassSet, save_classes
+from data.class_file import save_classes
+from data.classes import ClassSet
 from data.config import DataConfig
 from data.errors import ConfigError, StoreError
 from data.exporters.annotation import voc_annotation
 from data.exporters.labels import write_labels
-from data.files import append_line, write_atomically
+from data.files import append_line, check_place, lines_by, write_atomically
+from data.images import encode_picture
 from data.masks import write_mask
 from data.store.records import image_record
 from data.store.source import stored_data
@@ -93,7 +94,7 @@ class Order:
 
 
 @dataclass
-class Tally:
+class SynthesisTally:
     """What came of a data set's images: how many were kept, thrown away, and which classes were not there.
 
     Attributes:
@@ -146,11 +147,13 @@ def order_of(index: int, classes: ClassSet, recipe: Recipe, template: str) -> Or
     return Order(index, labels, template.format(join_phrases(words)), int(rng.integers(2**62)))
 
 
-def synthesize_images(output: Path, classes: ClassSet, count: int, recipe: Recipe, config: GroundConfig) -> Tally:
+def synthesize_images(
+    output: Path, classes: ClassSet, count: int, recipe: Recipe, config: GroundConfig
+) -> SynthesisTally:
     """Draw the images that a data set does not have yet, and write the lists of all.
 
     Args:
-        output: folder of the data set; started if it does not exist, gone on with if it does.
+        output: folder of the data set; started if it does not exist, continued if it does.
         classes: what is drawn.
         count: how many images are drawn, those that are thrown away counted.
         recipe: what is drawn and what is kept of it.
@@ -163,7 +166,7 @@ def synthesize_images(output: Path, classes: ClassSet, count: int, recipe: Recip
     """
     check_recipe(recipe, classes, count)
     check_folder(output)
-    pipeline = Pipeline.load(config.pipeline, classes, cut=False)
+    pipeline = Pipeline.load(config.generate_config, classes, cut=False)
     orders = [order_of(index, classes, recipe, config.prompt.template) for index in range(count)]
     prompts = [order.prompt for order in orders]
     size_hw = check_drawing(pipeline.parts, prompts, recipe.steps, recipe.guidance, recipe.size)
@@ -179,19 +182,20 @@ def synthesize_images(output: Path, classes: ClassSet, count: int, recipe: Recip
         made += 1
     records = [done[index] for index in sorted(done)]
     _write_lists(output, records, classes)
-    return _tally(records, classes, made)
+    return _tally(records, made)
 
 
 def check_folder(output: Path) -> None:
-    """Raise StoreError unless the folder is new, empty, or holds such a data set."""
+    """Raise StoreError unless the folder is new, empty, or holds such a data set; OSError if it cannot be written."""
     if output.exists() and not output.is_dir():
         raise StoreError(f"{output} is a file; name a new folder with --output.")
     if output.is_dir() and any(output.iterdir()) and not (output / "store" / "store.json").is_file():
         raise StoreError(f"{output} is not empty and holds no synthesised data set; name a new folder with --output.")
+    check_place(output)
 
 
 def _open_store(output: Path, classes: ClassSet, recipe: Recipe, config: GroundConfig, pipeline: Pipeline) -> MaskStore:
-    settings = stored_settings(config.pipeline) | {"synthesis": json.loads(json.dumps(asdict(recipe)))}
+    settings = stored_settings(config.generate_config) | {"synthesis": json.loads(json.dumps(asdict(recipe)))}
     data = DataConfig(root=output.absolute(), format="voc", split=SPLIT, classes=(output / "classes.yaml").absolute())
     identity = pipeline.parts.identity()
     return MaskStore.open_or_create(
@@ -200,16 +204,8 @@ def _open_store(output: Path, classes: ClassSet, recipe: Recipe, config: GroundC
 
 
 def read_drawn(output: Path) -> dict[int, dict[str, Any]]:
-    """Return the lines of drawn.jsonl by the image's number; a torn line is passed over, and its image drawn again."""
-    found: dict[int, dict[str, Any]] = {}
-    path = output / DRAWN
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        try:
-            record = json.loads(line)
-            found[int(record["index"])] = record
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
+    """Return the lines of drawn.jsonl by the image's number; the image of a torn line is drawn again."""
+    return lines_by(output / DRAWN, lambda record: int(record["index"]))
 
 
 def _drawn(
@@ -263,9 +259,9 @@ def _write_image(
     if not rows:
         return record
     soft = replace(maps.soft, maps=maps.soft.maps[rows], labels=labels)
-    mask, argmax = label_map(image, soft, mask_config(config.pipeline), device)
+    mask, argmax = label_map(image, soft, mask_config(config.generate_config), device)
     name = f"{order.id}.png"
-    _write_png(output / "JPEGImages" / name, image)
+    write_atomically(output / "JPEGImages" / name, encode_picture(image, "PNG"))
     write_mask(output / "SegmentationClass" / name, mask)
     write_atomically(output / "Annotations" / f"{order.id}.xml", voc_annotation(name, argmax, labels, store.classes))
     line = image_record(order.id, f"JPEGImages/{name}", mask, argmax, labels, store.classes, 0.0)
@@ -289,14 +285,6 @@ def kept_rows(scores: Sequence[float], recipe: Recipe) -> list[int]:
             return list(range(len(scores)))
 
 
-def _write_png(path: Path, image: np.ndarray) -> None:
-    import io
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    write_atomically(path, buffer.getvalue())
-
-
 def _write_lists(output: Path, records: Sequence[dict[str, Any]], classes: ClassSet) -> None:
     """Write the lists of all images that were kept, and the class file."""
     kept = [record for record in records if record["kept"]]
@@ -306,9 +294,9 @@ def _write_lists(output: Path, records: Sequence[dict[str, Any]], classes: Class
     save_classes(classes, output / "classes.yaml")
 
 
-def _tally(records: Sequence[dict[str, Any]], classes: ClassSet, made: int) -> Tally:
+def _tally(records: Sequence[dict[str, Any]], made: int) -> SynthesisTally:
     """Count what came of all images."""
-    tally = Tally(made=made)
+    tally = SynthesisTally(made=made)
     for record in records:
         tally.kept += record["kept"]
         tally.thrown += not record["kept"]

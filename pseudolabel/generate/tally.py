@@ -3,13 +3,14 @@
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from data.console import count, printable
+from data.console import count, printable, some
 from data.errors import UserError
 from data.files import write_atomically
 from data.samples import SampleSet
@@ -99,6 +100,12 @@ def print_skipped(store_path: Path, skipped: list[tuple[str, str]]) -> None:
         print(f"  All of them: {listing}")
 
 
+def check_some_made(store_path: Path, skipped: Sequence[tuple[str, str]]) -> None:
+    """Raise UserError where images were skipped and the store holds no mask at all, of this run or of one before."""
+    if skipped and not ((store_path / "store.json").exists() and MaskStore.open(store_path).finished()):
+        raise UserError(f"none of {count(len(skipped), 'image')} could be processed; the reasons are above")
+
+
 def print_summary(store_path: Path, samples: SampleSet, tally: Tally) -> None:
     """Print what was written where, what was left out and why, and what to run next."""
     found = MaskStore.open(store_path).finished_labels() if (store_path / "store.json").exists() else {}
@@ -126,10 +133,10 @@ def print_summary(store_path: Path, samples: SampleSet, tally: Tally) -> None:
 
 def _print_label_notes(found: dict[str, tuple[int, ...] | None], samples: SampleSet) -> None:
     """Say which masks of the store nobody can vouch for: of images without labels by now, or of labels unknown."""
-    listed = {samples.samples[position].id for position in range(len(samples.samples))} if found else set()
+    listed = {sample.id for sample in samples.samples} if found else set()
     orphans = sorted(set(found) - listed)
     if orphans:
-        names = ", ".join(orphans[:SHOWN]) + (", ..." if len(orphans) > SHOWN else "")
+        names = some(orphans, SHOWN)
         masks = count(len(orphans), "mask is of an image", "masks are of images")
         print(f"Note: {masks} that the data no longer lists with labels: {printable(names)}.")
         print("      They are kept, and a network would train on them; make a new store to be rid of them.")

@@ -1,6 +1,6 @@
 """From soft maps to a written mask, in this process or in a pool of worker processes.
 
-`generate`, `refine` and the Ray engine all finish an image with `finish_image`; the pool runs it beside the U-Net.
+`generate`, `refine` and the Ray engine all finish an image with `finish_image`; the pool runs it beside the denoiser.
 Workers are spawned, never forked (a forked process inherits torch's dead threads), use one thread each, and end when
 the process that started them ends, however it ends.
 """

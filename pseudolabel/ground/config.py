@@ -1,14 +1,15 @@
-"""The settings of finding phrases; as in `pseudolabel.config`, a field's docstring is its help."""
+"""The settings of `ground`, `refer` and `synthesize`; as in `pseudolabel.config`, a field's docstring is its help."""
 
 from argparse import ArgumentError
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from data.config import DataConfig, find_paths, require
+from data.config import DataConfig, require, to_plain
+from data.config_files import find_paths
 from data.errors import ConfigError
 from pseudolabel.config import GenerateConfig, RunConfig
-from pseudolabel.masks.config import CrfConfig, FuseConfig
+from pseudolabel.masks.config import CrfConfig, FuseConfig, SamConfig
 from pseudolabel.softmaps.config import (
     AffinityConfig,
     AttentionConfig,
@@ -21,7 +22,7 @@ from pseudolabel.softmaps.config import (
 
 @dataclass(frozen=True)
 class MatchConfig:
-    """How phrases are read, beside what holds for classes too."""
+    """What phrases have and classes have not."""
 
     words: Literal["mean", "similarity"] = "mean"
     """Tokens of a phrase: their mean (the paper), or weighted by the likeness of their embeddings to the last one's."""
@@ -67,20 +68,28 @@ class GroundConfig:
     crf: CrfConfig = field(default_factory=CrfConfig)
     """Refinement along the image's edges."""
 
+    sam: SamConfig = field(default_factory=SamConfig)
+    """Masks sharpened by a Segment Anything model."""
+
     ignore_below: float = 0.95
-    """Pixels of a data set's masks whose best marginal is below this are 255; a phrase's own mask has none."""
+    """Pixels of a data set's masks whose best marginal is below this are 255; a phrase's own mask has no such band."""
 
     run: RunConfig = field(default_factory=RunConfig)
     """Device and number format; of the others only what concerns the diffusion model."""
 
     data: dict[str, Any] = field(default_factory=dict)
-    """Left aside; a configuration file of `generate` may hold it."""
+    """Not read; a configuration file of `generate` may hold it."""
 
     @property
-    def pipeline(self) -> GenerateConfig:
-        """The same settings as the pipeline takes them."""
+    def generate_config(self) -> GenerateConfig:
+        """The same settings as `Pipeline` takes them; the data group is empty."""
         shared = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("match", "data")}
         return GenerateConfig(data=DataConfig(root=Path()), **shared)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values; those of a Segment Anything model only where one is named."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain if self.sam.id is not None else {name: value for name, value in plain.items() if name != "sam"}
 
 
 def ground_config(path: Path | None) -> GroundConfig:

@@ -1,6 +1,5 @@
 """What `pseudolabel ground` writes: maps, masks and overlays as PNG, a page, and results.json; all of it or nothing."""
 
-import io
 import json
 import re
 from pathlib import Path
@@ -8,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from data.console import written_by
 from data.errors import ConfigError
 from data.files import is_free
+from data.images import encode_picture
 from data.masks import overlay
 from pseudolabel.ground.localizer import Localization
 from pseudolabel.ground.page import phrase_overlay
@@ -48,7 +47,7 @@ def write_image_files(
         }
         files = {}
         for kind, picture in pictures.items():
-            (place / f"{stem}_{kind}.png").write_bytes(_png(picture))
+            (place / f"{stem}_{kind}.png").write_bytes(encode_picture(picture, "PNG"))
             files[kind] = f"{image_id}/{stem}_{kind}.png"
         entries.append(
             {
@@ -62,13 +61,13 @@ def write_image_files(
         )
     entry = {"id": image_id, "height": rgb_u8.shape[0], "width": rgb_u8.shape[1], "sentences": list(found.sentences)}
     if found.labels is not None:
-        (place / "all.png").write_bytes(_png(overlay(rgb_u8, found.labels)))
+        (place / "all.png").write_bytes(encode_picture(overlay(rgb_u8, found.labels), "PNG"))
         entry["overlay"] = f"{image_id}/all.png"
     return entry | ({"dropped_words": list(found.dropped)} if found.dropped else {}) | {"phrases": entries}
 
 
 def results_json(entries: list[dict[str, Any]], settings: dict[str, Any], model: dict[str, str]) -> bytes:
-    """Return results.json."""
+    """Return the content of results.json: what was found in each image, with which settings and model."""
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, "written_by": written_by("pseudolabel")}
     content = {**head, "model": model, "settings": settings, "images": entries}
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
@@ -81,9 +80,3 @@ def slug(phrase: str) -> str:
     ('a_brown_dog', 'x', 'phrase')
     """
     return re.sub(r"[^a-z0-9]+", "_", phrase.lower())[:40].strip("_") or "phrase"
-
-
-def _png(picture: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return buffer.getvalue()

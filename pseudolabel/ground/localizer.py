@@ -124,12 +124,12 @@ class Localizer:
             config = replace(config, model=replace(config.model, id=str(model)))
         if device is not None:
             config = replace(config, run=replace(config.run, device=device))
-        return cls(Pipeline.load(config.pipeline, None, cut=not whole), config)
+        return cls(Pipeline.load(config.generate_config, None, cut=not whole), config)
 
     @classmethod
     def from_parts(cls, parts: Parts, config: GroundConfig) -> "Localizer":
         """Use a model that is in memory and leave it whole, so that it can draw images too."""
-        return cls(Pipeline(parts, config.pipeline, None, cut=False), config)
+        return cls(Pipeline(parts, config.generate_config, None, cut=False), config)
 
     def localize(
         self,
@@ -239,7 +239,7 @@ class Localizer:
         """Turn what was read into masks."""
         scores = [round(presence(own, idle), 4) for own, idle in zip(maps.attention, maps.idle, strict=True)]
         kept = [row for row, score in enumerate(scores) if score >= self.config.match.presence_min]
-        settings, device = mask_config(self.config.pipeline), str(self.pipeline.parts.device)
+        settings, device = mask_config(self.config.generate_config), str(self.pipeline.parts.device)
         masks, labels = phrase_masks(rgb_u8, maps.soft, kept, settings, independent, device)
         soft = soft_at_image(maps.soft)
         found = []

@@ -1,4 +1,4 @@
-"""Which phrases are looked for in which images, from flags or a table, and the answers written to a folder."""
+"""Questions (the phrases of an image) from flags or a table, and the folder of their answers."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -104,8 +104,8 @@ def _ids(paths: Sequence[Path]) -> list[str]:
     return make_ids([path.relative_to(base).as_posix() for path in absolute])
 
 
-def check_drawn(drawing: Drawing, phrases: Sequence[str], sentence: str | None) -> list[Question]:
-    """Ask phrases of an image that is to be drawn.
+def questions_of_drawing(drawing: Drawing, phrases: Sequence[str], sentence: str | None) -> list[Question]:
+    """Ask phrases of an image that is to be drawn, in the given sentence or in the one that is drawn.
 
     Raises:
         ConfigError: an empty prompt, or a seed below 0.
@@ -153,7 +153,7 @@ def answer(
             if question.image_path is None:
                 Image.fromarray(rgb_u8).save(folder / question.id / "image.png")
             views.append(image_view(question.id, rgb_u8, found))
-        settings = to_plain(config) | {"independent": independent}
+        settings = config.to_json() | {"independent": independent}
         if drawing is not None:
             settings |= {"drawing": to_plain(drawing)}
         identity = localizer.pipeline.parts.identity()

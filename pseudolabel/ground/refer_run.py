@@ -8,10 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data.config import to_plain
 from data.console import count, written_by
 from data.errors import ConfigError, StoreError
-from data.files import append_line, write_atomically
+from data.files import append_line, lines_by, write_atomically
 from data.images import read_image
 from data.readers.targets import Target, TargetSet, read_region
 from pseudolabel.ground.config import GroundConfig
@@ -117,7 +116,7 @@ def _start(
     output: Path, kind: str, root: Path, config: GroundConfig, options: ReferOptions, model: dict[str, str]
 ) -> None:
     """Write the header, or check that the one that is there says the same."""
-    settings = {name: value for name, value in to_plain(config).items() if name not in CHANGES_NOTHING}
+    settings = {name: value for name, value in config.to_json().items() if name not in CHANGES_NOTHING}
     content = {"kind": kind, "root": str(root.absolute()), "model": model, "settings": settings}
     content |= {"options": asdict(options)}
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, "written_by": written_by("pseudolabel")}
@@ -138,16 +137,8 @@ def _start(
 
 
 def read_lines(output: Path) -> dict[str, dict[str, Any]]:
-    """Return the lines of a folder by the target's id; a torn line is passed over, and its target found again."""
-    found: dict[str, dict[str, Any]] = {}
-    path = output / LINES
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        try:
-            line = json.loads(text)
-            found[str(line["id"])] = line
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
+    """Return the lines of a folder by the target's id; the target of a torn line is found again."""
+    return lines_by(output / LINES, lambda line: str(line["id"]))
 
 
 def _write(output: Path, rows: Sequence[Row], notes: Sequence[str], kind: str) -> None:

@@ -110,7 +110,7 @@ def find_particular(
     if options.rule == "contrast":
         soft, rows = contrast_map(maps.soft, options.weight), [0]
     kept = rows if score >= localizer.config.match.presence_min else []
-    settings, device = mask_config(localizer.config.pipeline), str(localizer.pipeline.parts.device)
+    settings, device = mask_config(localizer.config.generate_config), str(localizer.pipeline.parts.device)
     masks, _ = phrase_masks(rgb_u8, soft, kept, settings, independent=False, device=device)
     return Answer(masks[0], soft_at_image(soft)[0], score)
 

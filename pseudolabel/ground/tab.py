@@ -1,4 +1,4 @@
-"""The tab for phrases of the review page: an image and phrases in, maps, masks and presence out, one wish at a time.
+"""The tab for phrases of the review page: an image and phrases in, maps, masks and presence out, one after the other.
 
 The model is loaded when it is first needed. Work runs in a thread of its own, says how far it is, and can be stopped
 between two batches of passes.
@@ -36,7 +36,7 @@ class _Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Wish:
+class PhraseRequest:
     """What somebody looks for.
 
     Attributes:
@@ -78,7 +78,7 @@ class State:
 
 
 class PhraseDesk:
-    """Looks for phrases, one wish after the other.
+    """Looks for phrases, one request after the other.
 
     Args:
         load: loads the model.
@@ -94,7 +94,7 @@ class PhraseDesk:
         self._thread: threading.Thread | None = None
         self.state = State()
 
-    def start(self, wish: Wish) -> State:
+    def start(self, asked: PhraseRequest) -> State:
         """Begin to look for phrases.
 
         Raises:
@@ -102,13 +102,13 @@ class PhraseDesk:
             LabelError: an empty phrase, or two alike.
 
         """
-        check_phrases(wish.phrases)
+        check_phrases(asked.phrases)
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
                 raise ConfigError("Something is being looked for already; wait for it, or stop it.")
             self._stop.clear()
             self.state = State("loading" if self._localizer is None else "working", self.state.number + 1)
-            self._thread = threading.Thread(target=self._work, args=(wish,), daemon=True)
+            self._thread = threading.Thread(target=self._work, args=(asked,), daemon=True)
             self._thread.start()
         return self.state
 
@@ -117,9 +117,9 @@ class PhraseDesk:
         self._stop.set()
         return self.state
 
-    def _work(self, wish: Wish) -> None:
+    def _work(self, asked: PhraseRequest) -> None:
         try:
-            result = self._look(wish)
+            result = self._look(asked)
         except _Stopped:
             self.state = replace(self.state, step="stopped")
         except UserError as error:
@@ -129,23 +129,23 @@ class PhraseDesk:
         else:
             self.state = replace(self.state, step="done", result=result)
 
-    def _look(self, wish: Wish) -> dict[str, Any]:
+    def _look(self, asked: PhraseRequest) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "image"
-            path.write_bytes(wish.content)
+            path.write_bytes(asked.content)
             rgb_u8 = read_image(path)
         if self._localizer is None:
             self._localizer = self._load()
         self._watch(0, 0)
-        image_id = Path(wish.name).stem
+        image_id = Path(asked.name).stem
         found = self._localizer.localize(
-            rgb_u8, wish.phrases, wish.sentence, wish.independent, image_id, watch=self._watch
+            rgb_u8, asked.phrases, asked.sentence, asked.independent, image_id, watch=self._watch
         )
         view = asdict(image_view(printable(image_id), rgb_u8, found))
         for one in view["phrases"]:
             one["phrase"], one["words"] = printable(one["phrase"]), [printable(word) for word in one["words"]]
         view["sentences"] = [printable(sentence) for sentence in view["sentences"]]
-        return view | {"command": command_line(wish, self._flags)}
+        return view | {"command": command_line(asked, self._flags)}
 
     def _watch(self, done: int, total: int) -> None:
         if self._stop.is_set():
@@ -153,17 +153,17 @@ class PhraseDesk:
         self.state = replace(self.state, step="working", done=done, total=total)
 
 
-def command_line(wish: Wish, flags: tuple[str, ...]) -> str:
+def command_line(asked: PhraseRequest, flags: tuple[str, ...]) -> str:
     """Return the command that does the same."""
-    words = ["pseudolabel", "ground", *flags, "--image", wish.name]
-    for phrase in wish.phrases:
+    words = ["pseudolabel", "ground", *flags, "--image", asked.name]
+    for phrase in asked.phrases:
         words += ["--phrase", phrase]
-    words += ["--sentence", wish.sentence] if wish.sentence is not None else []
-    words += ["--independent"] if wish.independent else []
-    return printable(shlex.join([*words, "--output", f"{Path(wish.name).stem}_found"]))
+    words += ["--sentence", asked.sentence] if asked.sentence is not None else []
+    words += ["--independent"] if asked.independent else []
+    return printable(shlex.join([*words, "--output", f"{Path(asked.name).stem}_found"]))
 
 
-def wish_of(values: dict[str, Any]) -> Wish:
+def phrase_request(values: dict[str, Any]) -> PhraseRequest:
     """Return what a page asks for.
 
     Raises:
@@ -183,7 +183,7 @@ def wish_of(values: dict[str, Any]) -> Wish:
         raise ConfigError(f"The image must have from 1 to {MAX_IMAGE_BYTES:,} bytes.")
     name = Path(text_of(values, "name", "image.png")).name or "image.png"
     sentence = text_of(values, "sentence", "") or None
-    return Wish(content, name[:200], tuple(phrases), sentence, values.get("independent") is True)
+    return PhraseRequest(content, name[:200], tuple(phrases), sentence, values.get("independent") is True)
 
 
 def ground_routes(desk: PhraseDesk) -> list[BaseRoute]:
@@ -191,13 +191,13 @@ def ground_routes(desk: PhraseDesk) -> list[BaseRoute]:
 
     async def start(request: Request) -> Response:
         values = await body_of(request)
-        return _said(await run_in_threadpool(lambda: desk.start(wish_of(values))))
+        return _answer(await run_in_threadpool(lambda: desk.start(phrase_request(values))))
 
     def state(request: Request) -> Response:
-        return _said(desk.state)
+        return _answer(desk.state)
 
     def stop(request: Request) -> Response:
-        return _said(desk.stop())
+        return _answer(desk.stop())
 
     return [
         Route("/api/ground", start, methods=["POST"]),
@@ -206,5 +206,5 @@ def ground_routes(desk: PhraseDesk) -> list[BaseRoute]:
     ]
 
 
-def _said(state: State) -> Response:
+def _answer(state: State) -> Response:
     return JSONResponse(asdict(state))

@@ -78,6 +78,13 @@ class CrfConfig:
     edge: float = 10.0
     """Kind tlp: difference of colours, in grey levels, from which on neighbours hardly hold together."""
 
+    guide: float = 0.0
+    """Range in pixels of a guided filter, which moves the enlarged scores onto the image's edges before the refinement;
+    0: none."""
+
+    guide_edge: float = 8.0
+    """With guide: changes of colour, in grey levels, below which there is no edge."""
+
     wrapped_image: bool = False
     """Subtract a mean from the BGR image and let bytes wrap, as the published code does (Paper)."""
 
@@ -87,7 +94,8 @@ class CrfConfig:
         require("crf.max_megapixels", self.max_megapixels, self.max_megapixels >= 0.001, "at least 0.001")
         require("crf.smoothness", self.smoothness, self.smoothness >= 0, "at least 0")
         require("crf.grid", self.grid, self.grid >= 2, "at least 2 cells")
-        for name in ("sxy_gaussian", "sxy_bilateral", "srgb_bilateral", "edge"):
+        require("crf.guide", self.guide, self.guide >= 0, "at least 0")
+        for name in ("sxy_gaussian", "sxy_bilateral", "srgb_bilateral", "edge", "guide_edge"):
             require(f"crf.{name}", getattr(self, name), getattr(self, name) > 0, "above 0")
 
     def idle(self) -> tuple[str, ...]:
@@ -98,9 +106,10 @@ class CrfConfig:
             "densecrf": lattice,
             "pamr": ("engine", *dense, *lattice),
             "tlp": ("engine", *dense, *(("iterations",) if self.iterations else ())),
-            "none": ("engine", "iterations", "scale", "wrapped_image", *dense, *lattice),
+            "none": ("engine", "iterations", "scale", "wrapped_image", "guide", *dense, *lattice),
         }
-        return changed(self, unread.get(self.kind, ()))
+        guided = self.guide > 0 and self.kind != "none"
+        return changed(self, (*unread.get(self.kind, ()), *(() if guided else ("guide_edge",))))
 
 
 @dataclass(frozen=True)

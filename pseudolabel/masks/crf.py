@@ -1,4 +1,4 @@
-"""Refining scores along the image's edges: the dense CRF of the paper, or PAMR."""
+"""Refining scores along the image's edges: the dense CRF of the paper, PAMR or TLP, after a guided filter if wanted."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32, UInt8
 from data.densecrf import chosen_engine, dense_crf
 from data.store.softmaps import resize_scores
 from pseudolabel.masks.config import CrfConfig
+from pseudolabel.masks.guided import guided
 from pseudolabel.masks.pamr import pamr
 from pseudolabel.masks.tlp import text_guided_smoothing
 
@@ -44,7 +45,10 @@ def refine_scores(
     if small_hw != size_hw:
         guide = cv2.resize(guide, small_hw[::-1], interpolation=cv2.INTER_AREA)
         scores = resize_scores(scores.astype(np.float32), small_hw)
-    marginals = _refine(guide, scores.astype(np.float32), config, scale * shrunk, device)
+    scores = scores.astype(np.float32)
+    if config.guide > 0:
+        scores = guided(guide, scores, max(1, round(config.guide * scale * shrunk)), config.guide_edge)
+    marginals = _refine(guide, scores, config, scale * shrunk, device)
     if small_hw != size_hw:
         marginals = _normalise(resize_scores(marginals, size_hw))
     return marginals

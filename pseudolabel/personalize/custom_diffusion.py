@@ -17,7 +17,7 @@ CHANGED = re.compile(r"(.+\.attn2)\.(to_k|to_v)$")
 
 
 def start_custom(unet: Any) -> dict[str, nn.Parameter]:
-    """Return the weights that are trained, by the names the file gives them; they are the U-Net's own."""
+    """Return the weights that are trained, the U-Net's own, by their names in the file; marks them as trainable."""
     found = {}
     for name, layer in unet.named_modules():
         match = CHANGED.fullmatch(name)

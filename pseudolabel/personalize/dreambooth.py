@@ -1,17 +1,16 @@
 """DreamBooth: the whole U-Net is trained, and a whole model is written, to be named in `--model.id`.
 
-Source: Ruiz et al., arXiv 2208.12242, without the pictures of its kind that keep the class from drifting.
+Source: Ruiz et al., arXiv 2208.12242, without the prior-preservation loss (pictures of the class, section 3.3).
 """
 
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from data.files import new_folder
 from pseudolabel.softmaps.diffusion.fetch import part_folders, read_settings, weight_parts
 from pseudolabel.softmaps.diffusion.parts import Parts
 
@@ -28,29 +27,21 @@ def write_model(output: Path, source: Path, parts: Parts) -> None:
     Args:
         output: folder to make.
         source: folder of the model that was trained: what has not changed is copied from there.
-        parts: the trained model, the token among them.
+        parts: the trained model, with the token in its tokenizers and text encoders.
 
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        partial.chmod(0o755)  # mkdtemp makes it private
-        parts.denoiser.save_pretrained(partial / "unet")
+    with new_folder(output) as folder:
+        parts.denoiser.save_pretrained(folder / "unet")
         for index, (tokenizer, encoder) in enumerate(zip(parts.tokenizers, parts.text_encoders, strict=True)):
             suffix = f"_{index + 1}" if index else ""
-            tokenizer.save_pretrained(partial / f"tokenizer{suffix}")
-            encoder.save_pretrained(partial / f"text_encoder{suffix}")
+            tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
+            encoder.save_pretrained(folder / f"text_encoder{suffix}")
         for name in part_folders(weight_parts("unet", t5=False)):
-            if (source / name).is_dir() and not (partial / name).exists():
-                shutil.copytree(source / name, partial / name)
+            if (source / name).is_dir() and not (folder / name).exists():
+                shutil.copytree(source / name, folder / name)
         index_file: dict[str, Any] = read_settings(source / "model_index.json")
-        kept = {
-            # a safety checker, say, that was not fetched
-            name: [None, None] if isinstance(value, list) and not (partial / name).is_dir() else value
+        kept = {  # a part that was not fetched, a safety checker say, is named as absent
+            name: [None, None] if isinstance(value, list) and not (folder / name).is_dir() else value
             for name, value in index_file.items()
         }
-        (partial / "model_index.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        (folder / "model_index.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Teaching a token where to look: the class word's own attention takes the part of masks.
+"""Teaching a token where to look, with the class word's own attention in place of masks.
 
 A learned token is trained to rebuild the pictures; nothing in that asks it to tell its thing from others of the kind,
 and in small models it does not. But the class word shows where the thing is in the pictures to learn from, for there it
@@ -62,7 +62,18 @@ def read_maps(
     timestep: int,
     generator: torch.Generator,
 ) -> Float[Tensor, "views rows columns"]:
-    """Return the attention of a phrase's tokens, summed, on the finest grid of the layers, which are averaged."""
+    """Return the attention of a phrase's tokens, summed over tokens, mean over layers, on the finest layer's grid.
+
+    Args:
+        parts: the model.
+        layers: cross-attention layers.
+        latents: of the views.
+        sentence: the sentence the views are read with, which holds the phrase.
+        phrase: what is read.
+        timestep: noise level the views are read at.
+        generator: of the noise.
+
+    """
     text = encode_text(parts, expand_placeholders(sentence, parts.tokenizers[0]))
     weights = torch.zeros(len(latents), 1, text.tokens.shape[1], device=parts.device)
     weights[:, 0, list(find_spans(sentence, phrase, parts.tokenizers[0]))] = 1
@@ -108,7 +119,7 @@ def looking_loss(
     count: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Return the loss of the file's first lines for `count` views of the thing and as many of others."""
+    """Return the loss of this file's docstring for `count` random views of the thing and as many of others."""
     own = torch.randint(len(looking.own), (count,), generator=generator)
     other = torch.randint(len(looking.others), (count,), generator=generator)
     timestep = config.timesteps[int(torch.randint(len(config.timesteps), (), generator=generator))]
@@ -117,12 +128,12 @@ def looking_loss(
     looks = read_maps(parts, looking.layers, latents, sentence, token, timestep, generator).clamp(1e-5, 1 - 1e-5)
     shown, elsewhere = looking.own_maps[own], looking.other_maps[other]
     return (
-        -weighted(looks[:count].log(), shown > config.inside)
-        - weighted((1 - looks[:count]).log(), shown < config.outside)
-        - weighted((1 - looks[count:]).log(), elsewhere > config.inside)
+        -mean_over(looks[:count].log(), shown > config.inside)
+        - mean_over((1 - looks[:count]).log(), shown < config.outside)
+        - mean_over((1 - looks[count:]).log(), elsewhere > config.inside)
     )
 
 
-def weighted(values: Float[Tensor, "views rows columns"], chosen: Tensor) -> Tensor:
-    """Return the mean over chosen cells."""
+def mean_over(values: Float[Tensor, "views rows columns"], chosen: Tensor) -> Tensor:
+    """Return the mean over chosen cells, 0 where there is none."""
     return (values * chosen).sum() / chosen.sum().clamp_min(1)

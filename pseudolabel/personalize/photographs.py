@@ -15,7 +15,7 @@ from data.readers.folder import image_samples
 from pseudolabel.softmaps.diffusion.encode import encode_image
 from pseudolabel.softmaps.diffusion.parts import Parts
 
-LEAST, USUAL = 2, 3  # photographs: fewer than the first are refused, than the second warned of
+LEAST, USUAL = 2, 3  # photographs: fewer than the first are an error, fewer than the second a warning
 
 
 def read_photographs(folder: Path, least: int, flag: str = "images") -> list[UInt8[np.ndarray, "height width 3"]]:
@@ -42,7 +42,16 @@ def read_photographs(folder: Path, least: int, flag: str = "images") -> list[UIn
 def cut_views(
     images: Sequence[UInt8[np.ndarray, "height width 3"]], count: int, side_px: int, seed: int, least_side: float
 ) -> list[UInt8[np.ndarray, "side side 3"]]:
-    """Cut square views out of images in turn: at random places, half of them mirrored, resized to one side."""
+    """Cut square views out of images in turn: at random places, half of them mirrored, resized to one side.
+
+    Args:
+        images: at least one.
+        count: number of views.
+        side_px: side of the views.
+        seed: of places, sizes and mirroring.
+        least_side: least side of the square that is cut, as a share of an image's shorter side; the most is all of it.
+
+    """
     views = []
     for index in range(count):
         random = np.random.default_rng([seed, 3, index])
@@ -62,5 +71,5 @@ def cut_views(
 def encode_views(
     parts: Parts, views: Sequence[UInt8[np.ndarray, "side side 3"]]
 ) -> Float[Tensor, "views channels height width"]:
-    """Return the latents of views."""
+    """Return the latents of views: the mode of the image encoder's posterior, scaled as the denoiser reads them."""
     return torch.stack([encode_image(parts, view, "mode") for view in views])

@@ -9,15 +9,27 @@ from torch import Tensor
 
 
 def schedule(step: int, steps: int, decay_from: float, warm_up: int = 100) -> float:
-    """Factor of the learning rate: linear warm-up, constant, linear decay to zero over the last part."""
+    """Return the factor of the learning rate: linear warm-up, constant, linear decay to zero.
+
+    Args:
+        step: from 0 on.
+        steps: how many there are.
+        decay_from: share of the steps after which the factor falls, below 1.
+        warm_up: steps in which it rises to 1.
+
+    """
     decay = (1 - step / steps) / (1 - decay_from)
     return min(1.0, (step + 1) / warm_up, max(0.0, decay))
 
 
 def optimise(loss: Tensor, parameters: Any, optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """One clipped optimiser step; a loss that is not finite stops the training before it spoils the weights.
+    """Take an optimiser step, the gradient's norm clipped to 1.
 
     A group of the optimiser that has a "rate" of its own takes that, times `learning_rate`.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the weights are as they were.
+
     """
     if not math.isfinite(loss.item()):
         raise FloatingPointError(f"the loss is {loss.item()}: resume with a smaller learning rate (--recipe.lr)")
@@ -30,14 +42,14 @@ def optimise(loss: Tensor, parameters: Any, optimizer: torch.optim.Optimizer, le
 
 
 def save_state(path: Path, step: int, **parts: Any) -> None:
-    """Checkpoint through a temporary file, so that a kill leaves the former one."""
+    """Write a checkpoint of a step through a temporary file, so that a kill leaves the former one."""
     temporary = path.with_suffix(".tmp")
     torch.save({"step": step} | {name: part.state_dict() for name, part in parts.items()}, temporary)
     temporary.replace(path)
 
 
 def restore(path: Path, device: torch.device, **parts: Any) -> int:
-    """Load a checkpoint into its parts when there is one; the step to go on from."""
+    """Load a checkpoint into its parts, where there is one; return the step to go on from."""
     if not path.exists():
         return 0
     state = torch.load(path, map_location=device, weights_only=True)

@@ -1,4 +1,4 @@
-"""One loop for every method: views of the photographs, noise, a sentence with the token, the error of the prediction.
+"""The training of every method: views of the photographs, noise, a sentence with the token, the prediction's error.
 
 Everything drawn at random in a step depends on the seed and the step's number alone, so that a run that was interrupted
 ends with the very bytes of one that was not.
@@ -194,7 +194,13 @@ def check_window(config: PersonalizeConfig, parts: Parts) -> None:
 
 
 def start(config: PersonalizeConfig, parts: Parts) -> Trainee:
-    """Make what is to be learned, by the method."""
+    """Add the token and the method's weights to a model, and return them with what writes them.
+
+    Raises:
+        ConfigError: the class word is not one token of the vocabulary.
+        ModelError: the token is in the vocabulary already.
+
+    """
     token = start_token(parts, config.token, config.init_word, config.vectors, config.seed)
     output = config.output
 

@@ -1,7 +1,6 @@
-"""What pages show: colours of classes, pictures as data addresses, maps over images. The markup is in `templates/`."""
+"""What pages show: colours of classes, pictures as data URLs, maps over images. The markup is in `templates/`."""
 
 import base64
-import io
 import math
 from dataclasses import dataclass
 
@@ -10,12 +9,13 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from data.classes import ClassSet
+from data.images import encode_picture
 from data.masks import voc_palette
 from data.store.softmaps import SoftMaps, upsample
 
 THUMBNAIL_PX = 144  # height of a picture where there is room
-SMALLEST_PX = 96  # height below which a row is rather broken in two
-ROW_PX = 1110  # what is free for pictures on a page of full width
+SMALLEST_PX = 96  # height of a picture below which its row is broken in two instead
+ROW_PX = 1110  # width that a page has for a row of pictures
 GAP_PX = 8
 
 # Control points of a perceptually even ramp from dark violet to yellow, after matplotlib's "inferno" (CC0).
@@ -36,9 +36,9 @@ class Picture:
 
     Attributes:
         caption: plain text.
-        width: in pixels of the page.
-        height: the same.
-        address: its content, as a data address.
+        width: in CSS pixels.
+        height: in CSS pixels.
+        address: its content, as a data URL.
 
     """
 
@@ -56,14 +56,13 @@ def chip(classes: ClassSet, class_id: int, palette: UInt8[np.ndarray, "256 3"] |
 
 def picture(rgb_u8: UInt8[np.ndarray, "height width 3"], caption: str) -> Picture:
     """Return a picture with its caption; it becomes a JPEG inside the page."""
-    buffer = io.BytesIO()
-    Image.fromarray(rgb_u8).save(buffer, "JPEG", quality=85, subsampling=0)
+    content = encode_picture(rgb_u8, "JPEG", quality=85, subsampling=0)
     height, width = rgb_u8.shape[:2]
-    return Picture(caption, width, height, "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
+    return Picture(caption, width, height, "data:image/jpeg;base64," + base64.b64encode(content).decode())
 
 
 def share_or_none(share: float | None) -> float | None:
-    """Return a share for a bar: None in place of nan, the figure of what never occurs."""
+    """Return a share from 0 to 1 for a bar: None in place of nan, the IoU of a class that never occurs."""
     return None if share is None or math.isnan(share) else float(share)
 
 

@@ -18,6 +18,7 @@ class Coverage:
         pixels: by class, the sum over these images of the class's share of pixels.
         empty: number of images that carry the class but show no pixel of it.
         warnings: ids of images by warning.
+        background: sum of the images' shares of background pixels.
 
     """
 

@@ -1,4 +1,4 @@
-"""The desk a reviewer sits at: a store's images in order of doubt, what was decided, and masks made anew.
+"""A store under review, the desk that a reviewer sits at: the queue, what was decided, and masks made anew.
 
 It knows nothing of pages: `server` speaks for it. Every id that comes from outside is looked up among the images of the
 index (`Desk.line`), so that none ever becomes a path that the index does not name. All methods may be called from
@@ -6,9 +6,9 @@ several threads at once.
 """
 
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,41 +27,12 @@ from pseudolabel.config import mask_settings, stored_mask_settings
 from pseudolabel.masks.config import MaskConfig
 from pseudolabel.masks.labelmap import label_map
 from pseudolabel.masks.working import working_size
-from pseudolabel.review.doubt import Doubt, doubt_of, usual_presence, warning_kinds
+from pseudolabel.review.queue import Line, Query, count_decisions, lines_of, select
 from pseudolabel.review.retuning import Mask, Retuned, display_size, drawn_over, retuned_settings, shrunk
 
-KEPT_OPEN = 6  # images whose pixels and soft maps are kept at hand
+KEPT = 24  # pictures, soft maps and retuned masks that are kept in memory: of the last few images
 Shown = Literal["machine", "correction", "counts", "predictions"]
-Order = Literal["doubt", "id", "recent"]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Line:
-    """One image in the queue: its line in the index, and the doubt about its mask."""
-
-    record: dict[str, Any]
-    doubt: Doubt
-
-
-@dataclass(frozen=True)
-class Query:
-    """What is to be in the queue, and in which order.
-
-    Attributes:
-        label: class id that an image carries; None: any.
-        warning: kind of warning; empty: any.
-        decision: accept, reject, skip, none, corrected, wrong, stale; empty: any.
-        text: part of the id.
-        order: by doubt, by id, or by the time of the last decision.
-
-    """
-
-    label: int | None = None
-    warning: str = ""
-    decision: str = ""
-    text: str = ""
-    order: Order = "doubt"
 
 
 class UnknownImage(StoreError):
@@ -89,7 +60,7 @@ class Desk:
         self._predicted = set() if predictions is None else predictions.finished()
         self._disagreement = disagreement or {}
         self._lock = threading.RLock()
-        self._open: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, str], Any] = OrderedDict()
         self._hashes: dict[str, tuple[tuple[int, int], str]] = {}
         self._stamp: tuple[tuple[int, int, int], ...] = ()
         self._lines: dict[str, Line] = {}
@@ -105,14 +76,9 @@ class Desk:
             if stamp == self._stamp:
                 return
             self.store = MaskStore.open(self._path)
-            found, records = self._disagreement.get, list(self.store.records())
-            usual = usual_presence(records)
-            self._lines = {
-                record["id"]: Line(record, doubt_of(record, self.store.classes, found(record["id"]), usual))
-                for record in records
-            }
+            self._lines = lines_of(self.store, self._disagreement)
             self._stamp = stamp
-            self._open.clear()
+            self._cache.clear()
 
     def line(self, sample_id: str) -> Line:
         """Return an image of the index.
@@ -138,70 +104,25 @@ class Desk:
             self._log.refresh()
             return self._log.reviews.get(sample_id, Review())
 
-    def __len__(self) -> int:
-        return len(self._lines)
-
     def queue(self, query: Query) -> list[str]:
         """Return the ids of the images that a query asks for, in its order."""
         self.refresh()
         with self._lock:
             lines, reviews = list(self._lines.values()), dict(self._log.reviews)
-        text = query.text.casefold()
-        found = [
-            line
-            for line in lines
-            if (query.label is None or query.label in line.record.get("labels", ()))
-            and (not query.warning or query.warning in warning_kinds(line.record.get("warnings", ())))
-            and text in line.record["id"].casefold()
-            and self._fits(line, reviews.get(line.record["id"], Review()), query.decision)
-        ]
-        match query.order:
-            case "doubt":
-                found.sort(key=lambda line: (-line.doubt.value, line.record["id"]))
-            case "id":
-                found.sort(key=lambda line: line.record["id"])
-            case "recent":
-                found.sort(key=lambda line: line.record["id"])
-                found.sort(key=lambda line: reviews.get(line.record["id"], Review()).when, reverse=True)
-        return [line.record["id"] for line in found]
-
-    def _fits(self, line: Line, review: Review, decision: str) -> bool:
-        match decision:
-            case "":
-                return True
-            case "corrected":
-                return bool(review.correction)
-            case "wrong":
-                return bool(review.wrong)
-            case "stale":
-                return review.says_something and review.is_stale(self.machine_hash(line))
-            case _:
-                return review.decision == decision
+        return select(lines, reviews, query, lambda line, review: review.is_stale(self.machine_hash(line)))
 
     def counts(self) -> dict[str, int]:
         """Return how many images there are of each decision, and in all."""
         with self._lock:
             self._log.refresh()
             reviews = [review for sample_id, review in self._log.reviews.items() if sample_id in self._lines]
-            decided = Counter(review.decision for review in reviews if review.decision != "none")
-            marks = {
-                "corrected": sum(bool(review.correction) for review in reviews),
-                "wrong": sum(bool(review.wrong) for review in reviews),
-            }
-            total = len(self._lines)
-        named = {name: decided[name] for name in ("accept", "reject", "skip")}
-        return {"total": total, **named, "none": total - decided.total(), **marks}
+            return count_decisions(len(self._lines), reviews)
 
-    def labels_in_use(self) -> Counter[int]:
-        """Return how many images carry each class."""
+    @property
+    def lines(self) -> list[Line]:
+        """All images, in the order of the index."""
         with self._lock:
-            return Counter(label for line in self._lines.values() for label in line.record.get("labels", ()))
-
-    def warnings_in_use(self) -> Counter[str]:
-        """Return how many images have each kind of warning."""
-        with self._lock:
-            lines = list(self._lines.values())
-        return Counter(kind for line in lines for kind in warning_kinds(line.record.get("warnings", ())))
+            return list(self._lines.values())
 
     def machine_hash(self, line: Line) -> str:
         """Return the hash of the machine's mask of an image; a file that has not changed is read once.
@@ -227,7 +148,7 @@ class Desk:
 
         """
         path = self.store.image_path(line.record, self.root)
-        return self._kept("image", line, lambda: shrunk(read_image(path)))
+        return self._cached("image", line, lambda: shrunk(read_image(path)))
 
     def soft(self, line: Line) -> SoftMaps | None:
         """Return the soft maps of an image, or None if the store keeps none.
@@ -236,7 +157,7 @@ class Desk:
             StoreError: they are damaged.
 
         """
-        return self._kept("soft", line, lambda: self.store.read_soft(line.record))
+        return self._cached("soft", line, lambda: self.store.read_soft(line.record))
 
     def mask(self, line: Line, which: Shown = "counts") -> Mask | None:
         """Return a mask at its image's size: the machine's, the corrected one, the one that counts, or a network's.
@@ -273,7 +194,7 @@ class Desk:
         if soft is None:
             raise StoreError(f"The store keeps no soft maps of {line.record['id']}; it cannot be retuned.")
         config = retuned_settings(self.settings(), change)
-        return self._kept(
+        return self._cached(
             f"mask {config}", line, lambda: label_map(self._pixels_for(line, soft, config), soft, config)[0]
         )
 
@@ -342,18 +263,18 @@ class Desk:
         write_decision(self.store, sample_id, change, mask=found, machine=machine, who=who)
         return self.review(sample_id)
 
-    def _kept(self, what: str, line: Line, make: Callable[[], T]) -> T:
+    def _cached(self, what: str, line: Line, make: Callable[[], T]) -> T:
         """Return what was made for an image lately, or make it."""
         key = (what, line.record["id"])
         with self._lock:
-            if key in self._open:
-                self._open.move_to_end(key)
-                return self._open[key]
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
         made = make()
         with self._lock:
-            self._open[key] = made
-            while len(self._open) > 4 * KEPT_OPEN:
-                self._open.popitem(last=False)
+            self._cache[key] = made
+            while len(self._cache) > KEPT:
+                self._cache.popitem(last=False)
         return made
 
     def describe(self) -> str:

@@ -19,8 +19,8 @@ FLAGGED = 0.6  # share of the median over a store, below which a report names a 
 
 
 @dataclass(frozen=True)
-class Doubt:
-    """A line of the list.
+class DoubtfulLabel:
+    """A line of the list: a label of an image.
 
     Attributes:
         id: the image.
@@ -38,7 +38,7 @@ class Doubt:
     image: str
 
 
-def doubtful_labels(store: MaskStore) -> list[Doubt]:
+def doubtful_labels(store: MaskStore) -> list[DoubtfulLabel]:
     """Return the labels of a store's images, the most doubtful first.
 
     Raises:
@@ -52,7 +52,7 @@ def doubtful_labels(store: MaskStore) -> list[Doubt]:
             "presence. Make them again with `pseudolabel generate --overwrite`."
         )
     found = [
-        Doubt(record["id"], name, score, record.get("class_share", {}).get(name, 0.0), record.get("image", ""))
+        DoubtfulLabel(record["id"], name, score, record.get("class_share", {}).get(name, 0.0), record.get("image", ""))
         for record in records
         for name, score in record["presence"].items()
     ]
@@ -80,10 +80,10 @@ def flagged_labels(store: MaskStore) -> dict[str, list[str]]:
     return found
 
 
-def as_csv(doubts: Sequence[Doubt]) -> str:
+def as_csv(doubts: Sequence[DoubtfulLabel]) -> str:
     """Return the list as CSV with a header."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(Doubt.__dataclass_fields__), lineterminator="\n")
+    writer = csv.DictWriter(text, list(DoubtfulLabel.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(each) for each in doubts)
     return text.getvalue()

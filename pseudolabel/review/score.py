@@ -99,36 +99,51 @@ def score_store(
         raise ConfigError(
             f"--truth_255=class needs a single class, but {store.path} has {len(store.classes)}; drop it."
         )
-    config = mask_settings(store.header["config"])
-    n_classes = len(store.classes) + 1
-    before, after = (np.zeros((n_classes, n_classes), np.int64) for _ in range(2))
-    missing: list[str] = []
-    images, ignored, all_soft = 0, 0.0, True
-    with ThreadPoolExecutor(available_cpus()) as pool:
-        for records in _chunks(store.records(), AHEAD):
-            scored = [record for record in records if record["id"] in truths]
-            missing += [record["id"] for record in records if record["id"] not in truths]
-            for soft_counts, counts, share in pool.map(
-                lambda line: _compare(store, line, truths, config, root, white), scored
-            ):
-                after += counts
-                all_soft = all_soft and soft_counts is not None
-                before += 0 if soft_counts is None else soft_counts
-                images, ignored = images + 1, ignored + share
-    if not images:
+    found = _compare_all(store, truths, root, white)
+    if not found.images:
         raise UserError(
-            f"none of the {count(len(missing), 'image')} of {store.path} has ground truth; name the data set's folder "
-            "with --root or the folder of masks with --truth (pseudolabel report needs no ground truth)"
+            f"none of the {count(len(found.missing), 'image')} of {store.path} has ground truth; name the data set's "
+            "folder with --root or the folder of masks with --truth (pseudolabel report needs no ground truth)"
         )
     return StoreScores(
         store.classes,
-        score_matrix(before) if all_soft else None,
-        score_matrix(after),
-        images,
-        tuple(sorted(missing)),
-        ignored / images,
+        None if found.before is None else score_matrix(found.before),
+        score_matrix(found.after),
+        found.images,
+        tuple(sorted(found.missing)),
+        found.ignored / found.images,
         decisions(store)[1],
     )
+
+
+@dataclass
+class _Sums:
+    """Sums over a store's images: confusion matrices (no `before` where an image has no soft maps), shares, counts."""
+
+    before: Matrix | None
+    after: Matrix
+    images: int = 0
+    ignored: float = 0.0
+    missing: list[str] = field(default_factory=list)
+
+
+def _compare_all(store: MaskStore, truths: dict[str, Path], root: Path | None, white: White) -> _Sums:
+    """Compare every image that has ground truth, several at a time, in the order of the index."""
+    config, n_classes = mask_settings(store.header["config"]), len(store.classes) + 1
+    empty = np.zeros((n_classes, n_classes), np.int64)
+    sums = _Sums(empty, empty.copy())
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        for records in _chunks(store.records(), AHEAD):
+            scored = [record for record in records if record["id"] in truths]
+            sums.missing += [record["id"] for record in records if record["id"] not in truths]
+            for before, after, share in pool.map(
+                lambda record: _compare(store, record, truths, config, root, white), scored
+            ):
+                sums.before = None if before is None or sums.before is None else sums.before + before
+                sums.after += after
+                sums.images += 1
+                sums.ignored += share
+    return sums
 
 
 def _compare(

@@ -1,6 +1,6 @@
 """The review page's server: what is asked and what is answered. `desk` does the work, `guard` keeps others out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -14,24 +14,18 @@ from data.config import from_plain
 from data.console import one_line
 from data.errors import ConfigError, UserError
 from data.files import parse_json
-from data.store.review import Change
+from data.store.review import Change, Review
 from data.store.store import MaskStore
 from pseudolabel.config import mask_settings
 from pseudolabel.review import views
-from pseudolabel.review.desk import Desk, Line, Query, UnknownImage
+from pseudolabel.review.desk import Desk, UnknownImage
 from pseudolabel.review.pages import render
+from pseudolabel.review.queue import Line, Query
 from pseudolabel.review.retuning import Retuned
 
 MAX_BODY_BYTES = 64_000_000  # a mask of 2.1 million pixels, each another run, takes 20 million
-STATIC = {
-    "style.css": "text/css",
-    "review.css": "text/css",
-    "review.js": "text/javascript",
-    "stage.js": "text/javascript",
-    "queue.js": "text/javascript",
-    "common.js": "text/javascript",
-    "ground.js": "text/javascript",
-}
+SCRIPTS = ("review", "about", "common", "decision", "ground", "keys", "queue", "stage", "tuning")
+STATIC = {"style.css": "text/css", "review.css": "text/css", **{f"{name}.js": "text/javascript" for name in SCRIPTS}}
 FOR_GOOD = {"cache-control": "private, max-age=86400, immutable"}  # the address names the version
 
 
@@ -63,19 +57,20 @@ def review_app(desk: Desk, who: str = "", more: Sequence[BaseRoute] = (), model:
         Route("/mask", handlers.mask),
         *more,
     ]
-    return Starlette(routes=routes, exception_handlers={UserError: _told, OSError: _disk, HTTPException: _plain})
+    handled = {UserError: _user_error, OSError: _disk_error, HTTPException: _http_error}
+    return Starlette(routes=routes, exception_handlers=handled)
 
 
-def _told(request: Request, error: Exception) -> Response:
+def _user_error(request: Request, error: Exception) -> Response:
     status = 404 if isinstance(error, UnknownImage) else 422
     return JSONResponse({"error": one_line(error)}, status)
 
 
-def _disk(request: Request, error: Exception) -> Response:
+def _disk_error(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": f"{one_line(error)}; check the permissions and the free space"}, 507)
 
 
-def _plain(request: Request, error: Exception) -> Response:
+def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return PlainTextResponse(error.detail, error.status_code)
 
@@ -153,10 +148,10 @@ class Handlers:
     async def rows(self, request: Request) -> Response:
         """Answer with what the queue shows of some images."""
         values = await body_of(request)
-        return await _in_thread(self._rows, values)
+        return await _off_the_loop(self._rows, values)
 
     def _rows(self, values: dict[str, Any]) -> Response:
-        lines = views.queue_ids(self._desk, values.get("ids"))
+        lines = views.asked_lines(self._desk, values.get("ids"))
         return JSONResponse([views.row_view(self._desk, line) for line in lines])
 
     def item(self, request: Request) -> Response:
@@ -193,7 +188,7 @@ class Handlers:
     async def retune(self, request: Request) -> Response:
         """Answer with the class ids of a mask that is made again."""
         values = await body_of(request)
-        return await _in_thread(self._retune, values)
+        return await _off_the_loop(self._retune, values)
 
     def _retune(self, values: dict[str, Any]) -> Response:
         line = self._desk.line(text_of(values, "id"))
@@ -203,7 +198,7 @@ class Handlers:
     async def decide(self, request: Request) -> Response:
         """Write a decision."""
         values = await body_of(request)
-        return await _in_thread(self._decide, values)
+        return await _off_the_loop(self._decide, values)
 
     def _decide(self, values: dict[str, Any]) -> Response:
         line = self._desk.line(text_of(values, "id"))
@@ -211,12 +206,12 @@ class Handlers:
         change = change_of(values, self._desk.store)
         mask, machine = text_of(values, "mask"), text_of(values, "machine")
         after = self._desk.decide(line, change, mask=mask, machine=machine, who=text_of(values, "who", ""))
-        return self._decided(line, values, before.lines, before.who, after)
+        return self._decided(line, values, before, after)
 
     async def correct(self, request: Request) -> Response:
         """Write a corrected mask and the decision about it."""
         values = await body_of(request)
-        return await _in_thread(self._correct, values)
+        return await _off_the_loop(self._correct, values)
 
     def _correct(self, values: dict[str, Any]) -> Response:
         line = self._desk.line(text_of(values, "id"))
@@ -236,12 +231,12 @@ class Handlers:
             machine=text_of(values, "machine"),
             who=text_of(values, "who", ""),
         )
-        return self._decided(line, values, before.lines, before.who, after)
+        return self._decided(line, values, before, after)
 
-    def _decided(self, line: Line, values: dict[str, Any], lines: int, who: str, after: Any) -> Response:
+    def _decided(self, line: Line, values: dict[str, Any], before: Review, after: Review) -> Response:
         """Answer with what holds now, and whose decision was written since the page was sent."""
         seen = values.get("lines")
-        meanwhile = who if isinstance(seen, int) and seen < lines else ""
+        meanwhile = before.who if isinstance(seen, int) and seen < before.lines else ""
         return JSONResponse(
             {
                 "review": views.review_view(self._desk, line, after),
@@ -252,7 +247,8 @@ class Handlers:
         )
 
 
-async def _in_thread(work: Any, values: dict[str, Any]) -> Response:
+async def _off_the_loop(work: Callable[[dict[str, Any]], Response], values: dict[str, Any]) -> Response:
+    """Run what takes long in a thread, so that other requests are answered meanwhile."""
     from starlette.concurrency import run_in_threadpool
 
     return await run_in_threadpool(work, values)

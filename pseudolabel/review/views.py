@@ -1,37 +1,32 @@
 """What the review page is sent of an image: pictures as JPEG, masks as bare class ids, and figures as JSON values."""
 
 import gzip
-import io
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from data.classes import IGNORE, ClassSet
 from data.console import printable
 from data.errors import ConfigError, UserError
-from data.images import read_image
+from data.images import encode_picture, read_image
 from data.masks import overlay, voc_palette
 from data.store.records import size_of_record
 from data.store.review import Review, mask_hash
 from data.store.reviewed import known_labels
 from pseudolabel.review import blocks
-from pseudolabel.review.desk import Desk, Line
+from pseudolabel.review.desk import Desk
+from pseudolabel.review.queue import Line, labels_in_use, warnings_in_use
 from pseudolabel.review.retuning import displayed
 
 THUMBNAIL_PX = 88  # height of a thumbnail in the queue; it is shown at half of that
 HEAT_PX = 320  # height of a soft map
-JPEG_QUALITY = 88
 
 
-def jpeg(rgb_u8: UInt8[np.ndarray, "height width 3"], quality: int = JPEG_QUALITY) -> bytes:
-    """Return a picture as a JPEG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(rgb_u8).save(buffer, "JPEG", quality=quality, subsampling=0)
-    return buffer.getvalue()
+def jpeg(rgb_u8: UInt8[np.ndarray, "height width 3"], quality: int = 88) -> bytes:
+    """Return a picture as a JPEG file, colours at full resolution."""
+    return encode_picture(rgb_u8, "JPEG", quality=quality, subsampling=0)
 
 
 def thumbnail(desk: Desk, line: Line) -> bytes:
@@ -89,19 +84,6 @@ def mask_from_runs(runs: Any, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "he
     if lengths.sum() != pixels or (values > IGNORE).any():
         raise ConfigError(f"runs must add up to the image's {pixels} pixels, in class ids up to {IGNORE}.")
     return np.repeat(values.astype(np.uint8), lengths).reshape(size_hw)
-
-
-def runs_of(mask: UInt8[np.ndarray, "height width"]) -> list[int]:
-    """Return a mask as a list of runs; the inverse of `mask_from_runs`.
-
-    >>> runs_of(np.array([[1, 1, 0], [0, 0, 255]], np.uint8))
-    [1, 2, 0, 3, 255, 1]
-
-    """
-    flat = mask.reshape(-1)
-    starts = np.flatnonzero(np.diff(flat, prepend=flat[:1] ^ 1))
-    lengths = np.diff(starts, append=flat.size)
-    return list(itertools.chain.from_iterable(zip(flat[starts].tolist(), lengths.tolist(), strict=True)))
 
 
 def class_view(classes: ClassSet, class_id: int) -> dict[str, Any]:
@@ -195,8 +177,10 @@ def store_view(desk: Desk, model: bool = False) -> dict[str, Any]:
         "path": printable(str(desk.store.path)),
         "classes": [class_view(classes, number) for number in range(len(classes) + 1)],
         "undecided": class_view(classes, IGNORE),
-        "labels": sorted(([label, number] for label, number in desk.labels_in_use().items()), key=lambda one: -one[1]),
-        "warnings": [[printable(kind), number] for kind, number in desk.warnings_in_use().most_common()],
+        "labels": sorted(
+            ([label, number] for label, number in labels_in_use(desk.lines).items()), key=lambda one: -one[1]
+        ),
+        "warnings": [[printable(kind), number] for kind, number in warnings_in_use(desk.lines).most_common()],
         "settings": {
             "threshold": config.fuse.threshold,
             "crf": config.crf.kind != "none",
@@ -209,7 +193,7 @@ def store_view(desk: Desk, model: bool = False) -> dict[str, Any]:
     }
 
 
-def queue_ids(desk: Desk, wanted: Any) -> Sequence[Line]:
+def asked_lines(desk: Desk, wanted: Any) -> Sequence[Line]:
     """Return the images that a page asks for by a list of ids; what the store does not hold (any more) is left out.
 
     Raises:

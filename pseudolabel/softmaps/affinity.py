@@ -2,8 +2,12 @@
 
 Source: arXiv 2309.04109, section 3.3 (class-aware affinity), with the refinements of later papers beside it.
 S is the mean over heads of softmax(Q K^T / sqrt(d)): row-stochastic, rows are queries; neither transposed nor
-symmetrised. Nothing but `sharpened` and `balanced` needs S as a matrix: S V for a few maps V is scaled-dot-product
-attention with V as values, O(N K) memory for N cells and K maps.
+symmetrised. Few kinds need S as a matrix: S V for a few maps V is scaled-dot-product attention with V as values,
+O(N K) memory for N cells and K maps.
+
+Our own is `AffinityConfig.balance`, which takes one round of what CLIP-ES (arXiv 2212.09506, section 3.3) does three
+times, and neither its symmetry nor its square: S' = R S C, C dividing columns and R rows by their sums. Some cells draw
+attention from everywhere; in S they, not the object's other cells, decide what a cell is told.
 """
 
 import math
@@ -25,6 +29,8 @@ DENSE_CELLS = 800
 ISEG_ROUNDS = 10
 SINKHORN_ROUNDS = 3
 DIVERGENCE_ELEMENTS = 1 << 24  # cells x cells x classes that are compared at once
+SMALLEST = 1e-12  # a column sum, at least
+SLICE_ELEMENTS = 1 << 24  # cells x cells of a head that are there at once where columns are summed
 
 
 @dataclass(frozen=True)
@@ -66,15 +72,32 @@ class SelfAttention:
             parts.append(applied.mean(dim=1)[..., : part.shape[-1]])
         return torch.cat(parts, dim=-1)
 
-    def power(self, values: Float[Tensor, "batch cells maps"], times: int) -> Float[Tensor, "batch cells maps"]:
-        """Return S applied `times` times, the quicker way for this number of cells."""
+    def drawn(self) -> Float[Tensor, "batch cells"]:
+        """Return the column sums of S, the attention that each cell draws from all, without building S."""
+        cells, dim = self.queries.shape[2:]
+        total = torch.zeros(len(self.queries), cells, device=self.queries.device)
+        keys = self.keys.float().transpose(2, 3)
+        for rows in self.queries.float().split(max(1, SLICE_ELEMENTS // cells), dim=2):
+            for head in range(keys.shape[1]):
+                total += torch.softmax(rows[:, head] @ keys[:, head] * dim**-0.5, dim=-1).sum(dim=1)
+        return total / keys.shape[1]
+
+    def power(
+        self, values: Float[Tensor, "batch cells maps"], times: int, balance: bool = False
+    ) -> Float[Tensor, "batch cells maps"]:
+        """Return S, or S with its columns and rows balanced once, applied `times` times, the quicker way."""
         if self.queries.shape[2] <= DENSE_CELLS:
-            matrix = self.matrix()
+            matrix = columns_then_rows(self.matrix()) if balance else self.matrix()
             for _ in range(times):
                 values = matrix @ values.float()
             return values
+        shares = 1 / self.drawn().clamp_min(SMALLEST)[..., None] if balance else None
         for _ in range(times):
-            values = self.apply(values)
+            if shares is None:
+                values = self.apply(values)
+            else:  # R S C V = S C V / S C 1
+                applied = self.apply(torch.cat([shares * values.float(), shares], dim=-1))
+                values = applied[..., :-1] / applied[..., -1:]
         return values
 
 
@@ -114,6 +137,7 @@ def told_apart(
     layers: Sequence[SelfAttention],
     valid: Bool[Tensor, "batch 1 height width"],
     n_classes: Sequence[int],
+    balance: bool = False,
 ) -> Float[Tensor, "batch classes height width"]:
     """Let other layers say which class a cell belongs to, and the maps how far things reach.
 
@@ -128,6 +152,7 @@ def told_apart(
         layers: self-attention; without any, what names is not spread.
         valid: cells that hold image; means are taken over these alone.
         n_classes: of each element, how many maps are classes; those behind them stay as they are.
+        balance: see `AffinityConfig`.
 
     """
     grid_hw = (maps.shape[-2], maps.shape[-1])
@@ -138,7 +163,7 @@ def told_apart(
         relative.append(resized / mean.clamp_min(1e-12))
     names = torch.stack(relative).mean(dim=0)
     if layers:
-        names = _mean_over_layers(names, layers, grid_hw, AffinityConfig(kind="iterated"))
+        names = _mean_over_layers(names, layers, grid_hw, AffinityConfig(kind="iterated", balance=balance))
     numbers = torch.arange(maps.shape[1], device=maps.device)
     is_class = (numbers[None] < torch.tensor(n_classes, device=maps.device)[:, None])[:, :, None, None]
     reach = (maps * is_class).amax(dim=1, keepdim=True)
@@ -204,9 +229,9 @@ def _apply_kind(
     """Apply one layer's affinity to maps."""
     match config.kind:
         case "caa":
-            return layer.power(values, 2)
+            return layer.power(values, 2, config.balance)
         case "iterated":
-            return layer.power(values, 1)
+            return layer.power(values, 1, config.balance)
         case "iseg":
             return iterate_normalised(sharpened(layer.matrix(), config.sharpening), values)
         case "clipes":
@@ -242,7 +267,15 @@ def iterate_normalised(
 def balanced(matrix: Float[Tensor, "batch cells cells"]) -> Float[Tensor, "batch cells cells"]:
     """Balance columns and rows three times, make symmetric, square. Source: CLIP-ES, arXiv 2212.09506, section 3.3."""
     for _ in range(SINKHORN_ROUNDS):
-        matrix = matrix / matrix.sum(dim=1, keepdim=True)
-        matrix = matrix / matrix.sum(dim=2, keepdim=True)
+        matrix = columns_then_rows(matrix)
     symmetric = (matrix + matrix.transpose(1, 2)) / 2
     return symmetric @ symmetric
+
+
+def columns_then_rows(matrix: Float[Tensor, "batch cells cells"]) -> Float[Tensor, "batch cells cells"]:
+    """Divide columns by their sums, then rows by theirs: one round of Sinkhorn and Knopp's balancing.
+
+    A column may be zero to the last bit, where attention is sharp.
+    """
+    matrix = matrix / matrix.sum(dim=1, keepdim=True).clamp_min(SMALLEST)
+    return matrix / matrix.sum(dim=2, keepdim=True)

@@ -220,11 +220,19 @@ class AffinityConfig:
     clamp_box_edge: bool = False
     """The grid's last row and column are never inside a box (Paper)."""
 
+    balance: bool = False
+    """Kinds caa and iterated: divide S by its column sums, then its rows by theirs, so that cells which all others look
+    at do not decide what all are told."""
+
     iterations: int = 2
     """Kinds iterated and cda: how many times the map is spread."""
 
     sharpening: float = 0.015
     """Kind iseg: weight of the entropy term; published: 0.015 for VOC, 0.1 for COCO."""
+
+    saturate: float = 0.0
+    """Share of an image's cells, those with the strongest maps, that are cut at 1 at last, so that a bright spot does
+    not set the scale of everything else; 0: none."""
 
     temperature: float = 0.3
     """Kind cda: the lower, the less is spread between cells of different classes."""
@@ -237,17 +245,18 @@ class AffinityConfig:
     def idle(self) -> tuple[str, ...]:
         """Return the settings that were changed and have no effect under this kind."""
         idle = {
-            "none": ("boxes", "theta", "clamp_box_edge", "iterations", "sharpening", "temperature"),
+            "none": ("boxes", "theta", "clamp_box_edge", "balance", "iterations", "sharpening", "temperature"),
             "caa": ("iterations", "sharpening", "temperature"),
             "iterated": ("sharpening", "temperature"),
-            "iseg": ("boxes", "theta", "clamp_box_edge", "iterations", "temperature"),
-            "clipes": ("iterations", "sharpening", "temperature"),
-            "cda": ("boxes", "theta", "clamp_box_edge", "sharpening"),
+            "iseg": ("boxes", "theta", "clamp_box_edge", "balance", "iterations", "temperature"),
+            "clipes": ("balance", "iterations", "sharpening", "temperature"),
+            "cda": ("boxes", "theta", "clamp_box_edge", "balance", "sharpening"),
         }[self.kind]
         return changed(self, dict.fromkeys([*idle, *(() if self.uses_boxes else ("theta", "clamp_box_edge"))]))
 
     def __post_init__(self) -> None:
         require("affinity.theta", self.theta, 0 <= self.theta < 1, "at least 0 and below 1")
         require("affinity.iterations", self.iterations, self.iterations >= 1, "at least 1")
+        require("affinity.saturate", self.saturate, 0 <= self.saturate < 1, "at least 0 and below 1")
         require("affinity.temperature", self.temperature, self.temperature > 0, "above 0")
         require("affinity.sharpening", self.sharpening, self.sharpening >= 0, "at least 0")

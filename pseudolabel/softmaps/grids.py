@@ -10,6 +10,8 @@ from torch.nn import functional
 from data.store.softmaps import Frame
 from pseudolabel.softmaps.layers import Layer
 
+LEAST_DIVISOR = 0.2  # of `saturated`
+
 
 def min_max(
     maps: Float[Tensor, "batch classes height width"], valid: Bool[Tensor, "batch #classes height width"] | None = None
@@ -26,6 +28,32 @@ def min_max(
     span = high - low
     scaled = (maps - low) / torch.where(span > 0, span, torch.ones_like(span))
     return scaled.clamp(0, 1)
+
+
+def saturated(
+    maps: Float[Tensor, "batch maps height width"],
+    valid: Bool[Tensor, "batch 1 height width"],
+    n_classes: Sequence[int],
+    share: float,
+) -> Float[Tensor, "batch maps height width"]:
+    """Divide the maps of each element by what their strongest cells reach, and cut at 1; our own.
+
+    A map scaled by its maximum lies low where one spot of an object stands out. The divisor is the same for all of an
+    image's maps, so that classes keep their order: the quantile 1 - `share`, over the cells that hold image, of a
+    cell's highest class map; at least LEAST_DIVISOR, so that images with little to find are not blown up.
+
+    Args:
+        maps: 0 to 1; those of classes come first.
+        valid: cells that hold image.
+        n_classes: of each element, how many maps are classes; the others are divided alike.
+        share: of the cells.
+
+    """
+    divisors = []
+    for own, cells, count in zip(maps, valid, n_classes, strict=True):
+        strongest = own[:count].amax(dim=0)[cells[0]]
+        divisors.append(torch.quantile(strongest.float(), 1 - share).clamp_min(LEAST_DIVISOR))
+    return (maps / torch.stack(divisors)[:, None, None, None]).clamp(0, 1)
 
 
 def resize_maps(maps: Float[Tensor, "batch classes height width"], grid_hw: tuple[int, int]) -> Tensor:

@@ -261,7 +261,7 @@ def plan_prompts(
         labels: class ids, ascending.
         classes: phrases and background words.
         config: template and whether background words are used.
-        tokenizer: a CLIP tokenizer.
+        tokenizer: the text encoder's, of any kind in `tokens`; of several the first's.
         window: tokens the encoder reads at once, start and end included.
 
     Raises:
@@ -292,7 +292,7 @@ def check_phrases(labels: Sequence[int], classes: ClassSet, config: PromptConfig
         labels: class ids that occur.
         classes: phrases and background words.
         config: template and whether background words are used.
-        tokenizer: a CLIP tokenizer.
+        tokenizer: the text encoder's, of any kind in `tokens`; of several the first's.
         window: tokens the encoder reads at once, start and end included.
 
     Raises:

@@ -20,7 +20,7 @@ from pseudolabel.softmaps.boxes import Box, batch_boxes, box_mask
 from pseudolabel.softmaps.config import AffinityConfig, AttentionConfig
 from pseudolabel.softmaps.diffusion.families import run_denoiser
 from pseudolabel.softmaps.diffusion.parts import Parts
-from pseudolabel.softmaps.grids import common_grid, min_max, resize_maps, valid_mask, valid_sizes
+from pseudolabel.softmaps.grids import common_grid, min_max, resize_maps, saturated, valid_mask, valid_sizes
 from pseudolabel.softmaps.layers import Layer
 from pseudolabel.softmaps.passes import Pass, stack_texts
 from pseudolabel.softmaps.prompt import Prompt
@@ -257,7 +257,7 @@ def refine_maps(
         affinity: how the maps are spread.
         by_layer: how much each layer of `cross` counts, summing to 1; None: all alike.
         naming: maps of the layers by which classes are told apart; none: those of `cross` do it.
-        n_classes: with `naming`: of each pass, how many maps are classes.
+        n_classes: with `naming` or `affinity.saturate`: of each pass, how many maps are classes.
 
     Returns:
         class_maps, layers, boxes and refined of a `Reading`.
@@ -276,5 +276,7 @@ def refine_maps(
         masks = torch.from_numpy(drawn).to(device)
     refined = spread(class_maps, layers, masks, valid, affinity)
     if naming:
-        refined = told_apart(refined, naming, layers, valid, n_classes)
+        refined = told_apart(refined, naming, layers, valid, n_classes, affinity.balance)
+    if affinity.saturate > 0:
+        refined = saturated(refined, valid, n_classes, affinity.saturate)
     return class_maps, tuple(layers), boxes, refined

@@ -2,9 +2,11 @@ import json
 import os
 import re
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
+from huggingface_hub import scan_cache_dir
 
 from data.about import EXTRAS, required, versions
 from data.console import EXIT_FAULT, run_program
@@ -23,7 +25,7 @@ def test_every_extra_is_described_and_its_packages_are_known():
     assert all(versions().values())  # the suite runs where they are installed
 
 
-def test_about_names_what_a_report_needs(capsys, monkeypatch, tmp_path):
+def test_about_names_what_a_report_needs(capsys, monkeypatch):
     monkeypatch.setattr("data.about.version", lambda name: (_ for _ in ()).throw(__missing(name)))
     assert main(["about"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -35,6 +37,19 @@ def test_about_names_what_a_report_needs(capsys, monkeypatch, tmp_path):
     assert found["packages"]["torch"]
     assert found["cores"] >= 1
     assert any(model.endswith("demo/model") for model in found["models"])
+
+
+@pytest.mark.parametrize("place", ["a file", "a loop"])
+def test_about_says_what_there_is_where_the_hubs_cache_cannot_be_read(capsys, monkeypatch, tmp_path, place):
+    if place == "a file":
+        (tmp_path / "cache").write_text("dear")
+    else:
+        (tmp_path / "cache").symlink_to(tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.scan_cache_dir", partial(scan_cache_dir, tmp_path / "cache"))
+    assert main(["about"]) == 0
+    said = capsys.readouterr().out
+    assert "Cache     the hub's cannot be read: " in said
+    assert "demo/model" in said
 
 
 def __missing(name: str) -> Exception:

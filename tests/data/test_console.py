@@ -1,8 +1,10 @@
+import errno
 import logging
+from pathlib import Path
 
 import pytest
 
-from data.console import PrintableFormatter, count, one_line, plural, printable
+from data.console import PrintableFormatter, count, one_line, plural, printable, short, some, system_fault
 from data.errors import UserError
 
 
@@ -34,6 +36,37 @@ def test_a_name_of_another_encoding_can_be_printed():
     name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
     assert printable(name) == "caf\\udce9.png"
     printable(name).encode()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a"), "No space left on device: 'a'; check the path"),
+        (FileExistsError(errno.EEXIST, "File exists", "a"), "It exists, and is no folder: 'a'; check"),
+        (
+            IsADirectoryError(errno.EISDIR, "Is a directory", Path("a")),
+            "It is a folder, and a file is to be there: 'a'",
+        ),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error; check the path"),
+        (OSError(errno.EACCES, "Permission denied", b"caf\xe9"), r"Permission denied: 'caf\udce9'; check"),
+        (OSError("Only 3 of 9 bytes were written"), "Only 3 of 9 bytes were written"),
+    ],
+)
+def test_errors_of_the_system_are_said_in_words(error, said):
+    line = system_fault(error)
+    assert line.startswith(said)
+    assert "Errno" not in line
+
+
+def test_names_are_listed_as_far_as_they_are_few():
+    assert some([]) == ""
+    assert some(list("abcde")) == "a, b, c, d, e"
+    assert some(list("abcdef")) == "a, b, c, d, e and 1 more"
+
+
+@pytest.mark.parametrize("value", ["x" * 10_000, ["x" * 500] * 9, {"a": {"b": [1] * 999}}, 10**4000, object()])
+def test_values_in_messages_are_short(value):
+    assert 0 < len(short(value)) <= 100
 
 
 def test_errors_and_log_lines_are_printable():

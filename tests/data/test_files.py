@@ -8,7 +8,16 @@ import pytest
 from filelock import FileLock
 
 from data.errors import UserError
-from data.files import append_line, check_writable, is_free, json_bytes, new_folder, parse_json, write_atomically
+from data.files import (
+    append_line,
+    check_place,
+    check_writable,
+    is_free,
+    json_bytes,
+    new_folder,
+    parse_json,
+    write_atomically,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -54,6 +63,31 @@ def test_the_error_names_the_file_and_not_the_temporary_one(tmp_path):
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("taken", ["file", "file below", "link to nowhere", "loop"])
+def test_a_place_where_no_folder_can_be_is_found_before_it_is_filled(tmp_path, taken):
+    (tmp_path / "file").write_text("dear")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    place = {"file": "file", "file below": "file/a/b", "link to nowhere": "nowhere/a", "loop": "loop"}[taken]
+    before = names(tmp_path)
+    with pytest.raises(NotADirectoryError, match="Not a folder"):
+        check_place(tmp_path / place)
+    assert names(tmp_path) == before
+
+
+def test_a_place_that_takes_no_folder_is_named_as_it_was_given(tmp_path, monkeypatch):
+    check_place(tmp_path / "a" / "b")
+    check_place(tmp_path)
+    assert names(tmp_path) == []
+
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", "probe")
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with pytest.raises(OSError, match=r"Read-only file system: '.*/a/b'"):
+        check_place(tmp_path / "a" / "b")
+
+
 def test_a_new_folder_stands_there_when_the_block_ends(tmp_path):
     with new_folder(tmp_path / "deep" / "out") as folder:
         (folder / "a").write_text("x")
@@ -89,6 +123,17 @@ def test_nothing_is_left_of_one_that_failed(tmp_path, existing, fault):
         fill()
     assert [path.name for path in tmp_path.rglob("*")] == (["out"] if existing else [])
     assert is_free(tmp_path / "out")
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_full_disk_names_the_folder_and_not_what_was_written_beside_it(tmp_path, existing):
+    if existing:
+        (tmp_path / "out").mkdir()
+    for name in (None, "a.png"):
+        with pytest.raises(OSError, match=r"full: '.*/out'$"), new_folder(tmp_path / "out") as folder:
+            raise OSError(errno.ENOSPC, "full", *([] if name is None else [str(folder / name)]))
+    with pytest.raises(OSError, match=r"damaged: 'photo\.jpg'"), new_folder(tmp_path / "out"):
+        raise OSError(errno.EIO, "damaged", "photo.jpg")
 
 
 @pytest.mark.parametrize("existing", [False, True])

@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import struct
@@ -150,6 +151,21 @@ def test_damaged_and_missing_images_are_named(tmp_path):
         read_image(tmp_path / "none.jpg")
     with pytest.raises(ImageError, match="Cannot read"):
         read_image(tmp_path)
+
+
+def test_an_image_that_may_not_be_read_or_is_a_link_to_nowhere(tmp_path, monkeypatch):
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(ImageError, match=r"no image .*link\.jpg, a link to a file that is gone; check"):
+        read_image(tmp_path / "link.jpg")
+    Image.fromarray(gradient()).save(tmp_path / "x.png")
+
+    def refused(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refused)
+    with pytest.raises(ImageError, match=r"x\.png: Permission denied; replace"):
+        read_image(tmp_path / "x.png")
+    assert image_facts(tmp_path / "x.png").problem == "Permission denied"
 
 
 @pytest.mark.parametrize("cut", range(0, 100, 7))

@@ -4,7 +4,7 @@ from PIL import Image
 
 from data.errors import ImageError
 from data.images import to_upright
-from data.masks import colorize, overlay, read_mask, read_truth, write_mask
+from data.masks import colorize, overlay, read_mask, read_truth, voc_palette, write_mask
 
 
 def test_truth_drawn_on_the_raw_rows_is_turned(tmp_path):
@@ -45,3 +45,11 @@ def test_overlay_leaves_the_background_alone():
     rgb = np.full((1, 2, 3), 100, np.uint8)
     shown = overlay(rgb, np.uint8([[0, 1]]), alpha=0.5)
     assert shown.tolist() == [[[100, 100, 100], [114, 50, 50]]]
+
+
+def test_palette_is_the_development_kits():
+    palette = voc_palette()
+    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
+    for value, colour in known.items():
+        assert tuple(palette[value]) == colour
+    assert len(np.unique(palette, axis=0)) == 256

@@ -2,7 +2,7 @@
 
 import json
 import string
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +43,23 @@ def word_tokenizer() -> CLIPTokenizer:
     lists = [words for classes in (VOC, COCO) for row in classes.background_words for words in row]
     phrases = [phrase for classes in (VOC, COCO) for phrase in classes.phrases]
     return make_tokenizer({word for text in [*WORDS, *lists, *phrases] for word in text.replace(",", " ").split()})
+
+
+@pytest.fixture
+def run(capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process: `run("ground", ...)` returns its status, what it printed, and its errors."""
+    from pseudolabel.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            status = int(error.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
 
 
 def _text_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
@@ -221,3 +238,21 @@ def store_bytes():
         return {f"{folder}/{path.name}": path.read_bytes() for folder in folders for path in (store / folder).iterdir()}
 
     return read
+
+
+@pytest.fixture(scope="session")
+def tiny_sam_folder(tmp_path_factory) -> Path:
+    """A tiny SAM on disk, as transformers saves it."""
+    from transformers import SamConfig, SamModel
+
+    torch.manual_seed(0)
+    vision = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64, "patch_size": 8,
+        "window_size": 4, "global_attn_indexes": [1], "output_channels": 16, "mlp_dim": 64, "num_pos_feats": 8,
+    }  # fmt: skip
+    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4}
+    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+    model = SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
+    target = tmp_path_factory.mktemp("sam") / "sam"
+    model.save_pretrained(target)
+    return target

@@ -12,7 +12,8 @@ from data.scoring import score
 from data.store.softmaps import SoftMaps
 from pseudolabel.calibrate.pictures import Picture
 from pseudolabel.calibrate.recordings import record
-from pseudolabel.masks.config import CrfConfig, FuseConfig, MaskConfig
+from pseudolabel.masks.config import CrfConfig, FuseConfig, MaskConfig, SamConfig
+from pseudolabel.masks.labelmap import label_map
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.diffusion.load import load_parts
 from pseudolabel.softmaps.diffusion.unet import list_layers
@@ -108,7 +109,6 @@ def judged_scene(share: float, seed: int):
 def test_thresholds_are_the_best_and_figures_are_those_of_the_masks():
     from benchmarks.arena_judge import fitted, judged, with_threshold
     from pseudolabel.masks.fuse import before_crf
-    from pseudolabel.masks.labelmap import label_map
 
     scenes, maps = zip(*(judged_scene(0.4, seed) for seed in range(3)), strict=True)
     masks = MaskConfig(crf=CrfConfig(iterations=2), fuse=FuseConfig(threshold=0.05))
@@ -154,14 +154,20 @@ def test_the_page_names_every_method_and_counts_the_looks():
         "chosen": {"goca": ["with background words", 0.5, 0.4], "default": ["its own", 0.5, 0.45]},
         "worlds": worlds,
         "costs": {"goca": {"seconds": 0.1, "peak_mib": 700.0}},
+        "sam": None,
+        "cpu_minutes": 12.4,
     }
     looks = [{"commit": "abc", "why": "the table"}, {"commit": "def", "why": "another default"}]
-    text = report(found, looks, {"hardware": "2 cores", "torch": "2", "commit": "def"})
+    machine = {"hardware": "2 cores", "torch": "2", "commit": "def"}
+    text = report(found, looks, machine)
     assert (
         "| GoCA (CVPR 2026, arXiv 2603.06178) | 50.0 (40.0 to 60.0) | 60.0 (50.0 to 70.0) | 30.0 | +10.0 (+5.0 to"
         in text
     )
     assert "2. def: another default" in text
+    assert "No row has a SAM" in text
+    assert "took 12 minutes of one core" in text
+    assert "The SAM is `facebook/sam-vit-base`." in report(found | {"sam": "facebook/sam-vit-base"}, looks, machine)
 
 
 def test_the_shifted_world_shows_other_drawings_on_other_grounds():
@@ -169,11 +175,39 @@ def test_the_shifted_world_shows_other_drawings_on_other_grounds():
     from data.demo.glyphs import load_glyphs
     from data.demo.grounds import OTHER_GROUNDS
 
-    worlds = draw_worlds(6, 2)
+    worlds = draw_worlds(3, 6, 2)
     held_out = {glyph.name for glyph in load_glyphs() if glyph.held_out}
     for scene in worlds["shifted"]:
         assert {instance.drawing for instance in scene.instances} <= held_out
         assert set(scene.grounds) <= set(OTHER_GROUNDS)
-    assert len(worlds["val"]) == 6
-    again = draw_worlds(1, 0)["shifted"][0]
+    assert [len(scenes) for scenes in worlds.values()] == [2, 3, 6]
+    again = draw_worlds(0, 1, 0)["shifted"][0]
     assert np.array_equal(again.rgb, worlds["shifted"][0].rgb)
+
+
+def test_the_row_with_a_sam_is_the_default_sharpened(tiny_sam_folder):
+    from benchmarks.arena import add_sam
+    from benchmarks.arena_judge import judged
+
+    scene, maps = judged_scene(0.4, 0)
+    masks = {"default": MaskConfig(crf=CrfConfig(iterations=2))}
+    chosen, read = {"default": ("its own", 0.3, 0.4)}, {"val": {"default": {"its own": [maps]}}}
+    add_sam(str(tiny_sam_folder), masks, chosen, read)
+    assert chosen["default + SAM"] == chosen["default"]
+    rows = {}
+    for method, config in masks.items():
+        reading, before, after = chosen[method]
+        rows[method] = judged([scene], read["val"][method][reading], config, before, after)
+    assert np.array_equal(rows["default"].counts_before, rows["default + SAM"].counts_before)
+    with_sam = MaskConfig(FuseConfig(threshold=0.4), CrfConfig(iterations=2), sam=SamConfig(id=str(tiny_sam_folder)))
+    labelled_as = label_map(scene.rgb, maps, with_sam)[1]
+    assert np.trace(rows["default + SAM"].counts_after[0]) == (labelled_as == scene.mask).sum()
+
+
+def test_one_more_look_at_val_says_what_it_is_for(tmp_path, capsys):
+    from benchmarks.arena import main
+
+    (tmp_path / "arena.json").write_text('{"looks": [{"commit": "abc", "why": "the table"}]}')
+    with pytest.raises(SystemExit, match="2"):
+        main(["--output", str(tmp_path / "arena.md")])
+    assert "--why" in capsys.readouterr().err

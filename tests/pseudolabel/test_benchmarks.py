@@ -98,10 +98,11 @@ def test_the_table_of_times_and_what_check_knows_are_the_scripts():
     models = json.loads(costs.SHIPPED.read_text(encoding="utf-8"))["models"]
     assert costs.short_table(models) in (ROOT / "pseudolabel" / "README.md").read_text(encoding="utf-8")
     assert [model["title"] for model in models] == [backbone.title for backbone in BACKBONES.values()]
-    size, encoder, draw = costs.operations("sd15")
-    assert (list(size), round(encoder / 1e12, 2), round(draw / 1e12, 2)) == tuple(
+    found = costs.operations("sd15")
+    assert (list(found.size_hw), round(found.encoder / 1e12, 2), round(found.draw / 1e12, 2)) == tuple(
         models[0][key] for key in ("read_at", "encoder_tflop", "draw_tflop")
     )
+    assert 0.5 < found.draw / found.whole < 1  # up_blocks.2.attentions.1 is the last layer read
 
 
 def test_the_report_of_stage_one_names_what_did_not_fit():
@@ -234,7 +235,7 @@ def test_phrases_are_measured(sd_folder, tmp_path, capsys):
 def test_stores_are_joined_for_training(made_store, tmp_path):
     from benchmarks.synthesize import join
     from data.store.store import MaskStore
-    from train.dataset import list_training
+    from train.samples import list_training
 
     joined = MaskStore.open(join(tmp_path / "both", [(made_store, 2)]))
     assert len(list_training(joined, "store", None, None)) == 2
@@ -244,12 +245,13 @@ def test_stores_are_joined_for_training(made_store, tmp_path):
 
 def test_a_personal_rule_is_chosen_on_one_half_and_measured_on_the_other(tmp_path):
     """Maps that are the truth at some distance from it: the token's rules find it, the class word's own cannot."""
-    from benchmarks import personal
+    from benchmarks import personal_page, personal_read, personal_rules
+    from data.demo.personal import CONCEPTS
 
     random = np.random.default_rng(0)
     scenes = 3
     maps, truths = {}, {}
-    for concept in personal.CONCEPTS:
+    for concept in CONCEPTS:
         kind = np.zeros((3 * scenes, 32, 32), bool)
         kind[:, 4:28, 4:28] = True
         mine = kind & (np.arange(32) < 16)
@@ -259,33 +261,50 @@ def test_a_personal_rule_is_chosen_on_one_half_and_measured_on_the_other(tmp_pat
         def layered(*rows):
             stacked = np.stack([row[:, ::2, ::2] for row in rows], axis=1).astype(np.float32)
             noisy = np.clip(0.02 + 0.9 * stacked + random.normal(0, 0.01, stacked.shape), 0, 1)
-            return np.tile(noisy[:, None, None], (1, 2, len(personal.LAYERS), 1, 1, 1)).astype(np.float32)
+            return np.tile(noisy[:, None, None], (1, 2, len(personal_read.LAYERS), 1, 1, 1)).astype(np.float32)
 
         token = mine.astype(float)
         found = {"class": layered(kind), "token": layered(token), "both": layered(token, kind & ~mine)}
         maps["taught", concept.name] = found
-    rows = {row["rule"]: row for row in personal.compare(maps, truths, "taught")}
+    rows = {row["rule"]: row for row in personal_rules.compare(maps, truths, "taught")}
     assert rows["class word"]["final"]["iou"][1] < 55
     assert rows["class word"]["final"]["false_alarms"] == 100
-    for rule in personal.RULES[1:]:
+    for rule in personal_rules.RULES[1:]:
         assert rows[rule]["final"]["iou"][1] > 80, rule
         assert rows[rule]["final"]["found"] == 100
     assert rows["token"]["final"]["false_alarms"] == 0
     content = {"scenes": scenes, "seed": 0, "rows": {kind: list(rows.values()) for kind in ("taught", "plain")}}
     content["machine"] = {"hardware": "a machine", "torch": "2", "commit": "abc"}
-    text = personal.report(content)
+    text = personal_page.report(content)
     assert "points" in text
-    assert all(concept.name in text for concept in personal.CONCEPTS)
+    assert all(concept.name in text for concept in CONCEPTS)
+
+
+def test_scenes_are_read_with_the_class_word(tmp_path):
+    from types import SimpleNamespace
+
+    from benchmarks import personal_read
+    from data.demo.personal import CONCEPTS, write_personal
+
+    write_personal(tmp_path / "scenes", 1)
+    options, cache = SimpleNamespace(seed=0), tmp_path / "class.npz"
+    found = personal_read.read_scenes(options, tmp_path / "scenes", CONCEPTS[0], (), ("class",), cache)["class"]
+    assert found.shape == (3, 2, len(personal_read.LAYERS), 1, 22, 22)
+    assert 0 <= found.min() < 0.1 < found.max() <= 1  # shares of attention
+    assert not np.allclose(found[:, 0], found[:, 1])  # as read, and spread
+    truths = personal_read.read_truths(tmp_path / "scenes" / CONCEPTS[0].name)
+    assert truths.shape == (3, 128, 128)
+    assert truths[0].any()
 
 
 def test_iou_at_every_cut_is_that_of_the_masks():
-    from benchmarks import personal
+    from benchmarks import personal_rules
 
     random = np.random.default_rng(1)
     scores, truths = random.random((6, 8, 8)), random.random((6, 8, 8)) > 0.6
-    found = personal.overlaps(scores, truths, 2)
+    found = personal_rules.overlaps(scores, truths, 2)
     for subset, cut in ((0, 5), (2, 60)):
         part = slice(2 * subset, 2 * subset + 2)
-        marked = scores[part] >= personal.CUTS[cut]
+        marked = scores[part] >= personal_rules.CUTS[cut]
         expected = (marked & truths[part]).sum() / (marked | truths[part]).sum()
         assert found[subset, cut] == pytest.approx(expected)

@@ -1,5 +1,6 @@
 import inspect
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -213,6 +214,10 @@ def test_paths_in_a_config_hold_wherever_one_stands(capsys, world, tmp_path, mon
         ("seed_everything: 1\n".encode("utf-16"), "save it as UTF-8"),
         (b'crf: "\\0"\n', "zero character"),
         (b'data: {root: "a\\0b"}\n', "zero character"),
+        (b"", "it holds nothing, and must hold settings by name; --print_config shows what one looks like"),
+        (b"# nothing but a comment\n", "it holds nothing"),
+        (b"photos\n", "it holds 'photos', and must hold settings by name"),
+        (b"- crf\n", "it holds ['crf']"),
     ],
 )
 @pytest.mark.parametrize("program", ["pseudolabel", "segtrain"])
@@ -224,6 +229,17 @@ def test_config_files_that_the_parser_would_stumble_over(tmp_path, capsys, conte
     assert run([command, "--config", str(tmp_path / "c.yaml")]) == 2
     error = capsys.readouterr().err
     assert says in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("program", ["pseudolabel", "segtrain"])
+def test_an_argument_of_no_encoding_is_one_line(capsys, program):
+    from train.cli import main as train_main
+
+    run, command = (cli.main, "score") if program == "pseudolabel" else (train_main, "fit")
+    assert run([command, f"--store={os.fsdecode(b'caf' + bytes([0xE9]))}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: The argument '--store=caf\\udce9' holds bytes that are no text in UTF-8; rename")
     assert error.count("\n") == 1
 
 

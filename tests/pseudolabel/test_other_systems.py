@@ -50,7 +50,7 @@ os.symlink = no_links
 ROUND_TRIP = """
 from pathlib import Path
 import numpy as np
-from data.classes import load_classes
+from data.class_file import load_classes
 from data.store.store import MaskStore
 from pseudolabel.cli import main
 

@@ -150,6 +150,8 @@ SWITCHES = {
     "heads": ("attention", {"cross_layers": ("1/2@0", "mid")}),
     "clamp_box_edge": ("affinity", {"clamp_box_edge": True}),
     "no_boxes": ("affinity", {"boxes": False}),
+    "balance": ("affinity", {"balance": True}),
+    "saturate": ("affinity", {"saturate": 0.1}),
     "iterated": ("affinity", {"kind": "iterated"}),
     "iseg": ("affinity", {"kind": "iseg"}),
     "clipes": ("affinity", {"kind": "clipes"}),
@@ -231,7 +233,7 @@ def test_the_models_own_size_sets_the_rule(tiny_config, with_settings):
     assert pipeline.reader.frame((375, 500), scale=1.5).padded_hw == (112, 144)
 
 
-def test_one_draw_is_one_evaluation_of_the_unet(pipeline, tiny_config, with_settings):
+def test_one_draw_is_one_evaluation_of_the_unet(tiny_config):
     count = 0
 
     def hook(module, args, kwargs):
@@ -320,10 +322,10 @@ def test_one_image_of_bad_numbers_does_not_spoil_its_batch(tiny_config, monkeypa
 
     expected = pipeline.soft_maps(IMAGES[:2], LABELS[:2], IDS[:2])
     monkeypatch.setattr(pipeline.reader, "latent", damaged)
-    *found, fault = pipeline.soft_maps_or_faults(IMAGES[:3], LABELS[:3], IDS[:3])
+    *found, fault = pipeline.maps_and_shares_or_faults(IMAGES[:3], LABELS[:3], IDS[:3])
     assert "damaged" in str(fault)
-    for soft, same in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(soft.maps, same.maps)
+    for maps, same in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(maps.soft.maps, same.maps)
 
 
 def test_soft_maps_of_bad_numbers_make_no_mask(pipeline):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.classes import make_classes, save_classes
+from data.class_file import save_classes
+from data.classes import make_classes
 from data.masks import write_mask
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore

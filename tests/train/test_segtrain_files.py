@@ -10,13 +10,19 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from data.errors import ImageError
 from data.files import write_atomically
 from train.checkpoint import load_network, read_checkpoint
 from train.checkpoint_io import WholeCheckpoints
 from train.cli import main
+from train.probability_file import probability_file
+from train.tiles import Block, pieces
 
 resource = pytest.importorskip("resource")  # limits of a process, which Windows does not have
 
@@ -147,12 +153,55 @@ def test_a_run_on_a_disk_that_fills_up_ends_in_one_line_and_goes_on_later(world,
         more = ["--trainer.max_epochs", "4", "--checkpoint_every", "1", "--ckpt_path", str(last)]
         capsys.readouterr()
         assert main(world.fit(disk / "r", *more)) == 2
-        assert one_error(capsys).startswith("error: [Errno 28] No space left on device: '")
+        assert one_error(capsys).startswith("error: No space left on device: '")
         assert last.read_bytes() == former
         write_atomically(disk / "more", bytes(shutil.disk_usage(disk).free - 4096))
         assert main(world.fit(disk / "another")) == 2  # config.yaml has room, TensorBoard's file has none
-        assert one_error(capsys).startswith("error: [Errno 28] No space left on device: '")
+        assert one_error(capsys).startswith("error: No space left on device: '")
         (disk / "filler").unlink()
         assert main(world.fit(disk / "r", *more)) == 0
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def write(path: Path, shape: tuple[int, int, int], blocks) -> None:
+    with probability_file(path, shape) as add:
+        for block in blocks:
+            add(block)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 40)),
+    side=st.sampled_from([1, 8, 16, 64]),
+    seed=st.integers(0, 9),
+)
+def test_probabilities_written_in_blocks_are_the_file_that_numpy_writes(tmp_path_factory, shape, side, seed):
+    folder = tmp_path_factory.mktemp("npz")
+    values = np.random.default_rng(seed).random(shape, np.float32)
+    places = [(rows, columns) for rows in pieces(shape[1], side) for columns in pieces(shape[2], side)]
+    np.random.default_rng(seed).shuffle(places)
+    write(folder / "blocks.npz", shape, (Block(*place, values[:, *place]) for place in places))
+    np.savez_compressed(folder / "whole.npz", probabilities=values.astype(np.float16))
+    assert (folder / "blocks.npz").read_bytes() == (folder / "whole.npz").read_bytes()
+    assert sorted(path.name for path in folder.iterdir()) == ["blocks.npz", "whole.npz"]
+
+
+def test_probabilities_that_end_early_leave_what_was_there(tmp_path):
+    path = tmp_path / "a.npz"
+    path.write_bytes(b"of before")
+
+    def blocks():
+        yield Block(slice(0, 8), slice(0, 20), np.ones((2, 8, 20), np.float32))
+        raise ImageError("its second half is damaged")
+
+    with pytest.raises(ImageError):
+        write(path, (2, 30, 20), blocks())
+    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("a.npz", b"of before")]
+
+
+def test_probabilities_on_a_full_disk_are_an_error_that_names_the_file(tmp_path):
+    block = Block(slice(0, 30), slice(0, 20), np.ones((2, 30, 20), np.float32))
+    with largest_file(1000), pytest.raises(OSError, match=r"a\.npz"):
+        write(tmp_path / "a.npz", (2, 30, 20), [block])
+    assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ from data.store.softmaps import upsample
 from data.store.store import MaskStore
 from train.callbacks import mask_warnings
 from train.cli import main
-from train.dataset import TrainingSet, confidence, list_training
+from train.dataset import TrainingSet, confidence
 from train.inference import InferenceConfig, padded_scores, probabilities, sharpen, window_starts
 from train.losses import LossConfig
 from train.module import SegmentationModule
@@ -24,6 +24,7 @@ from train.order import EpochOrder, sample_seed
 from train.predict import shrink
 from train.predict import soft_maps as prediction_maps
 from train.relabel import allow, corrected
+from train.samples import list_training
 from train.transforms import Augmentation, AugmentConfig
 
 from .conftest import CLASSES, draw, soft_maps
@@ -358,7 +359,8 @@ def test_val_limit_takes_an_even_sample_and_always_the_same(world):
 
 def test_an_error_inside_a_data_set_never_ends_a_loop_quietly(world, monkeypatch):
     from data.config import DataConfig
-    from train.dataset import TruthSet, list_truth
+    from train.dataset import TruthSet
+    from train.samples import list_truth
 
     samples, _ = list_truth(DataConfig(world.root, classes=world.root / "classes.yaml"), None, need_truth=True)
     monkeypatch.setattr("train.dataset.read_image", lambda _: [][0])
@@ -368,7 +370,7 @@ def test_an_error_inside_a_data_set_never_ends_a_loop_quietly(world, monkeypatch
 
 def test_images_without_ground_truth_are_counted(world, tmp_path, caplog):
     from data.config import DataConfig
-    from train.dataset import list_truth
+    from train.samples import list_truth
 
     root = shutil.copytree(world.root, tmp_path / "part")
     gone = sorted((root / "SegmentationClass").iterdir())[:2]

@@ -12,7 +12,7 @@ from data.errors import StoreError
 from data.masks import read_mask
 from data.store.store import MaskStore
 from train.cli import main
-from train.dataset import list_training
+from train.samples import list_training
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import yaml
 from data.store.review import Change, mask_hash, read_reviews, write_corrected, write_decision
 from data.store.store import MaskStore
 from train.cli import main
-from train.dataset import TrainingSet, list_training
+from train.dataset import TrainingSet
+from train.samples import list_training
 from train.transforms import Augmentation, AugmentConfig
 
 

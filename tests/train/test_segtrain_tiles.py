@@ -124,8 +124,7 @@ def blocks(monkeypatch):
     def switch() -> list:
         monkeypatch.setattr(tiles, "HELD_BYTES", 12 * 48 * 50)
         monkeypatch.setattr(tiles, "BAND_ROWS", 16)
-        for user in ("train.predict", "train.module"):
-            monkeypatch.setattr(f"{user}.probability_blocks", counted)
+        monkeypatch.setattr("train.crf_tiles.probability_blocks", counted)
         return made
 
     return switch

@@ -12,7 +12,7 @@ from segmentation_models_pytorch import Unet
 from segmentation_models_pytorch.encoders import get_encoder
 
 from data.errors import ConfigError, ModelError
-from train.checkpoint import load_network, read_card
+from train.checkpoint import CARD_KEY, load_network, read_checkpoint
 from train.cli import main
 from train.encoder_weights import common_names, load_encoder_weights
 from train.inference import InferenceConfig
@@ -186,7 +186,7 @@ def test_fit_says_where_the_weights_come_from_and_takes_a_runs_encoder_with_its_
     printed = capsys.readouterr().out
     assert f"First weights: {taken} tensors of the encoder from {tmp_path / 'old.ckpt'} (a checkpoint of" in printed
     assert "of network.decoder" in printed
-    card = read_card(tmp_path / "b" / "checkpoints" / "last.ckpt")
+    card = read_checkpoint(tmp_path / "b" / "checkpoints" / "last.ckpt")[CARD_KEY]
     assert card["input"]["mean"] == pytest.approx([0.1, 0.2, 0.3])
     assert card["input"]["std"] == HALF[1]
 
@@ -280,7 +280,7 @@ def test_normalisation_of_fetched_weights_lies_beside_them(monkeypatch, tmp_path
 
 def test_checkpoint_predict_and_onnx_predictor_normalise_alike(checkpoint, exported):
     """The run's encoder, tu-test_resnet, expects (x - 0.5) / 0.5."""
-    assert read_card(checkpoint)["input"]["mean"] == HALF[0]
+    assert read_checkpoint(checkpoint)[CARD_KEY]["input"]["mean"] == HALF[0]
     network, _, _ = load_network(checkpoint)
     assert network.normalisation() == HALF
     predictor = Predictor(exported)
@@ -326,7 +326,7 @@ def test_an_old_checkpoint_keeps_the_normalisation_it_was_trained_with(checkpoin
     assert (card["input"]["mean"], card["input"]["std"]) == IMAGENET
     resumed = ["fit", "--data.store", str(world.store), *world.val, "--output", str(tmp_path / "r"), *QUICK[:-2]]
     assert main([*resumed, "--ckpt_path", str(path), "--trainer.max_epochs", "16"]) == 0
-    again = read_card(tmp_path / "r" / "checkpoints" / "last.ckpt")
+    again = read_checkpoint(tmp_path / "r" / "checkpoints" / "last.ckpt")[CARD_KEY]
     assert (again["input"]["mean"], again["input"]["std"]) == IMAGENET
 
 

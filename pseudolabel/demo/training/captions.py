@@ -9,12 +9,12 @@ WORDS = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonito
 
 
 def class_word(label: int) -> str:
-    """The word of a class in captions: its VOC name, two words where English writes two."""
+    """Return the word of a class in captions: its VOC name, two words where English writes two."""
     return WORDS.get(VOC.name(label), VOC.name(label))
 
 
 def caption(scene_labels: tuple[int, ...], grounds: tuple[str, ...], random: np.random.Generator) -> str:
-    """A sentence naming the classes in random order, half of the time with the grounds mixed in."""
+    """Return a sentence that names the classes in random order, half of the time with the grounds among them."""
     words = [class_word(label) for label in scene_labels]
     if random.random() < 0.5:
         words += grounds

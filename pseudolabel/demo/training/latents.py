@@ -21,7 +21,7 @@ Batch = tuple[Float[Tensor, "batch channels height width"], Labels, Words]
 
 
 def training_scene(seed: int, index: int, portraits: Sequence[float] = (0,)) -> Scene:
-    """Scene number `index` of the training stream; `portraits` are the odds of one, for each place in a batch."""
+    """Draw scene number `index` of the training stream; `portraits` are the odds of one, for each place in a batch."""
     random = np.random.default_rng([PORTRAIT_STREAM, seed, index])
     if random.random() < portraits[index % len(portraits)]:
         return draw_portrait(random, drawings="train")
@@ -29,7 +29,7 @@ def training_scene(seed: int, index: int, portraits: Sequence[float] = (0,)) -> 
 
 
 class SceneStream(torch.utils.data.Dataset):
-    """Scenes by number, drawn when asked for: uint8 (3, 128, 128), and the words a caption is made of."""
+    """Scenes by number, drawn when asked for: uint8 (3, 128, 128), class ids, and names of the grounds."""
 
     def __init__(self, seed: int, start: int, count: int, portraits: Sequence[float]) -> None:
         self.seed, self.start, self.count, self.portraits = seed, start, count, portraits
@@ -47,7 +47,7 @@ class SceneStream(torch.utils.data.Dataset):
 def scene_batches(
     seed: int, start: int, count: int, batch: int, workers: int, portraits: Sequence[float] = (0,)
 ) -> Iterator[Batch]:
-    """Batches of scenes `start` to `start + count`: pixels in [-1, 1], labels, grounds."""
+    """Yield whole batches of the scenes from `start` to below `start + count`: pixels in [-1, 1], labels, grounds."""
 
     def collate(rows: list) -> Batch:
         pixels = torch.from_numpy(np.stack([row[0] for row in rows]))
@@ -61,7 +61,7 @@ def scene_batches(
 
 
 def drawn_scenes(session: Session, seed: int, count: int) -> UInt8[np.ndarray, "scenes 3 height width"]:
-    """The first scenes of the training stream as pixels, drawn once and kept."""
+    """Return the first scenes of the training stream as pixels, drawn once and kept."""
     path = session.work_dir / "scenes.npy"
     if not path.exists():
         size = min(50, count)
@@ -76,7 +76,7 @@ def drawn_scenes(session: Session, seed: int, count: int) -> UInt8[np.ndarray, "
 def random_crops(
     scenes: UInt8[np.ndarray, "scenes 3 height width"], count: int, generator: torch.Generator, size: int = 64
 ) -> Float[Tensor, "count 3 size size"]:
-    """Square pieces of random scenes at random places, half of them mirrored, in [-1, 1]."""
+    """Return square pieces of random scenes at random places, half of them mirrored, in [-1, 1]."""
     shape = (len(scenes), scenes.shape[2] - size + 1, scenes.shape[3] - size + 1, 2)
     pieces = []
     for _ in range(count):
@@ -87,8 +87,10 @@ def random_crops(
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Scaled latents (the posterior's mode) in half precision."""
+def encode(
+    vae: AutoencoderKL, pixels: Float[Tensor, "batch 3 height width"]
+) -> Float16[Tensor, "batch channels rows columns"]:
+    """Return scaled latents (the posterior's mode) of pixels in [-1, 1], in half precision."""
     with torch.autocast(pixels.device.type, torch.bfloat16):
         return (vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor).half()
 
@@ -103,7 +105,7 @@ def latent_batches(
     order: int = 0,
     portraits: Sequence[float] = (0,),
 ) -> Iterator[Batch]:
-    """Endless (latents, labels, grounds) from `first_step` on.
+    """Yield (latents, labels, grounds) from `first_step` on, without end.
 
     Args:
         session: Device and workers, and where the cache is kept.
@@ -138,7 +140,7 @@ def latent_batches(
 def cached_latents(
     session: Session, vae: AutoencoderKL, seed: int, scenes: int, portraits: bool = False
 ) -> tuple[Float16[np.ndarray, "scenes channels height width"], Labels, Words]:
-    """Latents of the scenes with labels and grounds, encoded once and kept."""
+    """Return latents of the scenes (or portraits) with labels and grounds, encoded once and kept."""
     kind = "portrait_" if portraits else ""
     array_file, words_file = session.work_dir / f"{kind}latents.npy", session.work_dir / f"{kind}words.json"
     if not words_file.exists():

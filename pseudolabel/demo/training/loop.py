@@ -1,6 +1,7 @@
-"""What the trainings of the shipped model share: where they work, their log, the average of their weights."""
+"""What the trainings of the shipped models share: where they work, their log, their record, averaged weights."""
 
 import csv
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,22 +10,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.console import REPOSITORY
+
 
 @dataclass(frozen=True)
 class Session:
-    """Where and how a training runs; nothing here changes the weights beyond rounding."""
+    """Where and how a training runs; nothing here changes the weights beyond rounding.
+
+    Attributes:
+        work_dir: caches, checkpoints and the log.
+        device: where networks run.
+        workers: processes that draw scenes.
+        save_every: steps between checkpoints and measurements.
+
+    """
 
     work_dir: Path
     device: torch.device
     workers: int
     save_every: int
-    measured_scenes: int
+
+
+def provenance(device: torch.device) -> dict[str, str]:
+    """Return what training.json says of the machine and the code: hardware, version of torch, commit."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.strip()
+    cores = f"{torch.get_num_threads()} CPU cores"
+    hardware = torch.cuda.get_device_name() if device.type == "cuda" else cores
+    return {"hardware": hardware, "torch": torch.__version__, "commit": commit}
 
 
 def write_log(
     work_dir: Path, phase: str, step: int, samples: int, loss: float, accuracy: float | None = None, seconds: float = 0
 ) -> None:
-    """Append a row to the training log."""
+    """Append a row to training_log.csv; `seconds` of training so far, 0 where they are not counted."""
     path = work_dir / "training_log.csv"
     new = not path.exists()
     with path.open("a", newline="") as file:
@@ -35,7 +54,7 @@ def write_log(
 
 
 def warming_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """An exponential moving average of weights that follows quickly at first, so that early figures mean something."""
+    """Return the update of a moving average of weights that follows quickly at first, so that early figures count."""
 
     def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
         now = min(decay, (1 + int(count)) / (10 + int(count)))

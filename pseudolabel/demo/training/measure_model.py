@@ -1,4 +1,4 @@
-"""Measures how well the attention of a text-to-image model names what it looks at, on drawn scenes with masks.
+"""How well the attention of a text-to-image model names what it looks at, on drawn scenes with masks.
 
 Masks are read here and nowhere in the training; see `class_accuracy`.
 """
@@ -30,10 +30,16 @@ CLASSES = Path(data.__file__).parent / "demo" / "classes.yaml"
 def class_accuracy(
     maps: Float[np.ndarray, "classes height width"], labels: tuple[int, ...], mask: np.ndarray
 ) -> tuple[int, int]:
-    """Object pixels whose highest class map, each divided by its mean, is that of the right class: (right, all).
+    """Return on how many object pixels the right class's map is the highest, and how many object pixels there are.
 
-    `maps` are at the image's size, in the order of `labels`; `mask` holds class ids, 0 for background. Only scenes
-    with two or more classes say anything; chance is about 0.45 on `val`.
+    Each map is divided by its mean first. Only scenes with two or more classes say anything; chance is about 0.45 on
+    `val`.
+
+    Args:
+        maps: class maps at the image's size, in the order of `labels`.
+        labels: class ids of the scene.
+        mask: class id of each pixel, 0 for background.
+
     """
     relative = maps / np.maximum(maps.mean((1, 2), keepdims=True), 1e-12)
     objects = np.isin(mask, labels)
@@ -43,7 +49,7 @@ def class_accuracy(
 
 @contextmanager
 def recorded_cross_attention(unet: Any) -> Iterator[dict[str, Tensor]]:
-    """Within the context, a forward pass leaves (batch, positions, tokens), the mean over heads, for every layer."""
+    """Within the context a forward pass leaves attention by layer: (batch, cells, tokens), the mean over heads."""
     from diffusers.models.attention_processor import Attention, AttnProcessor
 
     found: dict[str, Tensor] = {}
@@ -70,15 +76,20 @@ def recorded_cross_attention(unet: Any) -> Iterator[dict[str, Tensor]]:
 
 
 def phrase_positions(ids: list[int], phrase: list[int]) -> list[int]:
-    """Where the tokens of a phrase stand in a prompt (first occurrence)."""
+    """Return where the tokens of a phrase stand in a prompt, for the first time.
+
+    Raises:
+        ValueError: they are not in it.
+
+    """
     for start in range(len(ids) - len(phrase) + 1):
         if ids[start : start + len(phrase)] == phrase:
             return list(range(start, start + len(phrase)))
     raise ValueError(f"tokens {phrase} are not in the prompt {ids}")
 
 
-class Localisation:
-    """Class accuracy of the best single layer on a fixed set of `val` scenes: the figure printed while training."""
+class ClassAccuracy:
+    """Class accuracy of every cross-attention layer on a fixed set of scenes: the figure that is logged in training."""
 
     def __init__(
         self, vae: Any, tokenizer: Any, device: torch.device, scenes: Iterable[Scene], timestep: int = 200
@@ -91,8 +102,8 @@ class Localisation:
         self.pixels, self.vae, self.tokenizer = pixels.float() / 127.5 - 1, vae, tokenizer
 
     @torch.no_grad()
-    def class_accuracy(self, unet: Any, text_encoder: Any, class_word: Callable[[int], str]) -> dict[str, float]:
-        """Accuracy of every cross-attention layer, at one timestep and one noise draw."""
+    def by_layer(self, unet: Any, text_encoder: Any, class_word: Callable[[int], str]) -> dict[str, float]:
+        """Return the accuracy of every layer by name, first layer first, at one timestep and one noise draw."""
         from pseudolabel.demo.training.model_parts import build_scheduler
 
         words = [[class_word(label) for label in labels] for labels in self.labels]
@@ -165,13 +176,13 @@ def evaluate_model(model: Path, config_file: Path, scenes: int = 200) -> dict[st
 
 
 def mean_map(layers: Iterable[Tensor], size_hw: tuple[int, ...]) -> Float[np.ndarray, "classes height width"]:
-    """Mean over draws and layers of (draws, classes, h, w) maps, each bilinear to the image's size."""
+    """Return the mean over draws and layers of (draws, classes, h, w) maps, each bilinear to the image's size."""
     maps = [F.interpolate(layer.float().mean(0)[None], size_hw, mode="bilinear")[0] for layer in layers]
     return torch.stack(maps).mean(0).cpu().numpy()
 
 
 def read_config(config_file: Path, model: Path, root: Path, vae: Path | None = None) -> Any:
-    """Settings of stage one from a YAML file, for a model (with another image encoder, if given) and scenes' folder."""
+    """Return stage one's settings from a YAML file, for a model (with another image encoder, if given) and a world."""
     from jsonargparse import ArgumentParser
 
     from pseudolabel.config import GenerateConfig

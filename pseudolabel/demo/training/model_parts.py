@@ -17,7 +17,7 @@ WINDOW = 48  # tokens; three classes, eight grounds and their commas take 40
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer that makes one token of every word of the world and spells out the others; kept in a folder."""
+    """Return a CLIP tokenizer with one token for every word of the world, which spells out others; kept in a folder."""
     if (folder / "tokenizer_config.json").exists():
         return CLIPTokenizer.from_pretrained(folder)
     words = sorted({w for text in (*TEMPLATES, *GROUNDS, *map(class_word, range(1, 21)), "and") for w in text.split()})
@@ -31,7 +31,7 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges, the most frequent pair first, until every word is one piece.
+    """Return byte-pair merges, the most frequent pair first, until every word is one piece.
 
     Equal counts are decided by the alphabet: the tokenizers library leaves them to chance, and then a training that
     is resumed, or repeated, gives other ids to the same words.
@@ -46,7 +46,7 @@ def learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def merge_pair(pieces: list[str], pair: tuple[str, str]) -> list[str]:
-    """Join every occurrence of a pair, from the left."""
+    """Return a word's pieces with every occurrence of a pair joined, from the left."""
     joined: list[str] = []
     for piece in pieces:
         if joined and (joined[-1], piece) == pair:
@@ -57,7 +57,7 @@ def merge_pair(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def build_autoencoder() -> AutoencoderKL:
-    """Four pixels to a cell, four channels: 128 x 128 x 3 becomes 32 x 32 x 4.
+    """Return the autoencoder: four pixels to a cell, four channels, so that 128 x 128 x 3 becomes 32 x 32 x 4.
 
     At eight pixels to a cell and equal training time objects lost their colours and most of their shape.
     """
@@ -74,7 +74,7 @@ def build_autoencoder() -> AutoencoderKL:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """Three levels (32, 16 and 8 cells a side) with cross-attention at the two lower ones and in the middle.
+    """Return a U-Net of three levels (32, 16, 8 cells a side), with cross-attention at the lower two and in the middle.
 
     Cross-attention starts with larger queries and keys than usual, so that words matter from the first step. The first
     self-attention starts at zero: what the first cross-attention reads at a place is, at first, what lies around it.
@@ -103,7 +103,7 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """One transformer layer, started as (almost) the identity on words: its residual branches give zero at first."""
+    """Return one transformer layer that starts as (almost) the identity: its residual branches give zero at first."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -129,7 +129,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's scaled-linear betas with v-prediction."""
+    """Return Stable Diffusion's scaled-linear betas with v-prediction."""
     return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,

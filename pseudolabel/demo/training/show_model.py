@@ -61,7 +61,7 @@ def main(model: Path = MODEL_DIR, count: bool = False, images: int = 100, classi
 
 
 def generate(model: Path, prompts: list[str], steps: int = 30, guidance: float = 5.0) -> UInt8[np.ndarray, "n h w 3"]:
-    """Scenes drawn by the model, one a prompt; the same prompts give the same scenes."""
+    """Return scenes drawn by the model, one a prompt; the same prompts give the same scenes."""
     config = ModelConfig(id=str(model))
     painter = painter_of(load_parts(config, torch.device("cpu"), torch.float32), config)
     drawn = []
@@ -72,13 +72,13 @@ def generate(model: Path, prompts: list[str], steps: int = 30, guidance: float =
 
 
 def enlarge(picture: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
-    """A picture large enough to look at."""
+    """Return a picture that is large enough to look at."""
     height, width = picture.shape[:2]
     return Image.fromarray(picture).resize((width * SCALE, height * SCALE), Image.Resampling.LANCZOS)
 
 
 def attention_strips(model: Path, rows: int = 6) -> UInt8[np.ndarray, "h w 3"]:
-    """Six `val` scenes with two classes: the scene, then the cross-attention map of each class (white: high)."""
+    """Return `rows` scenes of `val` with two classes, each beside the cross-attention map of either (white: high)."""
     from data.classes import VOC
     from pseudolabel.pipeline import Pipeline
 
@@ -97,7 +97,7 @@ def attention_strips(model: Path, rows: int = 6) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def draw_curve(log: Path, output: Path) -> None:
-    """Loss and class accuracy against scenes seen."""
+    """Draw loss and class accuracy against scenes seen."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -123,7 +123,7 @@ def draw_curve(log: Path, output: Path) -> None:
 
 
 def build_classifier() -> nn.Sequential:
-    """A small convolutional network: 128 x 128 pixels to 20 class scores (multi-label)."""
+    """Return a small convolutional network: 128 x 128 pixels to 20 class scores (multi-label)."""
 
     def block(channels_in: int, channels_out: int) -> list[nn.Module]:
         return [
@@ -138,7 +138,7 @@ def build_classifier() -> nn.Sequential:
 
 
 def train_classifier(steps: int, batch: int = 32) -> nn.Sequential:
-    """Train on freshly drawn scenes and their image-level labels."""
+    """Return a classifier trained on freshly drawn scenes and their image-level labels."""
     torch.manual_seed(0)
     model = build_classifier()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
@@ -157,13 +157,13 @@ def train_classifier(steps: int, batch: int = 32) -> nn.Sequential:
 
 
 def as_input(rgb: UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "n 3 h w"]:
-    """Pixels as the classifier wants them, blurred a little, as the autoencoder cannot draw fine detail."""
+    """Return pixels as the classifier takes them, blurred a little, as the autoencoder cannot draw fine detail."""
     pixels = torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 127.5 - 1
     return F.avg_pool2d(pixels, 3, stride=1, padding=1)
 
 
 def count_recognised(model: Path, images: int, steps: int) -> dict[str, Any]:
-    """Of scenes generated for one class and a ground, how many show the classifier that class first."""
+    """Count for how many scenes generated for one class and a ground the classifier's first guess is that class."""
     labels = [i % 20 + 1 for i in range(images)]
     prompts = [f"a photo including {class_word(label)}, and {GROUNDS[i % 8]}." for i, label in enumerate(labels)]
     classifier = train_classifier(steps)

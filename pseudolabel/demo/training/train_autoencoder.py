@@ -14,7 +14,10 @@ from pseudolabel.personalize.steps import optimise, restore, save_state, schedul
 
 
 def train_autoencoder(recipe: Recipe, session: Session) -> AutoencoderKL:
-    """Absolute and squared error with a small Kullback-Leibler term; sets `scaling_factor` to unit deviation."""
+    """Return the trained autoencoder, its scaling factor such that latents have unit deviation; resumes.
+
+    The loss is absolute and squared error, with a small Kullback-Leibler term.
+    """
     done, state_file = session.work_dir / "vae", session.work_dir / "vae_state.pt"
     if (done / "config.json").exists():
         return AutoencoderKL.from_pretrained(done, low_cpu_mem_usage=False).to(session.device)
@@ -46,7 +49,7 @@ def train_autoencoder(recipe: Recipe, session: Session) -> AutoencoderKL:
 def autoencoder_loss(
     vae: AutoencoderKL, pixels: Float[Tensor, "batch 3 height width"], generator: torch.Generator
 ) -> Tensor:
-    """Reconstruction error of a posterior sample, and how far the posterior is from a standard normal."""
+    """Return the reconstruction error of a posterior sample, and how far the posterior is from a standard normal."""
     with torch.autocast(pixels.device.type, torch.bfloat16):
         posterior = vae.encode(pixels).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(pixels.device)

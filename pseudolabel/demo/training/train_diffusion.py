@@ -13,10 +13,10 @@ from transformers import CLIPTokenizer
 from pseudolabel.demo.training.captions import class_word
 from pseudolabel.demo.training.latents import latent_batches
 from pseudolabel.demo.training.loop import Session, write_log
-from pseudolabel.demo.training.measure_model import Localisation
+from pseudolabel.demo.training.measure_model import ClassAccuracy
 from pseudolabel.demo.training.model_parts import build_scheduler
 from pseudolabel.demo.training.recipe import Recipe
-from pseudolabel.demo.training.trained import Trained, add_noise, captions_of, token_ids
+from pseudolabel.demo.training.trained import Trained, captions_of, noise_and_velocity, padded_ids
 from pseudolabel.demo.training.word_presence import Words, class_words, word_presence_loss
 from pseudolabel.personalize.steps import optimise, schedule
 
@@ -28,25 +28,25 @@ def train_diffusion(
     minutes: float | None,
     vae: AutoencoderKL,
     tokenizer: CLIPTokenizer,
-    measure: Localisation,
+    measure: ClassAccuracy,
 ) -> None:
-    """Train UNet and text encoder jointly on (latent, caption) pairs; resumes from the work folder."""
+    """Train U-Net and text encoder together on pairs of latents and captions; resumes from the work folder."""
     trained.restore(session.work_dir)
     alphas_cumprod = build_scheduler().alphas_cumprod.to(session.device)
-    nothing = token_ids(tokenizer, [""], session.device)
+    nothing = padded_ids(tokenizer, [""], session.device)
     network = torch.compile(trained.unet) if session.device.type == "cuda" else trained.unet
     bar = tqdm(total=trained.steps, initial=trained.step, desc="diffusion", unit="step")
     first, spent, began = trained.step, trained.seconds, time.monotonic()
     batches = None
     while trained.step < trained.steps:
-        start, end, portraits = part_of(recipe, trained.step, trained.steps)
+        start, end, portraits = phase_of(recipe, trained.step, trained.steps)
         if batches is None or trained.step == start:
             batches = latent_batches(
                 session, vae, recipe.seed, recipe.scenes, recipe.batch, trained.step, portraits=portraits
             )
         latents, labels, grounds = next(batches)
         captions = captions_of(recipe, trained.step, labels, grounds)
-        tokens = token_ids(tokenizer, captions, session.device)
+        tokens = padded_ids(tokenizer, captions, session.device)
         words = class_words(tokenizer, tokens, labels)
         loss = training_loss(recipe, trained, network, latents, tokens, nothing, words, alphas_cumprod)
         rate = recipe.lr * schedule(trained.step - start, end - start, recipe.decay_from)
@@ -61,11 +61,11 @@ def train_diffusion(
         report(recipe, session, trained, loss, measure, bar)
 
 
-def part_of(recipe: Recipe, step: int, steps: int) -> tuple[int, int, list[float]]:
-    """Where the part of the training begins and ends that a step lies in, and at what odds its scenes are portraits.
+def phase_of(recipe: Recipe, step: int, steps: int) -> tuple[int, int, list[float]]:
+    """Return the first step of a step's phase, the step after its last, and the odds that its scenes are portraits.
 
-    The first part shows the world's own scenes, the second portraits among them; both keep their share of `steps`.
-    There is a number for each place in a batch: it is the place that decides how much noise a scene gets.
+    The first phase shows the world's own scenes, the second portraits among them; both keep their share of `steps`.
+    The odds are by place in a batch: it is the place that decides how much noise a scene gets.
     """
     second = round(steps * recipe.steps / (recipe.steps + recipe.portrait_steps))
     if step < second:
@@ -75,7 +75,7 @@ def part_of(recipe: Recipe, step: int, steps: int) -> tuple[int, int, list[float
 
 
 def report(
-    recipe: Recipe, session: Session, trained: Trained, loss: Tensor, measure: Localisation, bar: "tqdm[Any]"
+    recipe: Recipe, session: Session, trained: Trained, loss: Tensor, measure: ClassAccuracy, bar: "tqdm[Any]"
 ) -> None:
     """Log, measure and checkpoint where the step's number says so."""
     milestone = trained.step % session.save_every == 0
@@ -83,7 +83,7 @@ def report(
         trained.save(session.work_dir)
     if trained.step % 25 and not milestone:
         return
-    accuracy = max(measure.class_accuracy(*trained.averaged(), class_word).values()) if milestone else None
+    accuracy = max(measure.by_layer(*trained.averaged(), class_word).values()) if milestone else None
     samples = trained.step * recipe.batch
     write_log(session.work_dir, "diffusion", trained.step, samples, loss.item(), accuracy, trained.seconds)
     bar.set_postfix({"loss": f"{loss.item():.4f}", **({"class_accuracy": accuracy} if accuracy else {})})
@@ -99,7 +99,7 @@ def training_loss(
     words: Words,
     alphas_cumprod: Float[Tensor, " timesteps"],
 ) -> Tensor:
-    """Squared error of the predicted velocity, and the word-presence loss."""
+    """Return the squared error of the predicted velocity plus the weighted word-presence loss."""
     device = latents.device
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + trained.step)
     uniform = (torch.arange(len(latents)) + torch.rand(len(latents), generator=generator)) / len(latents)
@@ -107,7 +107,7 @@ def training_loss(
     order = torch.randperm(len(latents), generator=generator)
     told = (order >= recipe.empty_captions * len(latents)).to(device)
     kept = alphas_cumprod[timesteps]
-    noised, velocity = add_noise(latents, kept, generator)
+    noised, velocity = noise_and_velocity(latents, kept, generator)
     with torch.autocast(device.type, torch.bfloat16):
         text = trained.text_encoder(tokens).last_hidden_state
         shown = torch.where(told[:, None, None], text, trained.text_encoder(nothing).last_hidden_state)

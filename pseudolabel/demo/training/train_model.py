@@ -18,7 +18,6 @@ Choices that matter for attention that *names* what it looks at (figures in the 
 """
 
 import json
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -30,8 +29,8 @@ from transformers import CLIPTokenizer
 import data
 from data.console import REPOSITORY
 from data.demo.world import split_scenes
-from pseudolabel.demo.training.loop import Session
-from pseudolabel.demo.training.measure_model import Localisation, evaluate_model
+from pseudolabel.demo.training.loop import Session, provenance
+from pseudolabel.demo.training.measure_model import ClassAccuracy, evaluate_model
 from pseudolabel.demo.training.model_parts import build_scheduler, build_tokenizer
 from pseudolabel.demo.training.recipe import Recipe
 from pseudolabel.demo.training.train_autoencoder import train_autoencoder
@@ -76,11 +75,11 @@ def main(
         print(json.dumps(record["figures"], indent=1))
         return
     chosen = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
-    session = Session(work_dir, torch.device(chosen), workers, save_every, measured_scenes)
+    session = Session(work_dir, torch.device(chosen), workers, save_every)
     work_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(work_dir / "tokenizer")
     vae = train_autoencoder(recipe, session)
-    measure = Localisation(vae, tokenizer, session.device, split_scenes("val", measured_scenes))
+    measure = ClassAccuracy(vae, tokenizer, session.device, split_scenes("val", measured_scenes))
     trained = Trained(recipe, tokenizer, session.device)
     train_words(recipe, session, trained, vae, tokenizer, measure)
     train_diffusion(recipe, session, trained, minutes, vae, tokenizer, measure)
@@ -114,16 +113,12 @@ def save_pipeline(output: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, tr
 
 def record_training(output: Path, recipe: Recipe, session: Session, trained: Trained) -> None:
     """Write training.json and the loss log beside the weights."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    hardware = torch.cuda.get_device_name() if session.device.type == "cuda" else f"{torch.get_num_threads()} CPU cores"
     record = {
         "recipe": asdict(recipe),
         "steps": trained.step,
         "samples": trained.step * recipe.batch,
         "seconds": round(trained.seconds),
-        "hardware": hardware,
-        "torch": torch.__version__,
-        "commit": commit.strip(),
+        **provenance(session.device),
         "megabytes": round(sum(f.stat().st_size for f in output.rglob("*.safetensors")) / 1e6, 2),
         "sha256": weight_hashes(output),
     }

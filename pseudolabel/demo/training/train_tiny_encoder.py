@@ -10,7 +10,6 @@ same command resumes after a kill.
 """
 
 import json
-import subprocess
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 import data
 from pseudolabel.demo.training.latents import drawn_scenes, random_crops
-from pseudolabel.demo.training.loop import Session, write_log
+from pseudolabel.demo.training.loop import Session, provenance, write_log
 from pseudolabel.personalize.steps import optimise, restore, save_state, schedule
 from pseudolabel.softmaps.diffusion.load import weight_hashes
 
@@ -72,7 +71,7 @@ def main(
 
     """
     work_dir.mkdir(parents=True, exist_ok=True)
-    session = Session(work_dir, torch.device(device), workers, save_every, 0)
+    session = Session(work_dir, torch.device(device), workers, save_every)
     own = AutoencoderKL.from_pretrained(model / "vae", low_cpu_mem_usage=False, torch_dtype=torch.float32)
     own.to(session.device).eval().requires_grad_(False)
     scenes = drawn_scenes(session, recipe.seed, recipe.train_scenes + recipe.held_out_scenes)
@@ -82,9 +81,7 @@ def main(
     record = {
         "recipe": asdict(recipe),
         "processor_seconds": round(_spent(work_dir), 1),
-        "hardware": torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU cores",
-        "torch": torch.__version__,
-        "commit": _commit(),
+        **provenance(session.device),
         "parameters": {name: _parameters(getattr(tiny, name)) for name in ("encoder", "decoder")}
         | {"own_encoder": _parameters(own.encoder)},
         "figures": figures,
@@ -180,11 +177,6 @@ def _spent(work_dir: Path) -> float:
     """Return the processor time of a training up to its last checkpoint, in seconds, over all its runs."""
     path = work_dir / SPENT
     return float(json.loads(path.read_text(encoding="utf-8"))["processor_seconds"]) if path.is_file() else 0.0
-
-
-def _commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -16,16 +16,16 @@ from transformers import CLIPTokenizer
 from pseudolabel.demo.training.captions import class_word
 from pseudolabel.demo.training.latents import latent_batches
 from pseudolabel.demo.training.loop import Session, write_log
-from pseudolabel.demo.training.measure_model import Localisation
+from pseudolabel.demo.training.measure_model import ClassAccuracy
 from pseudolabel.demo.training.model_parts import build_scheduler
 from pseudolabel.demo.training.recipe import Recipe
-from pseudolabel.demo.training.trained import Trained, add_noise, captions_of, token_ids
+from pseudolabel.demo.training.trained import Trained, captions_of, noise_and_velocity, padded_ids
 from pseudolabel.demo.training.word_presence import class_words, word_presence_loss
 from pseudolabel.personalize.steps import optimise, restore, save_state, schedule
 
 
-class Reached(Exception):
-    """A forward pass has come as far as it is needed."""
+class _Reached(Exception):
+    """Ends a forward pass at the layer that is needed last."""
 
 
 @contextmanager
@@ -33,12 +33,12 @@ def ends_at(layer: Any) -> Iterator[None]:
     """Within the context a forward pass ends where this attention layer has its queries and keys."""
 
     def stop(*_: Any) -> None:
-        raise Reached
+        raise _Reached
 
     handle = layer.to_v.register_forward_pre_hook(stop)
     try:
         yield
-    except Reached:
+    except _Reached:
         pass
     finally:
         handle.remove()
@@ -50,7 +50,7 @@ def train_words(
     trained: Trained,
     vae: AutoencoderKL,
     tokenizer: CLIPTokenizer,
-    measure: Localisation,
+    measure: ClassAccuracy,
 ) -> None:
     """Train the text encoder and the layers below the first cross-attention on words and slightly noised scenes.
 
@@ -63,17 +63,17 @@ def train_words(
     optimizer = torch.optim.AdamW(learned, lr=recipe.word_lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     first = restore(state_file, session.device, models=trained.models, optimizer=optimizer)
     batches = latent_batches(session, vae, recipe.seed, recipe.scenes, recipe.word_batch, first, order=1)
-    nothing = token_ids(tokenizer, [""], session.device)
+    nothing = padded_ids(tokenizer, [""], session.device)
     nobody = torch.zeros(recipe.word_batch, dtype=torch.bool, device=session.device)
     alphas_cumprod = build_scheduler().alphas_cumprod.to(session.device)
     bar = tqdm(range(first, recipe.word_steps), "words", initial=first, total=recipe.word_steps, unit="step")
     for step in bar:
         latents, labels, grounds = next(batches)
-        tokens = token_ids(tokenizer, captions_of(recipe, step, labels, grounds), session.device)
+        tokens = padded_ids(tokenizer, captions_of(recipe, step, labels, grounds), session.device)
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         timesteps = torch.randint(recipe.word_timesteps, (len(latents),), generator=generator).to(session.device)
         kept = alphas_cumprod[timesteps]
-        noised, _ = add_noise(latents, kept, generator)
+        noised, _ = noise_and_velocity(latents, kept, generator)
         with torch.autocast(session.device.type, torch.bfloat16):
             text = trained.text_encoder(tokens).last_hidden_state
             with ends_at(first_query.layer):
@@ -86,7 +86,7 @@ def train_words(
         if milestone:
             save_state(state_file, done, models=trained.models, optimizer=optimizer)
         if done % 25 == 0 or milestone:
-            measured = measure.class_accuracy(trained.unet, trained.text_encoder, class_word) if milestone else None
+            measured = measure.by_layer(trained.unet, trained.text_encoder, class_word) if milestone else None
             accuracy = measured[next(iter(measured))] if measured else None
             write_log(session.work_dir, "words", done, done * recipe.word_batch, loss.item(), accuracy)
             bar.set_postfix({"loss": f"{loss.item():.3f}", **({"class_accuracy": accuracy} if accuracy else {})})

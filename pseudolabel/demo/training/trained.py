@@ -38,7 +38,7 @@ class Trained:
         self.step, self.steps, self.seconds = 0, recipe.steps + recipe.portrait_steps, 0.0
 
     def parts(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """Return what a checkpoint holds, by name."""
         return {"models": self.models, "average": self.average, "optimizer": self.optimizer}
 
     def save(self, work_dir: Path) -> None:
@@ -57,17 +57,21 @@ class Trained:
             self.seconds, self.steps = saved["seconds"], saved["steps"]
 
     def averaged(self) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-        """The averaged UNet and text encoder: what is measured and shipped."""
+        """Return the averaged U-Net and text encoder: what is measured and shipped."""
         parts = list(self.average.module.children())
         return parts[0], parts[1]
 
 
-def add_noise(
+def noise_and_velocity(
     latents: Float[Tensor, "batch channels height width"], kept: Float[Tensor, " batch"], generator: torch.Generator
 ) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch channels height width"]]:
-    """Noised latents, with the share `kept` of the signal's variance left, and the velocity to be predicted from them.
+    """Return noised latents and the velocity to be predicted from them, v = sqrt(abar) eps - sqrt(1 - abar) z.
 
-    v = sqrt(abar) eps - sqrt(1 - abar) z.
+    Args:
+        latents: z.
+        kept: abar of each, the share of the signal's variance that is left.
+        generator: of the noise eps.
+
     """
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     signal, sigma = kept.sqrt()[:, None, None, None], (1 - kept).sqrt()[:, None, None, None]
@@ -75,11 +79,11 @@ def add_noise(
 
 
 def captions_of(recipe: Recipe, step: int, labels: list[tuple[int, ...]], grounds: list[tuple[str, ...]]) -> list[str]:
-    """A caption for each scene of a step's batch."""
+    """Return a caption for each scene of a step's batch."""
     random = np.random.default_rng([recipe.seed, 2, step])
     return [caption(present, ground, random) for present, ground in zip(labels, grounds, strict=True)]
 
 
-def token_ids(tokenizer: CLIPTokenizer, texts: list[str], device: torch.device) -> Int[Tensor, "batch tokens"]:
-    """Token ids, padded to the text encoder's window as Stable Diffusion does."""
+def padded_ids(tokenizer: CLIPTokenizer, texts: list[str], device: torch.device) -> Int[Tensor, "batch tokens"]:
+    """Return token ids, padded to the text encoder's window as Stable Diffusion does."""
     return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)

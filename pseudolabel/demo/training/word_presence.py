@@ -45,7 +45,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Query:
-    """A cross-attention layer, and the queries of its last pass."""
+    """A cross-attention layer, and the queries of its last pass under the key "query"."""
 
     layer: Any
     last: dict[str, Float[Tensor, "batch places channels"]]
@@ -109,7 +109,7 @@ def word_presence_loss(
 
 
 def pooled_scores(query: Query, words: Float[Tensor, "words channels"]) -> Float[Tensor, "batch words"]:
-    """Scores of each word over the places of each scene: logarithm of the mean exponential."""
+    """Return the score of each word in each scene: the logarithm of the mean exponential over its places."""
     heads = query.layer.heads
     q = query.last["query"].float().unflatten(-1, (heads, -1))
     k = query.layer.to_k(words).unflatten(-1, (heads, -1))
@@ -120,7 +120,7 @@ def pooled_scores(query: Query, words: Float[Tensor, "words channels"]) -> Float
 def contrast(
     scores: Float[Tensor, "batch words"], present: Float[Tensor, "batch words"], weights: Float[Tensor, " batch"]
 ) -> Tensor:
-    """Cross-entropy of the scenes that show a word, and of the words that name what a scene shows.
+    """Return the cross-entropy of the scenes that show a word, and of the words that name what a scene shows.
 
     A scene of weight w stands for w scenes; at weight 0 it is not there.
     """

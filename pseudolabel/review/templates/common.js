@@ -14,6 +14,8 @@ export function make(tag, attributes = {}, ...children) {
   return node;
 }
 
+export const option = (value, text) => make("option", { value: String(value), dir: "auto" }, text);
+
 /** A name out of a file, so that its direction of writing ends with it. */
 export const named = (text) => make("bdi", {}, text);
 

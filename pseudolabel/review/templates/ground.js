@@ -2,7 +2,7 @@
 
 import { $, copy, make, named, readJson, send, tell, tried } from "./common.js";
 
-const WORDS = { idle: "", loading: "Loading the model ...", working: "Looking ...", done: "Done.", stopped: "Stopped." };
+const WORDS = { idle: "", loading: "Loading the model ...", working: "Working ...", done: "Done.", stopped: "Stopped." };
 let file = null, shown = 0;
 
 export function start() {

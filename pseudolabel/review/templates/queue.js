@@ -1,10 +1,26 @@
 // The queue: a list of all images that fit the filters, of which only the visible rows exist; pictures come lazily.
 
-import { $, make, named, readJson, send, tried, url } from "./common.js";
+import { $, make, named, option, readJson, send, tried, url } from "./common.js";
 
 const ROW_PX = 52, SPARE = 8, BATCH = 120;
 const WORDS = { accept: "✓ accepted", reject: "✗ rejected", skip: "– skipped", none: "" };
 const LOOKS = { accept: "accept", reject: "reject", skip: "later", none: "" };
+
+/** What the filters above the list ask for. */
+export const filters = () => Object.fromEntries(["label", "warning", "decision", "order", "text"].map((name) => [name, $(`f-${name}`).value]));
+
+/** Offer the classes and warnings that a store has. */
+export function offerFilters(store) {
+  $("f-label").append(...store.labels.map(([id, number]) => option(id, `${store.classes[id].name} (${number})`)));
+  $("f-warning").append(...store.warnings.map(([kind, number]) => option(kind, `${kind} (${number})`)));
+}
+
+export function listenToFilters(ask) {
+  for (const id of ["f-label", "f-warning", "f-decision", "f-order"]) $(id).addEventListener("change", ask);
+  let typing = 0;
+  $("f-text").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(ask, 250); });
+  $("f-refresh").addEventListener("click", ask);
+}
 
 export class Queue {
   constructor(onOpen, onCounts) {

@@ -1,11 +1,14 @@
-// The review page: what is on the desk, what the keys do, what is written. stage.js draws, queue.js lists.
+// The review page: which image is open, what the keys do, what is written. stage.js draws, queue.js lists.
 
-import { $, bytes, chip, copy, make, named, read, readJson, send, tell, tried, url } from "./common.js";
-import { Queue } from "./queue.js";
+import { offerClasses, offerViews, showAbout, showCounts } from "./about.js";
+import { $, bytes, read, readJson, send, tell, tried } from "./common.js";
+import { STATES, showDecision } from "./decision.js";
+import { nextTool, pageKey } from "./keys.js";
+import { Queue, filters, listenToFilters, offerFilters } from "./queue.js";
 import { Stage, runsOf } from "./stage.js";
+import { listenToTuning, showTuning, tuned } from "./tuning.js";
 
 const app = $("app");
-const STATES = { accept: "✓ Accepted", reject: "✗ Rejected", skip: "– Skipped", none: "Not decided" };
 const AHEAD = 2, KEPT = 8;
 
 let store = null; // classes and settings
@@ -70,66 +73,21 @@ async function open(at) {
   showItem();
   for (let next = at + 1; next <= at + AHEAD && next < queue.ids.length; next++) load(queue.ids[next]).catch(() => {});
   if ($("t-all").checked && item.retunable && !item.review.correction && !draft) await retune();
-  else showTuning(null);
+  else showTuning(store, item);
 }
 
 const go = (step) => open(Math.min(queue.ids.length - 1, Math.max(0, queue.at + step)));
 
 // Showing ------------------------------------------------------------------------------------------------------------
 
-function showCounts(counts) {
-  const decided = counts.total - counts.none;
-  $("progress").max = Math.max(1, counts.total);
-  $("progress").value = decided;
-  $("counts").textContent = `${decided} of ${counts.total} decided: ${counts.accept} accepted, ${counts.reject} rejected, `
-    + `${counts.skip} skipped; ${counts.corrected} corrected`;
-}
-
 function showItem() {
-  $("title").replaceChildren(named(item.shown));
-  $("place").textContent = `${queue.at + 1} of ${queue.ids.length} · ${item.full[1]} x ${item.full[0]} px`;
-  $("reasons").textContent = `doubt ${item.doubt.toFixed(2)}${item.reasons.length ? `: ${item.reasons.join(", ")}` : ""}`;
-  $("warnings").textContent = item.warnings.length ? `⚠ ${item.warnings.join("; ")}` : "";
-  $("problems").replaceChildren(...item.problems.map((text) => make("li", {}, named(text))));
-  const chosen = $("draw").value;
-  const classes = [...item.labels, ...store.classes.filter((one) => !item.labels.some((label) => label.id === one.id))];
-  $("draw").replaceChildren(...[...classes, store.undecided].map((one) => make("option", { value: String(one.id), dir: "auto" },
-    one.id === 255 ? "undecided" : one.name)));
-  $("draw").value = [...$("draw").options].some((one) => one.value === chosen && (chosen === "255" || item.labels.some((label) => String(label.id) === chosen)))
-    ? chosen : $("draw").options[0].value;
+  showAbout(item, queue.at, queue.ids.length);
+  offerClasses(item, store);
   stage.value = Number($("draw").value);
-  const views = [["mask", "mask"], ["image", "image alone"], ...item.soft.map((id) => [`heat ${id}`, `soft map: ${store.classes[id].name}`])];
-  if (store.predictions) views.push(["predictions", "the network's mask"]);
-  $("view").replaceChildren(...views.map(([value, text]) => make("option", { value, dir: "auto" }, text)));
-  $("heats").replaceChildren(...item.soft.map((id) => {
-    const picture = make("img", { alt: "", loading: "lazy", src: url("/heat", { id: item.id, label: id, v: item.machine.slice(0, 12) }) });
-    const button = make("button", { "aria-pressed": "false", "data-view": `heat ${id}` }, picture, named(store.classes[id].name));
-    button.addEventListener("click", () => setView($("view").value === `heat ${id}` ? "mask" : `heat ${id}`));
-    return button;
-  }));
+  offerViews(item, store, (view) => setView($("view").value === view ? "mask" : view));
   setView("mask");
-  showReview();
+  showDecision(item, toggleWrong);
   showEdited();
-}
-
-function showReview() {
-  const review = item.review, state = $("state");
-  const by = review.lines ? ` by ${review.who || "somebody"}, ${review.when.slice(0, 16).replace("T", " ")} UTC` : "";
-  const notes = [];
-  if (review.stale) notes.push("Stale: the mask has changed since.");
-  if (review.correction) notes.push(review.settings ? "The corrected mask was retuned." : "The corrected mask counts.");
-  if (review.outdated) notes.push("The machine's mask has changed since it was corrected.");
-  state.replaceChildren(make("b", { class: { accept: "accept", reject: "reject" }[review.decision] || "later" }, STATES[review.decision]), by);
-  if (notes.length) state.append(make("br"), make("span", { class: "warn" }, notes.join(" ")));
-  $("labels").replaceChildren(...item.labels.map((label, index) => {
-    const wrong = review.wrong.includes(label.id);
-    const box = make("input", { type: "checkbox", checked: wrong });
-    box.addEventListener("change", () => toggleWrong(index));
-    const key = index < 9 ? make("kbd", {}, String(index + 1)) : "";
-    const share = label.share === null ? "" : `${(100 * label.share).toFixed(1)} %`;
-    return make("li", { class: wrong ? "wrong" : "" }, make("label", {}, box, key, make("span", { class: "called" }, chip(label), named(label.name)),
-      make("span", {}, wrong ? "wrong" : ""), make("span", { class: "share" }, share)));
-  }));
 }
 
 const changed = () => stage.drawn || base === "retuned";
@@ -195,7 +153,7 @@ function take(answer, id) {
   if (item && item.id === id) {
     item.review = answer.review;
     item.mask = answer.review.correction || item.machine;
-    showReview();
+    showDecision(item, toggleWrong);
     showEdited();
   }
 }
@@ -247,7 +205,7 @@ const toMachine = inTurn(async () => {
   if (!ids) return;
   [base, made] = ["machine", null];
   stage.setMask(ids);
-  showTuning(null);
+  showTuning(store, item);
   showEdited();
 });
 
@@ -279,34 +237,8 @@ const undo = inTurn(async () => {
 
 // Retuning -----------------------------------------------------------------------------------------------------------
 
-const tuned = () => ({
-  threshold: Number($("t-threshold").value), ignore_below: Number($("t-ignore_below").value),
-  crf: $("t-crf").checked, scale: Number($("t-scale").value),
-});
-
-function showTuning(settings) {
-  if (settings) {
-    $("t-threshold").value = settings.threshold;
-    $("t-ignore_below").value = settings.ignore_below;
-    $("t-crf").checked = settings.crf;
-    $("t-scale").value = String(settings.scale);
-    if (!$("t-scale").value) $("t-scale").value = "1";
-  }
-  for (const id of ["t-threshold", "t-ignore_below"]) $(id).nextElementSibling.textContent = Number($(id).value).toFixed(2);
-  for (const id of ["t-threshold", "t-ignore_below", "t-crf", "t-scale", "t-reset"]) $(id).disabled = !item || !item.retunable;
-  if (item && !item.fused) $("t-threshold").disabled = true;
-  $("t-scale").disabled = $("t-scale").disabled || !$("t-crf").checked;
-  const now = tuned(), was = store.settings, quoted = (text) => (/^[\w./+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
-  const flags = [];
-  if (now.threshold !== was.threshold) flags.push(`--threshold=${now.threshold}`);
-  if (now.crf !== was.crf) flags.push(`--crf.kind=${now.crf ? "densecrf" : "none"}`);
-  if (now.crf && now.scale !== was.scale) flags.push(`--crf.scale=${now.scale}`);
-  if (now.ignore_below !== was.ignore_below) flags.push(`--ignore_below=${now.ignore_below}`);
-  $("t-command").textContent = ["pseudolabel refine", "--store", quoted(store.path), "--output", quoted(`${store.path}_refined`), ...flags].join(" ");
-}
-
 async function retune() {
-  showTuning(null);
+  showTuning(store, item);
   if (!item || !item.retunable) return;
   if (retuning) retuning.abort();
   retuning = new AbortController();
@@ -360,38 +292,28 @@ const KEYS = {
 };
 
 function onKey(event) {
-  if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || $("help").open || $("masks").hidden) return;
-  const target = event.target, kind = target.type || "";
-  if (target.matches("input[type=text], input[type=search], textarea, select")) {
-    if (event.key === "Escape") target.blur();
+  const key = pageKey(event);
+  if (key === null) return;
+  const tool = nextTool(event);
+  if (tool) {
+    event.preventDefault();
+    setTool(tool.dataset.tool);
+    tool.focus();
     return;
   }
-  if (kind === "range" && /^(Arrow|Home|End|Page)/.test(event.key)) return;
-  if ((target.matches("button") || kind === "checkbox") && (event.key === " " || event.key === "Enter")) return;
-  if (target.matches("[role=radio]") && event.key.startsWith("Arrow")) return moveTool(event);
-  if (target === stage.box && stage.key(event)) return event.preventDefault();
-  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (event.target === stage.box && stage.key(event)) {
+    event.preventDefault();
+    return;
+  }
   const work = /^[1-9]$/.test(key) ? () => toggleWrong(Number(key) - 1) : KEYS[key];
   if (!work || (event.repeat && !key.startsWith("Arrow"))) return;
   event.preventDefault();
   work();
 }
 
-function moveTool(event) {
-  const tools = [...document.querySelectorAll("[data-tool]")], step = /Right|Down/.test(event.key) ? 1 : -1;
-  const next = tools[(tools.indexOf(event.target) + step + tools.length) % tools.length];
-  event.preventDefault();
-  setTool(next.dataset.tool);
-  next.focus();
-}
-
-function query() {
-  return { label: $("f-label").value, warning: $("f-warning").value, decision: $("f-decision").value, order: $("f-order").value, text: $("f-text").value };
-}
-
 async function ask() {
   const wanted = decodeURIComponent(location.hash.slice(1));
-  if (await queue.ask(query())) await open(Math.max(0, queue.ids.indexOf(wanted)));
+  if (await queue.ask(filters())) await open(Math.max(0, queue.ids.indexOf(wanted)));
   else tell("No image fits these filters.");
 }
 
@@ -399,24 +321,16 @@ function listen() {
   document.addEventListener("keydown", onKey);
   for (const [id, work] of Object.entries({
     accept: KEYS.a, reject: KEYS.r, skip: KEYS.s, undo, previous: KEYS.ArrowLeft, next: KEYS.ArrowRight, save: saveCorrected, drop: toMachine,
-    "zoom-in": KEYS["+"], "zoom-out": KEYS["-"], "zoom-fit": KEYS[0], "help-open": KEYS["?"], "f-refresh": ask,
-    "t-copy": () => copy($("t-command").textContent), "t-reset": () => { showTuning(store.settings); retune(); },
+    "zoom-in": KEYS["+"], "zoom-out": KEYS["-"], "zoom-fit": KEYS[0], "help-open": KEYS["?"],
   })) $(id).addEventListener("click", work);
   for (const button of document.querySelectorAll("[data-tool]")) button.addEventListener("click", () => setTool(button.dataset.tool));
-  for (const id of ["f-label", "f-warning", "f-decision", "f-order"]) $(id).addEventListener("change", ask);
-  let typing = 0;
-  $("f-text").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(ask, 250); });
+  listenToFilters(ask);
   $("draw").addEventListener("change", () => setDraw($("draw").value));
   $("size").addEventListener("input", () => setSize(Number($("size").value)));
   $("view").addEventListener("change", () => setView($("view").value));
   $("opacity").addEventListener("input", () => { stage.alpha = Number($("opacity").value) / 100; stage.paint(); });
   $("outline").addEventListener("change", () => { stage.outline = $("outline").checked; stage.paint(); });
-  let moving = 0;
-  for (const id of ["t-threshold", "t-ignore_below"]) {
-    $(id).addEventListener("input", () => { showTuning(null); clearTimeout(moving); moving = setTimeout(retune, 60); });
-  }
-  for (const id of ["t-crf", "t-scale"]) $(id).addEventListener("change", retune);
-  $("t-all").addEventListener("change", () => { if ($("t-all").checked) retune(); });
+  listenToTuning(() => showTuning(store, item), retune, () => { showTuning(store, item, store.settings); retune(); });
   $("who").addEventListener("change", () => localStorage.setItem("who", who()));
   window.addEventListener("beforeunload", (event) => { if (item && stage.drawn) event.preventDefault(); });
 }
@@ -426,12 +340,10 @@ async function start() {
   store = await tried(() => readJson("/api/store"));
   if (!store) return;
   stage.colours = store.classes.map((one) => one.rgb);
-  const option = (value, text) => make("option", { value: String(value), dir: "auto" }, text);
-  $("f-label").append(...store.labels.map(([id, number]) => option(id, `${store.classes[id].name} (${number})`)));
-  $("f-warning").append(...store.warnings.map(([kind, number]) => option(kind, `${kind} (${number})`)));
+  offerFilters(store);
   listen();
   setTool("look");
-  showTuning(store.settings);
+  showTuning(store, item, store.settings);
   if (app.dataset.model) (await import("./ground.js")).start();
   await ask();
 }

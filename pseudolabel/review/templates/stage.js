@@ -151,6 +151,9 @@ export class Stage {
 
   get ink() { return this.tool === "eraser" ? 0 : this.value; }
 
+  /** Whether the tool draws: not on a mask that is not shown. */
+  get drawing() { return this.tool !== "look" && this.ids !== null && this.visible; }
+
   _begin() {
     this.strokes.push(this.ids.slice());
     if (this.strokes.length > KEPT_STROKES) this.strokes.shift();
@@ -228,7 +231,7 @@ export class Stage {
         context.fillRect(x - dot, y - dot, 2 * dot, 2 * dot);
       }
     }
-    if (this.spot && this.tool !== "look") {
+    if (this.spot && this.drawing) {
       const [x, y] = this.spot, reach = Math.max(8 / this.zoom, this.size / 2);
       context.beginPath();
       context.arc(x, y, reach, 0, 7);
@@ -264,12 +267,12 @@ export class Stage {
     this.box.setPointerCapture(event.pointerId);
     this.spot = null;
     const [x, y] = this._pixel(event);
-    if (this.tool === "look" || event.button === 1) {
+    if (!this.drawing || event.button === 1) {
       this.panning = [event.clientX - this.left, event.clientY - this.top];
-    } else if (this.ids && event.button === 0 && this.tool === "polygon") {
+    } else if (event.button === 0 && this.tool === "polygon") {
       this.corners.push([x, y]);
       this.drawMarks();
-    } else if (this.ids && event.button === 0) {
+    } else if (event.button === 0) {
       this._begin();
       this.last = [x, y];
       this.line(x, y, x, y);
@@ -300,7 +303,7 @@ export class Stage {
 
   _showCursor() {
     const cursor = $("cursor"), event = this.pointer;
-    cursor.hidden = !event || (this.tool !== "brush" && this.tool !== "eraser");
+    cursor.hidden = !event || !this.drawing || this.tool === "polygon";
     if (cursor.hidden) return;
     const box = this.box.getBoundingClientRect(), across = Math.max(2, this.size * this.zoom);
     cursor.style.width = cursor.style.height = `${across}px`;
@@ -310,7 +313,7 @@ export class Stage {
 
   /** Move or draw by keyboard while the image has the focus and a tool is chosen; return whether the key was one. */
   key(event) {
-    if (this.tool === "look" || !this.ids || this.pointing) return false;
+    if (!this.drawing || this.pointing) return false;
     const step = event.shiftKey ? 10 : 1;
     const ways = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
     const way = ways[event.key];

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from data.errors import ConfigError, ModelError
 from pseudolabel.softmaps.config import ModelConfig
-from pseudolabel.softmaps.diffusion.lora import merge_lora
+from pseudolabel.softmaps.diffusion.lora import listed, merge_lora
 
 CUSTOM = "custom_diffusion"
 CUSTOM_TARGETS = {  # a tensor's name in a Custom Diffusion file, and the parameter of the attention layer it replaces
@@ -187,7 +187,9 @@ def read_tokens(token: str | None, path: Path) -> list[LearnedToken]:
     if set(content) in ({""}, {"emb_params"}):
         return [_learned(source, token, next(iter(content.values())))]
     if token is not None and len(content) != 1:
-        raise ModelError(f"{source} holds {len(content)} entries ({_listed(content)}): TOKEN=FILE can name one alone")
+        raise ModelError(
+            f"{source} holds {len(content)} entries ({listed(list(content))}): TOKEN=FILE can name one alone"
+        )
     return [_learned(source, token or name, value) for name, value in content.items()]
 
 
@@ -304,7 +306,7 @@ def load_custom_diffusion(path: Path, unet: Any) -> None:
             planned.append((parameter, value))
     if odd or not planned:
         raise ModelError(
-            f"{path} (--model.custom_diffusion) does not fit this U-Net: {_listed(odd) or 'it holds no weights'}"
+            f"{path} (--model.custom_diffusion) does not fit this U-Net: {listed(odd) or 'it holds no weights'}"
         )
     with torch.no_grad():
         for parameter, value in planned:
@@ -314,9 +316,3 @@ def load_custom_diffusion(path: Path, unet: Any) -> None:
 def parameter_of(module: nn.Module, name: str) -> nn.Parameter | None:
     """Return a parameter of a module by its dotted name, or None where it has none."""
     return dict(module.named_parameters()).get(name)
-
-
-def _listed(names: Iterable[str], limit: int = 6) -> str:
-    """Name the first of many."""
-    every = list(names)
-    return ", ".join(every[:limit]) + (f" and {len(every) - limit} more" if len(every) > limit else "")

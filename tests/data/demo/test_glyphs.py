@@ -10,8 +10,8 @@ from PIL import Image
 
 from data.classes import VOC
 from data.demo import make_glyphs
-from data.demo.glyphs import GLYPHS_DIR, glyphs_of, load_glyphs, place
-from data.demo.scene import find_glyph
+from data.demo.drawings import DRAWINGS
+from data.demo.glyphs import GLYPHS_DIR, find_glyph, glyphs_of, load_glyphs, place
 
 
 def test_every_class_has_drawings_for_training_and_some_held_out():
@@ -32,7 +32,7 @@ def test_atlas_holds_the_drawings_of_the_script_in_boxes_that_do_not_overlap():
     entries = json.loads((GLYPHS_DIR / "atlas.json").read_text(encoding="utf-8"))["drawings"]
     assert [(entry["class"], entry["name"], entry["emoji"], entry["held_out"]) for entry in entries] == [
         (drawing.class_name, f"{drawing.class_name}/{drawing.name}", drawing.emoji, drawing.held_out)
-        for drawing in make_glyphs.DRAWINGS
+        for drawing in DRAWINGS
     ]
     assert len({entry["name"] for entry in entries}) == len(entries)
     with Image.open(GLYPHS_DIR / "atlas.png") as image:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from data.classes import VOC
 from data.config import DataConfig
 from data.demo import world
+from data.demo.glyphs import find_glyph
 from data.demo.grounds import GROUNDS, draw_ground
 from data.demo.scene import (
     NOISE,
@@ -21,7 +22,6 @@ from data.demo.scene import (
     draw_portrait,
     draw_scene,
     drawing_mask,
-    find_glyph,
 )
 from data.demo.world import PERSONAL_DRAWING, calibration_scenes, split_scenes, write_world
 from data.errors import ConfigError

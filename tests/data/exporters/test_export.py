@@ -16,7 +16,7 @@ from data.errors import ImageError, StoreError
 from data.exporters.brush import encode_brush
 from data.exporters.export import export_store
 from data.exporters.items import ExportOptions
-from data.exporters.polygons import outlines, yolo_rows
+from data.exporters.polygons import outlines, yolo_line
 from data.images import read_image
 from data.masks import read_mask
 from data.readers.layout import open_samples
@@ -115,7 +115,7 @@ def test_outlines_without_holes_fill_to_the_mask(mask):
     flooded = padded.astype(np.uint8)
     cv2.floodFill(flooded, None, (0, 0), 2)
     solid = (flooded != 2)[1:-1, 1:-1]  # holes closed
-    rows = "\n".join(yolo_rows(outline, 0, solid.shape) for outline in outlines(solid))
+    rows = "\n".join(yolo_line(outline, 0, solid.shape) for outline in outlines(solid))
     np.testing.assert_array_equal(fill_yolo(rows, solid.shape), solid.astype(np.uint8))
 
 
@@ -125,7 +125,7 @@ def test_outlines_with_holes_fill_nearly_to_the_mask(seed):
     generator = np.random.default_rng(seed)
     noise = cv2.GaussianBlur(generator.random((40, 50)).astype(np.float32), (0, 0), 3)
     mask = noise > np.median(noise)
-    rows = "\n".join(yolo_rows(outline, 0, mask.shape) for outline in outlines(mask))
+    rows = "\n".join(yolo_line(outline, 0, mask.shape) for outline in outlines(mask))
     filled = fill_yolo(rows, mask.shape).astype(bool)
     assert (filled & mask).sum() / (filled | mask).sum() > 0.97
 
@@ -194,7 +194,7 @@ def test_brush_stream_decodes_to_the_mask(mask):
     np.testing.assert_array_equal(rgba[..., 3] > 0, mask)
 
 
-def test_long_runs_are_cut(tmp_path):
+def test_long_runs_are_cut():
     mask = np.zeros((200, 400), bool)
     mask[100:, :] = True
     np.testing.assert_array_equal(decode_brush(encode_brush(mask)).reshape(200, 400, 4)[..., 3] > 0, mask)

@@ -172,5 +172,14 @@ def test_faults_are_named(config, make_coco, tmp_path):
         open_samples(DataConfig(config.root, cache=tmp_path / "file"))
 
 
+def test_a_link_to_annotations_that_are_gone_is_none_that_there_are(config, make_coco):
+    make_coco(config.root, {1: [square(1, 1, 4)]})
+    path = config.root / "annotations" / "instances_train2014.json"
+    path.unlink()
+    path.symlink_to("gone.json")
+    with pytest.raises(ConfigError, match=r"no instances_train2014\.json \(it has none\)"):
+        open_samples(config)
+
+
 def test_no_annotations_give_background():
     np.testing.assert_array_equal(render_truth([], (2, 3)), np.zeros((2, 3), np.uint8))

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from data.config import DataConfig
 from data.errors import LabelError
 from data.readers.checks import check_data
-from data.readers.coco import CocoSamples, render_truth
+from data.readers.coco import render_truth
 from data.readers.coco_json import read_instances
 from data.readers.layout import open_samples
 
@@ -207,10 +207,10 @@ def test_what_is_unusual_but_clear_is_read(opened):
     found = opened(content)
     assert [one.labels for one in found.samples] == [(1,), (1, 2)]
     assert any(
-        "1 annotations are of images that the file does not list (the first is annotation 73)" in one
+        "1 annotation is of an image that the file does not list (the first is annotation 73); it was left out" in one
         for one in found.notes
     )
-    assert any("1 of 4 annotations have no outline" in one for one in found.notes)
+    assert any("1 of 4 annotations has no outline" in one for one in found.notes)
     assert all(one.truth_path.is_file() for one in found.samples)
     assert set(found.notes) <= set(check_data(opened.config).warnings)
 
@@ -277,7 +277,7 @@ def test_an_error_inside_never_ends_a_loop_quietly(opened, monkeypatch):
     def broken(*_: object) -> None:
         raise IndexError("inside")
 
-    monkeypatch.setattr(CocoSamples, "_render", broken)
+    monkeypatch.setattr("data.readers.coco._render", broken)
     with pytest.raises(IndexError, match="inside"):
         list(found.samples)
     with pytest.raises(IndexError, match="inside"):

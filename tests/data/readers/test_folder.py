@@ -1,3 +1,5 @@
+import errno
+import os
 import unicodedata
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from data.config import DataConfig
 from data.errors import ConfigError, ImageError, LabelError
 from data.masks import write_mask
+from data.readers.checks import check_data
 from data.readers.folder import image_samples, list_data
 from data.readers.ids import make_ids
 from data.readers.layout import open_samples
@@ -156,6 +159,34 @@ def test_links_to_folders_are_followed_once(tmp_path, save_image):
     (tmp_path / "root" / "cat").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "root")
     assert labels(tmp_path / "root") == {"cat__1": ["cat"]}
+
+
+@pytest.fixture
+def locked(tmp_path, save_image, monkeypatch) -> Path:
+    """A folder of two classes, one of which nobody may look into; root may, so the system is made to refuse."""
+    for name in ("cat/1.jpg", "dog/1.jpg", "dog/2.jpg"):
+        save_image(tmp_path / name)
+    real = os.scandir
+
+    def scandir(folder):
+        if os.path.basename(folder) == "dog":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    return tmp_path
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_not_passed_over(locked, caplog):
+    found = open_samples(DataConfig(locked))
+    assert [one.id for one in found.samples] == ["cat__1"]
+    assert found.notes == ("1 folder cannot be read, and its images are left out (dog).",)
+    assert check_data(DataConfig(locked)).warnings == list(found.notes)
+    assert len(image_samples(locked)) == 1
+    assert found.notes[0] in caplog.text
+    (locked / "cat" / "1.jpg").unlink()
+    with pytest.raises(ConfigError, match=r"no images \(the folder dog cannot be read: check its permissions\)"):
+        open_samples(DataConfig(locked))
 
 
 def test_names_differing_in_suffix_or_case_get_different_ids():

@@ -8,8 +8,7 @@ from data.errors import ConfigError, LabelError
 from data.masks import write_mask
 from data.readers.checks import check_data, report_lines
 from data.readers.layout import open_samples
-from data.readers.listing import ListedSamples
-from data.samples import evenly_spaced
+from data.samples import LazySamples, evenly_spaced
 
 
 @pytest.fixture
@@ -112,7 +111,7 @@ def test_a_split_stays_inside_the_root(tmp_path, split, layout):
 
 def test_an_error_inside_never_ends_a_loop_quietly(part_of_voc, monkeypatch):
     samples = open_samples(DataConfig(part_of_voc)).samples
-    assert isinstance(samples, ListedSamples)
+    assert isinstance(samples, LazySamples)
     monkeypatch.setattr("data.readers.listing.find_truth", lambda *_: [][0])
     with pytest.raises(IndexError):
         list(samples)
@@ -197,7 +196,7 @@ def test_a_folder_of_truth_means_the_same_wherever_it_is_named(part_of_voc, tmp_
     from data.classes import VOC
     from data.store.source import stored_data, truth_paths
     from data.store.store import MaskStore
-    from train.dataset import list_training
+    from train.samples import list_training
 
     work = tmp_path_factory.mktemp("work")
     monkeypatch.chdir(work)

@@ -118,7 +118,7 @@ def test_perseg_leaves_out_the_reference_alone(perseg):
 def test_perseg_pairs_by_name_not_by_order(perseg):
     """The official script zips two sorted lists: one file more in either shifts all pairs after it."""
     picture(perseg / "Images" / "cat2" / "10.jpg")
-    with pytest.raises(ImageError, match=r"without a mask.*first 10"):
+    with pytest.raises(ImageError, match=r"without a mask.*the first is 10"):
         open_targets(perseg)
 
 

@@ -174,19 +174,19 @@ def test_train_aug_lists_quickly(tmp_path, make_voc):
     assert found.classes == VOC
 
 
-def test_a_hundred_thousand_ids_list_quickly_in_flat_memory(tmp_path, make_voc):
+def test_twenty_thousand_ids_list_quickly_in_flat_memory(tmp_path, make_voc):
     make_voc(tmp_path, {"000000": ["cat"]})
-    ids = [f"{number:06d}" for number in range(100_000)]
+    ids = [f"{number:06d}" for number in range(20_000)]
     (tmp_path / "ImageSets" / "Segmentation" / "train.txt").write_text("\n".join(ids))
     (tmp_path / "many.csv").write_text("image,labels\n" + "".join(f"{one}.jpg,cat;dog\n" for one in ids))
     start = time.process_time()
     found = open_samples(DataConfig(tmp_path, labels=tmp_path / "many.csv"))
     seconds = time.process_time() - start
-    assert len(found.samples) == 100_000
-    assert seconds < 20
+    assert len(found.samples) == 20_000
+    assert seconds < 5
 
     def walk() -> set[tuple[int, ...]]:
-        return {found.samples[number].labels for number in range(0, 100_000, 20)}
+        return {found.samples[number].labels for number in range(0, 20_000, 4)}
 
     assert walk() == {(8, 12)}  # pathlib interns names, and Python's table of them may grow: once, and not by the list
     tracemalloc.start()

@@ -203,7 +203,7 @@ def test_a_line_says_what_is_wrong_with_it(good, tmp_path, field, value, rule):
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        (lambda header: header["classes"].update(names="cat"), "classes are not lists"),
+        (lambda header: header["classes"].update(names="cat"), "Not a class list"),
         (lambda header: header["data"].update(format="zip"), "data.format is 'zip'"),
         (lambda header: header["data"].update(difficult="yes"), "data.difficult is 'yes'; it must be bool"),
         (lambda header: header.update(config=[]), "config is .*, not an object"),
@@ -268,9 +268,9 @@ def test_soft_maps_of_any_memory_layout_come_back(good, tmp_path):
 
 
 def test_a_line_without_end_is_not_read_into_memory(good, tmp_path, monkeypatch):
-    from data.store import store as module
+    from data.store import index
 
-    monkeypatch.setattr(module, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(index, "MAX_LINE_BYTES", 1000)
     store = rewrite(good, tmp_path / "s", "index.jsonl", b"x" * 10_000 + b"\n" + good["index.jsonl"])
     assert store.ids() == ["a"]
 

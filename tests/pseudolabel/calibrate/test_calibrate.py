@@ -17,7 +17,14 @@ from data.readers.layout import open_samples
 from data.samples import Sample
 from data.scoring import confusion_matrix, score
 from pseudolabel.calibrate import recordings
-from pseudolabel.calibrate.candidates import fewer_heads, one_more_or_less, weighings
+from pseudolabel.calibrate.candidates import (
+    SATURATIONS,
+    describe,
+    fewer_heads,
+    one_more_or_less,
+    small_changes,
+    weighings,
+)
 from pseudolabel.calibrate.criteria import (
     THRESHOLDS,
     best_threshold,
@@ -130,7 +137,7 @@ def reader_of(config) -> Reader:
         ({"cross_layers": ("down_blocks.1.attentions.0",)}, {"kind": "none"}),
         ({"cross_layers": ("mid_block.attentions.0@0",)}, {"kind": "iseg"}),
         ({}, {"kind": "cda", "temperature": 0.1}),
-        ({"naming_layers": ("mid_block.attentions.0",)}, {}),
+        ({"naming_layers": ("mid_block.attentions.0",)}, {"balance": True, "saturate": 0.1}),
         ({"weights": "heads"}, {}),
         ({"weights": "layers"}, {}),
         ({"weights": "both", "token_rescaling": True, "rescaled_tokens": "words", "blur": 5}, {"boxes": False}),
@@ -214,6 +221,17 @@ def test_all_heads_one_by_one_equal_the_whole_layer(tiny_config, with_settings, 
     fewer = fewer_heads(config, {"mid_block.attentions.0": count})
     assert len(fewer) == count
     assert not torch.allclose(refined_maps(merged, fewer[0], layers), expected, atol=1e-3)
+
+
+def test_small_changes_know_balance_and_saturation(tiny_config, with_settings):
+    config = with_settings(tiny_config, "affinity", kind="iterated", balance=True)
+    config = with_settings(config, "attention", cross_layers=("a",), self_layers=("b",))
+    found = [each.affinity for each in small_changes(config, ("a", "b"), ("a", "b"))]
+    assert {each.saturate for each in found} == {0, *SATURATIONS}
+    assert {each.balance for each in found} == {True, False}
+    assert "balanced iterated" in describe(config)
+    config = with_settings(config, "affinity", kind="cda", balance=False)
+    assert not any(each.affinity.balance for each in small_changes(config, ("a", "b"), ("a", "b")))
 
 
 def test_neighbouring_sets_are_never_empty():

@@ -97,9 +97,10 @@ def test_another_refinement_leaves_as_many_pixels_undecided(maps, kind):
 
 def test_what_is_tried_differs_in_one_number():
     masks = MaskConfig(crf=CrfConfig(kind="tlp"))
-    found = [(each.crf.smoothness, each.crf.edge) for each in refinement_changes(masks)]
-    assert found == [(32, 10), (128, 10), (64, 7), (64, 14)]
-    assert refinement_changes(MaskConfig(crf=CrfConfig(kind="pamr"))) == []
+    found = [(each.crf.smoothness, each.crf.edge, each.crf.guide) for each in refinement_changes(masks)]
+    assert found == [(32, 10, 0), (128, 10, 0), (64, 7, 0), (64, 14, 0), (64, 10, 9), (64, 10, 9)]
+    assert {each.crf.guide for each in refinement_changes(MaskConfig(crf=CrfConfig(guide=9.0)))} == {0, 9}
+    assert refinement_changes(MaskConfig(crf=CrfConfig(kind="none"))) == []
     assert masks not in other_refinements(masks)
     assert {each.crf.kind for each in other_refinements(masks)} == {"densecrf", "tlp", "none"}
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.classes import VOC, load_classes
+from data.class_file import load_classes
+from data.classes import VOC
 from data.store.store import MaskStore
 from pseudolabel.cli import main
 
@@ -74,6 +75,12 @@ def test_check_as_json(photos, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["ready"] is False
     assert len(report["data"]["problems"]) == 1
+
+
+@pytest.mark.parametrize("examine", ["0", "-3"])
+def test_check_opens_at_least_one_image(photos, capsys, examine):
+    assert main(["check", "--root", str(photos), "--examine", examine]) == 2
+    assert f"--examine is {examine}: it must be at least 1" in capsys.readouterr().err
 
 
 def test_check_writes_nothing(photos, tmp_path, monkeypatch):

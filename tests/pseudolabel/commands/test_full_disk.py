@@ -14,6 +14,7 @@ import pytest
 from data.demo.world import TRAIN_TRUTH_FOLDER
 from data.store.store import MaskStore
 from pseudolabel.cli import main
+from pseudolabel.pipeline import Pipeline
 
 RUN = [sys.executable, "-m", "pseudolabel.cli"]
 FORMATS = ("coco", "yolo", "voc", "labelstudio")
@@ -66,6 +67,43 @@ def test_an_output_below_a_file_is_one_line(commands, tmp_path, capsys, name):
     assert main(commands(tmp_path / "file" / "out")[name]) == 2
     assert str(tmp_path / "file") in one_line(capsys)
     assert left(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("store", ["file/below/it", "loop", "nowhere/below"])
+def test_a_store_that_cannot_be_is_found_before_the_model_is_loaded(
+    world, tiny_options, tmp_path, capsys, monkeypatch, store
+):
+    (tmp_path / "file").write_text("dear")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    monkeypatch.setattr(Pipeline, "load", lambda *_: pytest.fail("the model was loaded"))
+    assert main(["generate", "--root", str(world), "--store", str(tmp_path / store), *tiny_options]) == 2
+    assert "is no folder: " in (line := one_line(capsys))
+    assert str(tmp_path) in line
+    assert left(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        ("refine --output out", "workers"),
+        ("report", "limit"),
+        ("doubt", "limit"),
+        ("export --format coco --output out", "min_area_px"),
+    ],
+)
+def test_a_number_out_of_range_is_one_line_and_writes_nothing(made_store, tmp_path, capsys, monkeypatch, command, flag):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command.split(), "--store", str(made_store), f"--{flag}=-2"]) == 2
+    assert f"--{flag} is -2: it must be at least 0" in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_written_to_folders_that_are_not_there_yet(made_store, world, tmp_path):
+    assert main(["init", "--root", str(world), "--output", str(tmp_path / "a" / "b" / "c.yaml")]) == 0
+    assert main(["report", "--store", str(made_store), "--output", str(tmp_path / "d" / "e.html"), "--limit=1"]) == 0
+    assert main(["doubt", "--store", str(made_store), "--output", str(tmp_path / "f" / "g.csv")]) == 0
+    assert left(tmp_path) == ["a/b/c.yaml", "d/e.html", "f/g.csv"]
 
 
 @pytest.mark.parametrize("name", ["report", "init", "calibrate"])

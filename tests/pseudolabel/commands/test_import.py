@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as drawn
 from PIL import Image
 
-from data.classes import make_classes, save_classes
+from data.class_file import save_classes
+from data.classes import make_classes
 from data.masks import read_mask, write_mask
 from data.store.softmaps import upsample
 from data.store.store import MaskStore
 from pseudolabel.cli import main
-from pseudolabel.generate.importing import decided, soft_maps
+from pseudolabel.generate.importing import soft_maps, without_undecided
 
 NAMES = ("cat", "dog")
 
@@ -186,7 +187,7 @@ MASKS = drawn.arrays(
 
 @given(MASKS)
 def test_undecided_pixels_take_the_class_of_a_nearest_decided_one(mask):
-    filled = decided(mask)
+    filled = without_undecided(mask)
     known = np.argwhere(mask != 255)
     for row, column in np.ndindex(mask.shape):
         if not len(known):

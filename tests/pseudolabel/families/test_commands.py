@@ -140,10 +140,40 @@ def test_a_folder_that_does_not_fit_says_what_is_missing(world, copied, change, 
     assert "--model.id" in line
 
 
-def test_a_tokenizer_that_needs_sentencepiece_says_so(copied, monkeypatch):
+PUBLISHED = {  # beside what the tiny model's own settings say, those of PixArt-alpha on the hub
+    "_class_name": "Transformer2DModel", "double_self_attention": False, "num_vector_embeds": None,
+    "only_cross_attention": False, "use_linear_projection": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["pixart", "alpha"])
+def test_pixart_is_read_under_the_class_name_its_folders_on_the_hub_have(name, folder_of, world, tmp_path, capsys):
+    folder = shutil.copytree(folder_of(name), tmp_path / "model")
+    renamed(folder, "transformer", "Transformer2DModel")
+    settings = folder / "transformer" / "config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | PUBLISHED))
+    for model, store in ((folder_of(name), "named"), (folder, "published")):
+        given = ["--root", str(world), "--store", str(tmp_path / store), "--limit=1", *options(model, name)]
+        assert main(["generate", *given]) == 0
+        assert "not expected" not in capsys.readouterr().err
+    named, published = (MaskStore.open(tmp_path / store) for store in ("named", "published"))
+    assert named.header["model"]["fingerprint"] == published.header["model"]["fingerprint"]
+    [scores] = (tmp_path / "named" / "scores").glob("*.npz")
+    assert scores.read_bytes() == (tmp_path / "published" / "scores" / scores.name).read_bytes()
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("PixArt", "VQDiffusion"))
+    assert "Transformer2DModel); only" in refused(capsys, world, tmp_path / "s", *options(folder, name))
+
+
+@pytest.mark.parametrize("missing", ["sentencepiece", "protobuf"])
+def test_a_tokenizer_that_needs_sentencepiece_says_so(copied, missing, monkeypatch):
     (copied / "tokenizer_2" / "tokenizer.json").rename(copied / "tokenizer_2" / "spiece.model")
-    monkeypatch.setattr("pseudolabel.softmaps.diffusion.load.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"SentencePiece's, which is not installed: install the extra \[large\]"):
+    for name in ("sentencepiece", "protobuf"):
+        monkeypatch.setattr(f"transformers.utils.is_{name}_available", lambda there=name != missing: there)
+    match = (
+        rf"SentencePiece's, for which {missing} must be installed: install the extra \[large\], or change --model.id"
+    )
+    with pytest.raises(ModelError, match=match):
         load_parts(ModelConfig(id=str(copied)), CPU, torch.float32)
 
 

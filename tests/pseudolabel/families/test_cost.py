@@ -175,6 +175,14 @@ def test_the_weights_are_weighed_from_the_files_headers(name, request):
     assert found.on_device(False, True) == found.image_encoder + found.block + found.text_encoders
 
 
+def test_weighing_refuses_the_layers_that_reading_refuses(pixart_folder, sd35_folder):
+    """PixArt's `attn2` is its cross-attention; only SD3.5's stands beside the joint one."""
+    beside = AttentionConfig(cross_layers=("block:1",), self_layers=("block:1.attn2",))
+    assert weight_bytes(replace(config_of(sd35_folder), attention=beside), sd35_folder, torch.float32).denoiser
+    with pytest.raises(ModelError, match=r"self_layers names 'block:1.attn2', which this model does not have"):
+        weight_bytes(replace(config_of(pixart_folder), attention=beside), pixart_folder, torch.float32)
+
+
 def test_where_the_encoders_do_not_fit_the_denoiser_leaves_for_them(flux_folder, monkeypatch):
     pipeline = Pipeline.load(config_of(flux_folder), VOC)
     moves: list[str] = []

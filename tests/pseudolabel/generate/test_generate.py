@@ -119,6 +119,7 @@ def test_unreadable_images_are_skipped_named_and_done_later(world, tiny_options,
     assert "1 IMAGE WAS SKIPPED" in said
     assert "train_000003" in said
     assert (tmp_path / "store" / "skipped.txt").read_text().startswith("train_000003\t")
+    assert generate(root, tmp_path / "store", *tiny_options, "--on_error=skip") == 0  # the others are there
     broken.write_bytes(good)
     assert generate(root, tmp_path / "store", *tiny_options) == 0
     assert len(MaskStore.open(tmp_path / "store").ids()) == 6

@@ -58,12 +58,10 @@ def test_the_store_is_found_wherever_it_is_named_and_the_last_one_counts(tmp_pat
     (tmp_path / "all.yaml").write_text(f"refine: {{store: {tmp_path / 'two'}}}\ngenerate: {{store: other}}\n")
     (tmp_path / "one.yaml").write_text(f"refine: {{store: {tmp_path / 'two'}, output: o}}\n")
     two, seven = f"--store={tmp_path / 'two'}", f"--config={tmp_path / 'seven.yaml'}"
-    assert started_from(capsys, "refine", two) == ("two", 2)
     assert started_from(capsys, "refine", *two.split("=")) == ("two", 2)
     assert started_from(capsys, "refine", seven) == ("seven", 7)
     assert started_from(capsys, "refine", seven, two) == ("two", 2)
     assert started_from(capsys, "refine", two, seven) == ("seven", 7)
-    assert started_from(capsys, "refine", f"--config={tmp_path / 'two.yaml'}", seven) == ("seven", 7)
     assert started_from(capsys, "refine", f"--config={{store: {tmp_path / 'two'}}}") == ("two", 2)
     assert started_from(capsys, f"--config={tmp_path / 'all.yaml'}", "refine") == ("two", 2)
     assert started_from(capsys, f"--config={tmp_path / 'one.yaml'}") == ("two", 2)
@@ -112,6 +110,16 @@ def test_a_refined_store_can_be_resumed_and_refined_again(made_store, tmp_path, 
     assert "config.fuse.threshold: 0.3 there, 0.4 now" in capsys.readouterr().err
     assert refine(tmp_path / "s", tmp_path / "back", "--threshold=0.5") == 0
     assert store_bytes(tmp_path / "back") == store_bytes(made_store)
+
+
+def test_not_one_mask_is_an_error_even_when_skipping(made_store, tmp_path, capsys):
+    store = shutil.copytree(made_store, tmp_path / "store")
+    for path in (store / "scores").iterdir():
+        path.write_bytes(b"cut")
+    assert refine(store, tmp_path / "s", "--on_error=skip") == 2
+    said = capsys.readouterr()
+    assert "6 IMAGES WERE SKIPPED" in said.out
+    assert "none of 6 images could be processed" in said.err
 
 
 def test_the_store_read_is_not_written(made_store, capsys):

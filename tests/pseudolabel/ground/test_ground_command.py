@@ -5,17 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pseudolabel.cli import gather_repeated, main
-
-
-def run(capsys, *arguments: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    try:
-        status = main([str(argument) for argument in arguments])
-    except SystemExit as error:
-        status = int(error.code or 0)
-    out, err = capsys.readouterr()
-    return status, out, err
+from pseudolabel.cli import gather_repeated
 
 
 def read(path: Path) -> np.ndarray:
@@ -23,9 +13,9 @@ def read(path: Path) -> np.ndarray:
         return np.array(image)
 
 
-def test_an_image_and_two_phrases(photo, rgb_u8, tmp_path, ground_options, localizer, capsys):
+def test_an_image_and_two_phrases(photo, rgb_u8, tmp_path, ground_options, localizer, run):
     output = tmp_path / "out"
-    status, out, _ = run(capsys, "ground", *ground_options, "--image", photo, "--phrase", "a dog", "--phrase", "cat",
+    status, out, _ = run("ground", *ground_options, "--image", photo, "--phrase", "a dog", "--phrase", "cat",
                          "--output", output)  # fmt: skip
     assert status == 0
     results = json.loads((output / "results.json").read_text())
@@ -48,12 +38,12 @@ def test_an_image_and_two_phrases(photo, rgb_u8, tmp_path, ground_options, local
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_several_images_a_folder_and_names_that_meet(photo, tmp_path, rgb_u8, ground_options, capsys):
+def test_several_images_a_folder_and_names_that_meet(photo, tmp_path, rgb_u8, ground_options, run):
     folder = tmp_path / "more"
     folder.mkdir()
     Image.fromarray(rgb_u8).save(folder / "photo.png")
     Image.fromarray(rgb_u8).save(folder / "b.jpg")
-    status, *_ = run(capsys, "ground", *ground_options, "--image", photo, "--image", folder, "--phrase", "dog",
+    status, *_ = run("ground", *ground_options, "--image", photo, "--image", folder, "--phrase", "dog",
                      "--output", tmp_path / "out", "--independent")  # fmt: skip
     assert status == 0
     ids = [image["id"] for image in json.loads((tmp_path / "out/results.json").read_text())["images"]]
@@ -61,10 +51,10 @@ def test_several_images_a_folder_and_names_that_meet(photo, tmp_path, rgb_u8, gr
     assert not (tmp_path / "out" / "photo" / "all.png").exists()
 
 
-def test_a_table(photo, tmp_path, ground_options, capsys):
+def test_a_table(photo, tmp_path, ground_options, run):
     table = tmp_path / "phrases.csv"
     table.write_text("image,phrase,sentence\nphoto.png,dog,\nphoto.png,cat,\nphoto.png,tree,a tree and a river\n")
-    status, *_ = run(capsys, "ground", *ground_options, "--phrases", table, "--output", tmp_path / "out")
+    status, *_ = run("ground", *ground_options, "--phrases", table, "--output", tmp_path / "out")
     assert status == 0
     images = json.loads((tmp_path / "out" / "results.json").read_text())["images"]
     assert [(image["id"], [one["phrase"] for one in image["phrases"]]) for image in images] == [
@@ -73,7 +63,7 @@ def test_a_table(photo, tmp_path, ground_options, capsys):
     assert images[1]["sentences"] == ["a tree and a river"]
 
 
-def test_an_image_the_model_draws(tmp_path, ground_options, capsys):
+def test_an_image_the_model_draws(tmp_path, ground_options, run):
     command = [
         "ground",
         *ground_options,
@@ -86,8 +76,8 @@ def test_an_image_the_model_draws(tmp_path, ground_options, capsys):
     ]
     command += ["--steps", 2]
     for name in ("one", "two"):
-        assert run(capsys, *command, "--output", tmp_path / name)[0] == 0
-    assert run(capsys, *command, "--output", tmp_path / "three", "--seed", 1)[0] == 0
+        assert run(*command, "--output", tmp_path / name)[0] == 0
+    assert run(*command, "--output", tmp_path / "three", "--seed", 1)[0] == 0
     pictures = [read(tmp_path / name / "drawn" / "image.png") for name in ("one", "two", "three")]
     assert pictures[0].shape == (64, 64, 3)
     assert np.array_equal(pictures[0], pictures[1])
@@ -98,12 +88,12 @@ def test_an_image_the_model_draws(tmp_path, ground_options, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")
-def test_a_drawn_image_is_diffusers_own(sd_folder, tmp_path, ground_options, capsys):
+def test_a_drawn_image_is_diffusers_own(sd_folder, tmp_path, ground_options, run):
     import torch
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     prompt = "a photo including dog."
-    assert run(capsys, "ground", *ground_options, "--prompt", prompt, "--phrase", "dog", "--steps", 3, "--guidance", 4,
+    assert run("ground", *ground_options, "--prompt", prompt, "--phrase", "dog", "--steps", 3, "--guidance", 4,
                "--seed", 7, "--size", "[48, 64]", "--output", tmp_path / "out")[0] == 0  # fmt: skip
     pipeline = StableDiffusionPipeline.from_pretrained(
         sd_folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False, low_cpu_mem_usage=False
@@ -116,10 +106,10 @@ def test_a_drawn_image_is_diffusers_own(sd_folder, tmp_path, ground_options, cap
 
 
 @pytest.mark.parametrize("folder", ["sd2_folder", "sdxl_folder"])
-def test_other_models_draw_too(folder, request, tmp_path, ground_options, capsys):
+def test_other_models_draw_too(folder, request, tmp_path, ground_options, run):
     options = [option for option in ground_options if not option.startswith("--model.id") and "layers" not in option]
     options += ["--attention.cross_layers=[mid]", "--attention.self_layers=[mid]"]
-    status, _, err = run(capsys, "ground", *options, "--model.id", request.getfixturevalue(folder), "--prompt", "a dog",
+    status, _, err = run("ground", *options, "--model.id", request.getfixturevalue(folder), "--prompt", "a dog",
                          "--phrase", "dog", "--steps", 1, "--output", tmp_path / "out")  # fmt: skip
     assert status == 0, err
 
@@ -151,41 +141,41 @@ def test_other_models_draw_too(folder, request, tmp_path, ground_options, capsys
         (["--image", "{photo}", "--phrase", "dog", "--match.words", "sum"], "match.words"),
     ],
 )
-def test_wrong_input_is_one_line_and_leaves_nothing(photo, tmp_path, ground_options, capsys, arguments, words):
+def test_wrong_input_is_one_line_and_leaves_nothing(photo, tmp_path, ground_options, run, arguments, words):
     (tmp_path / "text.png").write_text("no image")
     places = {"photo": photo, "none": tmp_path / "none", "text": tmp_path / "text.png"}
     before = sorted(tmp_path.rglob("*"))
     given = [argument.format(**places) if argument.startswith("{") else argument for argument in arguments]
-    status, _, err = run(capsys, "ground", *ground_options, *given, "--output", tmp_path / "out")
+    status, _, err = run("ground", *ground_options, *given, "--output", tmp_path / "out")
     lines = [line for line in err.splitlines() if "image/s" not in line]
     assert (status, len(lines)) == (2, 1), err
     assert words in lines[0]
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_an_output_that_is_not_empty_is_left_alone(photo, tmp_path, ground_options, capsys):
+def test_an_output_that_is_not_empty_is_left_alone(photo, tmp_path, ground_options, run):
     command = ["ground", *ground_options, "--image", photo, "--phrase", "dog", "--output"]
-    assert "is a file" in run(capsys, *command, photo)[2]
-    status, _, err = run(capsys, *command, tmp_path)
+    assert "is a file" in run(*command, photo)[2]
+    status, _, err = run(*command, tmp_path)
     assert status == 2
     assert "is not empty" in err
     (tmp_path / "empty").mkdir()
-    assert run(capsys, *command, tmp_path / "empty")[0] == 0
+    assert run(*command, tmp_path / "empty")[0] == 0
 
 
-def test_a_fault_in_the_second_image_leaves_nothing(photo, tmp_path, ground_options, capsys):
+def test_a_fault_in_the_second_image_leaves_nothing(photo, tmp_path, ground_options, run):
     (tmp_path / "z.png").write_bytes(photo.read_bytes()[:300])
-    status, _, err = run(capsys, "ground", *ground_options, "--image", photo, "--image", tmp_path / "z.png", "--phrase",
+    status, _, err = run("ground", *ground_options, "--image", photo, "--image", tmp_path / "z.png", "--phrase",
                          "dog", "--output", tmp_path / "deep" / "out")  # fmt: skip
     assert status == 2
     assert "z.png" in err
     assert [path.name for path in (tmp_path / "deep").iterdir()] == []
 
 
-def test_a_phrase_cannot_change_the_page_or_leave_the_folder(photo, tmp_path, ground_options, capsys):
+def test_a_phrase_cannot_change_the_page_or_leave_the_folder(photo, tmp_path, ground_options, run):
     phrases = ["<script>alert(1)</script> dog", "../../x", "dog & cat"]
     given = [part for phrase in phrases for part in ("--phrase", phrase)]
-    status, *_ = run(capsys, "ground", *ground_options, "--image", photo, *given, "--output", tmp_path / "out")
+    status, *_ = run("ground", *ground_options, "--image", photo, *given, "--output", tmp_path / "out")
     assert status == 0
     page = (tmp_path / "out" / "ground.html").read_text()
     assert "<script>" not in page
@@ -193,10 +183,10 @@ def test_a_phrase_cannot_change_the_page_or_leave_the_folder(photo, tmp_path, gr
     assert {path.parent.name for path in (tmp_path / "out").rglob("*.png")} == {"photo"}
 
 
-def test_the_demos_settings_fit(photo, tmp_path, ground_options, capsys):
+def test_the_demos_settings_fit(photo, tmp_path, ground_options, run):
     """A configuration file of `generate` serves, its data group and ignore band included."""
     config = Path(__file__).parents[3] / "configs" / "pseudolabel" / "demo.yaml"
-    status, _, err = run(capsys, "ground", "--config", config, *ground_options, "--image", photo, "--phrase", "dog",
+    status, _, err = run("ground", "--config", config, *ground_options, "--image", photo, "--phrase", "dog",
                          "--attention.naming_layers", "[]", "--output", tmp_path / "out")  # fmt: skip
     assert status == 0, err
 

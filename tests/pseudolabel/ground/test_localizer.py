@@ -67,13 +67,13 @@ def test_competing_phrases_share_pixels_and_independent_ones_do_not(localizer, r
 def replace_masks(localizer):
     from pseudolabel.config import mask_config
 
-    return mask_config(localizer.config.pipeline)
+    return mask_config(localizer.config.generate_config)
 
 
 def test_the_maps_are_those_of_classes_in_the_same_sentence(localizer, rgb_u8):
     """A phrase is read as a class of that phrase is, bit for bit."""
     classes = ClassSet(("x", "y"), ("dog", "a cat"), ((), ()))
-    pipeline = Pipeline(localizer.pipeline.parts, localizer.config.pipeline, classes, cut=False)
+    pipeline = Pipeline(localizer.pipeline.parts, localizer.config.generate_config, classes, cut=False)
     [soft] = pipeline.soft_maps([rgb_u8], [(1, 2)], ["id"])
     [maps] = localizer.pipeline.phrase_maps([rgb_u8], [localizer.plan(["dog", "a cat"])], ["id"])
     assert maps.soft.labels == (1, 2)

@@ -1,12 +1,18 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
 from pseudolabel.ground.presence import presence
 
-SHARES = arrays.arrays(np.float32, (2, 5, 6), elements=st.floats(0.0009765625, 0.5, width=32))
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def drawn(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Attention and idle shares of two passes; no two cells are equally sure, so that it is said which are taken."""
+    attention, idle = np.random.default_rng(seed).uniform(0.001, 0.5, (2, 2, 5, 6)).astype(np.float32)
+    assume(len(np.unique(attention.mean(axis=0))) == attention[0].size)
+    return attention, idle
 
 
 def _reference(attention, idle, share: float) -> float:
@@ -20,21 +26,20 @@ def _reference(attention, idle, share: float) -> float:
 
 
 @settings(max_examples=50, deadline=None)
-@given(SHARES, SHARES, st.sampled_from([0.005, 0.1, 1.0]))
-def test_it_is_the_share_at_the_surest_cells(attention, idle, share):
-    if share < 1 and len(np.unique(attention.mean(axis=0, dtype=np.float64))) < 30:
-        return  # which of equal cells are taken is not said
+@given(SEEDS, st.sampled_from([0.005, 0.1, 1.0]))
+def test_it_is_the_share_at_the_surest_cells(seed, share):
+    attention, idle = drawn(seed)
     assert presence(attention, idle, share) == pytest.approx(_reference(attention, idle, share), rel=1e-5)
 
 
 @settings(max_examples=50, deadline=None)
-@given(SHARES, SHARES)
-def test_laws(attention, idle):
+@given(SEEDS)
+def test_laws(seed):
+    attention, idle = drawn(seed)
     score = presence(attention, idle)
     assert 0 <= score <= 1
     assert presence(attention[::-1], idle[::-1]) == pytest.approx(score)  # the order of passes is nothing
-    if len(np.unique(attention.mean(axis=0, dtype=np.float64))) == attention[0].size:  # which of equal cells is open
-        assert presence(attention[..., ::-1], idle[..., ::-1]) == pytest.approx(score, abs=0.2)  # nor where cells lie
+    assert presence(attention[..., ::-1], idle[..., ::-1]) == pytest.approx(score)  # nor where cells lie
     assert presence(attention / 2, idle / 2) == pytest.approx(score, rel=1e-5)
 
 

@@ -7,19 +7,8 @@ from PIL import Image
 from data.errors import ConfigError
 from data.phrase_scores import overlap_of
 from data.store.softmaps import SoftMaps
-from pseudolabel.cli import main
 from pseudolabel.ground.refer_table import rows_of
 from pseudolabel.ground.referring import CUTS, Answer, ReferOptions, contrast_map, find_particular, scored, words_of
-
-
-def run(capsys, *arguments: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    try:
-        status = main([str(argument) for argument in arguments])
-    except SystemExit as error:
-        status = int(error.code or 0)
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 @pytest.fixture
@@ -38,9 +27,9 @@ def things(tmp_path, rgb_u8):
 
 
 @pytest.mark.parametrize("rule", ["contrast", "compete", "token", "class"])
-def test_particular_things(things, tmp_path, ground_options, capsys, rule):
+def test_particular_things(things, tmp_path, ground_options, run, rule):
     output = tmp_path / "out"
-    status, out, err = run(capsys, "refer", *ground_options, "--root", things, "--output", output, "--rule", rule)
+    status, out, err = run("refer", *ground_options, "--root", things, "--output", output, "--rule", rule)
     assert status == 0, err
     results = json.loads((output / "results.json").read_text())
     assert [row["name"] for row in results["rows"]] == [
@@ -53,17 +42,17 @@ def test_particular_things(things, tmp_path, ground_options, capsys, rule):
     assert len(first.splitlines()) == 4
 
 
-def test_a_run_goes_on_and_refuses_other_settings(things, tmp_path, ground_options, capsys):
+def test_a_run_goes_on_and_refuses_other_settings(things, tmp_path, ground_options, run):
     command = ["refer", *ground_options, "--root", things, "--output", tmp_path / "out"]
-    assert run(capsys, *command, "--limit", 1)[0] == 0
+    assert run(*command, "--limit", 1)[0] == 0
     first = (tmp_path / "out" / "targets.jsonl").read_text()
     with (tmp_path / "out" / "targets.jsonl").open("a") as file:
         file.write('{"id": "torn')
-    assert run(capsys, *command)[0] == 0
+    assert run(*command)[0] == 0
     lines = (tmp_path / "out" / "targets.jsonl").read_text()
     assert lines.startswith(first)
     assert len(lines.splitlines()) == 5
-    status, _, err = run(capsys, *command, "--contrast", 1)
+    status, _, err = run(*command, "--contrast", 1)
     assert (status, len(err.splitlines())) == (2, 1)
     assert "another options" in err
 
@@ -81,20 +70,20 @@ def test_a_run_goes_on_and_refuses_other_settings(things, tmp_path, ground_optio
         (["--layout", "png"], "Cannot read the annotations"),
     ],
 )
-def test_wrong_input_is_one_line_and_leaves_nothing(things, tmp_path, ground_options, capsys, arguments, words):
-    status, _, err = run(capsys, "refer", *ground_options, "--root", things, "--output", tmp_path / "out", *arguments)
+def test_wrong_input_is_one_line_and_leaves_nothing(things, tmp_path, ground_options, run, arguments, words):
+    status, _, err = run("refer", *ground_options, "--root", things, "--output", tmp_path / "out", *arguments)
     assert (status, len(err.splitlines())) == (2, 1), err
     assert words in err
     assert not (tmp_path / "out" / "targets.jsonl").exists()
 
 
-def test_a_folder_of_something_else_is_left_alone(things, tmp_path, ground_options, capsys):
-    status, _, err = run(capsys, "refer", *ground_options, "--root", things, "--output", things)
+def test_a_folder_of_something_else_is_left_alone(things, tmp_path, ground_options, run):
+    status, _, err = run("refer", *ground_options, "--root", things, "--output", things)
     assert status == 2
     assert "is not empty" in err
 
 
-def test_expressions(tmp_path, rgb_u8, ground_options, capsys):
+def test_expressions(tmp_path, rgb_u8, ground_options, run):
     pytest.importorskip("pycocotools.mask")
     root = tmp_path / "refcoco"
     (root / "images").mkdir(parents=True)
@@ -107,7 +96,7 @@ def test_expressions(tmp_path, rgb_u8, ground_options, capsys):
     refs = [{"split": "val", "ann_id": 5, "image_id": 1, "sentences": sentences}]
     (root / "instances.json").write_text(json.dumps(instances))
     (root / "refs(unc).json").write_text(json.dumps(refs))
-    status, out, err = run(capsys, "refer", *ground_options, "--root", root, "--output", tmp_path / "out")
+    status, out, err = run("refer", *ground_options, "--root", root, "--output", tmp_path / "out")
     assert status == 0, err
     [row] = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert row["targets"] == 2

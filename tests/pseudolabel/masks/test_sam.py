@@ -1,5 +1,6 @@
 """SAM as the last refinement: its geometry against loops, and tiny real models of both kinds through every door."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import Sam2Config, Sam2HieraDetConfig, Sam2Model, Sam2VisionConfig, SamConfig, SamModel
+from transformers import Sam2Config, Sam2HieraDetConfig, Sam2Model, Sam2VisionConfig
 
 from data.errors import ModelError
+from data.masks import read_mask
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
 from pseudolabel.cli import main
@@ -21,16 +24,6 @@ from pseudolabel.masks.config import MaskConfig
 from pseudolabel.masks.config import SamConfig as Settings
 from pseudolabel.masks.labelmap import labelled
 from pseudolabel.masks.sam_prompts import components, depth, labels_by_overlap, overlap, prompt_of
-
-
-def tiny_sam() -> SamModel:
-    vision = {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64, "patch_size": 8,
-        "window_size": 4, "global_attn_indexes": [1], "output_channels": 16, "mlp_dim": 64, "num_pos_feats": 8,
-    }  # fmt: skip
-    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4}
-    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
-    return SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
 
 
 def tiny_sam2() -> Sam2Model:
@@ -52,9 +45,11 @@ def tiny_sam2() -> Sam2Model:
 @pytest.fixture(scope="module", params=["sam", "sam2"])
 def folder(request, tmp_path_factory) -> Path:
     """A tiny model on disk, as transformers saves it."""
+    if request.param == "sam":
+        return request.getfixturevalue("tiny_sam_folder")
     torch.manual_seed(0)
     target = tmp_path_factory.mktemp("sam") / request.param
-    (tiny_sam() if request.param == "sam" else tiny_sam2()).save_pretrained(target)
+    tiny_sam2().save_pretrained(target)
     return target
 
 
@@ -296,6 +291,26 @@ def test_refine_asks_it_and_says_what_it_changed(folder, made_store, tmp_path, c
     assert main(back) == 0
     assert store_bytes(tmp_path / "off") == store_bytes(made_store)
     assert "sam" not in MaskStore.open(tmp_path / "off").header["config"]
+
+
+@pytest.mark.usefixtures("sure_model")
+def test_phrases_are_sharpened_too_and_a_config_file_of_generate_serves(folder, sd_folder, tmp_path):
+    rgb, _, _ = scene()
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    (tmp_path / "generate.yaml").write_text("sam: {rounds: 1, least_iou: 0}\nresize: {long_side_px: 64}\n")
+    layers = ["--attention.cross_layers=[mid]", "--attention.self_layers=[mid]", "--diffusion.draws=1"]
+    command = ["ground", f"--config={tmp_path / 'generate.yaml'}", f"--model.id={sd_folder}", "--device=cpu", *layers]
+    command += [f"--image={tmp_path / 'a.png'}", "--phrase=dog", "--phrase=cat", "--crf.kind=none"]
+    found = {}
+    for name, options in (("on", [f"--sam.id={folder}"]), ("off", ["--sam.rounds=5", "--sam.least_iou=0.5"])):
+        assert main([*command, *options, f"--output={tmp_path / name}"]) == 0
+        found[name] = json.loads((tmp_path / name / "results.json").read_text())
+    assert found["on"]["settings"]["sam"]["id"] == str(folder)
+    assert "sam" not in found["off"]["settings"]
+    masks = [
+        [read_mask(tmp_path / name / one["mask"]) for one in found[name]["images"][0]["phrases"]] for name in found
+    ]
+    assert any((on != off).any() for on, off in zip(*masks, strict=True))
 
 
 def test_settings_without_a_model_have_no_effect_and_ranges_are_checked(made_store, tmp_path, capsys):

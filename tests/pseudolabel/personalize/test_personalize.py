@@ -315,8 +315,8 @@ def test_the_shipped_model_tells_a_taught_bottle_from_other_bottles(tmp_path):
     from data.demo.personal import CONCEPTS, reference_scenes, subset_scenes
     from data.demo.scene import drawing_mask
     from pseudolabel.personalize.looking import TOGETHER, read_maps
-    from pseudolabel.softmaps.attention import resolve_layers
     from pseudolabel.softmaps.diffusion.unet import list_layers
+    from pseudolabel.softmaps.layers import resolve_layers
 
     concept = next(one for one in CONCEPTS if one.drawing == "bottle/pump-violet")
     (tmp_path / "photographs").mkdir()
@@ -326,7 +326,7 @@ def test_the_shipped_model_tells_a_taught_bottle_from_other_bottles(tmp_path):
     named = ["--init_word", concept.class_word, "--token", concept.token, "--output", str(tmp_path / "t.safetensors")]
     assert main(["personalize", *settings, *named, "--steps=60", "--look.drawn=8", "--device=cpu"]) == 0
     parts = load("data/demo/model", tokens=(str(tmp_path / "t.safetensors"),))
-    layers = resolve_layers(list_layers(parts.unet), ("up_blocks.1.attentions.1",), "layers")
+    layers = resolve_layers(list_layers(parts.denoiser), ("up_blocks.1.attentions.1",), "layers")
     scenes = list(subset_scenes(concept, "semantic_distractor", 12))
     latents = encode_views(parts, [scene.rgb for scene in scenes])
     ratios = []

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.classes import make_classes, save_classes
+from data.class_file import save_classes
+from data.classes import make_classes
 from data.store.records import image_record
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore

@@ -88,7 +88,7 @@ def reviewer(browser, visitor, drawn) -> Iterator[Reviewer]:
 
 def samples(store: MaskStore) -> dict:
     """What the next fit would learn from."""
-    from train.dataset import list_training
+    from train.samples import list_training
 
     return {sample.id: sample for sample in list_training(store, "store", None, None)}
 
@@ -182,6 +182,16 @@ def test_erasing_polygon_and_undo(reviewer, drawn):
     assert reviewer.written(2)["correction"] == ""
     reviewer.until("#edited", "The machine's mask.")
     assert not read_reviews(drawn)[name].says_something
+
+
+def test_a_mask_that_is_not_shown_is_not_drawn_on(reviewer):
+    reviewer.press("b", "h")  # the brush, then a soft map in place of the mask
+    reviewer.page.mouse.click(*reviewer.at(16, 20))
+    reviewer.until("#edited", "The machine's mask.")
+    reviewer.press("m")  # the mask again
+    sync_api.expect(reviewer.page.locator("#view")).to_have_value("mask")
+    reviewer.page.mouse.click(*reviewer.at(16, 20))
+    reviewer.until("#edited", "drawn on: not saved")
 
 
 def test_strokes_that_were_not_saved_are_there_on_coming_back(reviewer, drawn):

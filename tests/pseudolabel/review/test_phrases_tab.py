@@ -57,7 +57,7 @@ def photo() -> bytes:
     return buffer.getvalue()
 
 
-def wish(**changes) -> dict:
+def asked(**changes) -> dict:
     image = base64.b64encode(photo()).decode()
     return {"image": image, "name": "my photo.png", "phrases": ["a dog", "cat"], "independent": False} | changes
 
@@ -74,7 +74,7 @@ def finished(visitor) -> dict:
 def test_what_the_tab_finds_the_command_line_finds_too(tab, tmp_path, monkeypatch):
     page = tab.get("/").body.decode()
     assert 'id="phrases"' in page
-    state = tab.post("/api/ground", wish()).json
+    state = tab.post("/api/ground", asked()).json
     assert state["step"] in ("loading", "working")
     found = finished(tab)
     assert found["step"] == "done", found["error"]
@@ -103,14 +103,14 @@ def test_work_can_be_stopped_and_only_one_goes_on_at_a_time(tab, localizer, monk
         return plain(*given, watch=watch, **named)
 
     monkeypatch.setattr(localizer, "localize", slow)
-    tab.post("/api/ground", wish())
+    tab.post("/api/ground", asked())
     assert reached.wait(20)
-    assert tab.post("/api/ground", wish()).status == 422
+    assert tab.post("/api/ground", asked()).status == 422
     tab.post("/api/ground/stop", {})
     go_on.set()
     assert finished(tab)["step"] == "stopped"
     monkeypatch.setattr(localizer, "localize", plain)
-    tab.post("/api/ground", wish(phrases=["dog"], independent=True))
+    tab.post("/api/ground", asked(phrases=["dog"], independent=True))
     assert finished(tab)["step"] == "done"
 
 
@@ -118,19 +118,19 @@ def test_work_can_be_stopped_and_only_one_goes_on_at_a_time(tab, localizer, monk
     "changes",
     [{"phrases": []}, {"phrases": "dog"}, {"phrases": ["dog", "Dog"]}, {"image": "%%%"}, {"image": ""}, {"name": 3}],
 )
-def test_a_wish_that_cannot_be_is_refused(tab, changes):
-    answer = tab.post("/api/ground", wish(**changes))
+def test_a_request_that_cannot_be_is_refused(tab, changes):
+    answer = tab.post("/api/ground", asked(**changes))
     assert answer.status == 422
     assert answer.json["error"]
     assert tab.get("/api/ground/state").json["step"] == "idle"
 
 
 def test_what_goes_wrong_is_told(tab):
-    tab.post("/api/ground", wish(image=base64.b64encode(b"no picture").decode()))
+    tab.post("/api/ground", asked(image=base64.b64encode(b"no picture").decode()))
     state = finished(tab)
     assert state["step"] == "failed"
     assert "picture" in state["error"]
-    tab.post("/api/ground", wish(sentence="a bird in a tree"))
+    tab.post("/api/ground", asked(sentence="a bird in a tree"))
     assert finished(tab)["step"] == "failed"
 
 

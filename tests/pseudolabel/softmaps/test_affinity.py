@@ -18,7 +18,7 @@ from pseudolabel.softmaps.affinity import (
 )
 from pseudolabel.softmaps.boxes import box_mask, find_boxes
 from pseudolabel.softmaps.config import AffinityConfig
-from pseudolabel.softmaps.grids import min_max
+from pseudolabel.softmaps.grids import min_max, saturated
 
 
 def random_attention(grid_hw=(5, 6), batch=2, heads=3, dim=4, seed=0, sharpness=2.0) -> SelfAttention:
@@ -72,11 +72,12 @@ def test_a_row_stochastic_affinity_keeps_a_map_in_its_range(seed, sharpness):
         assert spread_out.max() <= values.max() + 1e-5
 
 
+@pytest.mark.parametrize("balance", [False, True])
 @pytest.mark.parametrize("kind", ["none", "caa", "iterated", "cda"])
-def test_an_identity_affinity_changes_nothing(kind):
+def test_an_identity_affinity_changes_nothing(kind, balance):
     maps = min_max(torch.rand(1, 2, 4, 4))
     valid = torch.ones(1, 1, 4, 4, dtype=torch.bool)
-    same = spread(maps, [identity_attention()], None, valid, AffinityConfig(kind=kind))
+    same = spread(maps, [identity_attention()], None, valid, AffinityConfig(kind=kind, balance=balance))
     torch.testing.assert_close(same, maps, atol=1e-5, rtol=0)
 
 
@@ -87,6 +88,68 @@ def test_every_kind_gives_maps_from_zero_to_one(kind):
     assert result.shape == maps.shape
     torch.testing.assert_close(result.amin(dim=(2, 3)), torch.zeros(2, 3))
     torch.testing.assert_close(result.amax(dim=(2, 3)), torch.ones(2, 3))
+
+
+def _balanced_once_slowly(attention: SelfAttention, element: int) -> np.ndarray:
+    """Return S of one element, each column and then each row divided by its sum, entry by entry."""
+    queries, keys = attention.queries[element].double().numpy(), attention.keys[element].double().numpy()
+    heads, cells, dim = queries.shape
+    matrix = np.zeros((cells, cells))
+    for head in range(heads):
+        for row in range(cells):
+            powers = [np.exp(queries[head, row] @ keys[head, column] / dim**0.5) for column in range(cells)]
+            matrix[row] += np.array(powers) / sum(powers) / heads
+    for column in range(cells):
+        matrix[:, column] /= sum(matrix[row, column] for row in range(cells))
+    for row in range(cells):
+        matrix[row] /= sum(matrix[row])
+    return matrix
+
+
+@pytest.mark.parametrize(("dense_cells", "slice_elements"), [(800, 1 << 24), (29, 1 << 24), (29, 70)])
+@pytest.mark.parametrize(("kind", "times"), [("caa", 2), ("iterated", 1)])
+def test_balance_is_the_formula_with_and_without_a_matrix(monkeypatch, dense_cells, slice_elements, kind, times):
+    attention = random_attention()
+    maps = min_max(torch.rand(2, 3, 5, 6))
+    expected = []
+    for element in range(2):
+        matrix = np.linalg.matrix_power(_balanced_once_slowly(attention, element), times)
+        expected.append(maps[element].flatten(1).double().numpy() @ matrix.T)
+    monkeypatch.setattr(affinity, "DENSE_CELLS", dense_cells)
+    monkeypatch.setattr(affinity, "SLICE_ELEMENTS", slice_elements)
+    if dense_cells < 30:
+        monkeypatch.setattr(SelfAttention, "matrix", None)
+    config = AffinityConfig(kind=kind, iterations=1, boxes=False, balance=True)
+    found = spread(maps, [attention], None, ALL_VALID, config)
+    wanted = torch.from_numpy(np.stack(expected)).float().unflatten(-1, (5, 6))
+    torch.testing.assert_close(found, min_max(wanted), atol=1e-5, rtol=0)
+
+
+@given(st.integers(0, 1000), st.floats(0.1, 20))
+def test_a_balanced_affinity_keeps_a_map_in_its_range(seed, sharpness):
+    attention = random_attention(seed=seed, sharpness=sharpness)
+    values = torch.rand(2, 30, 2, generator=torch.Generator().manual_seed(seed))
+    for times in (1, 2):
+        spread_out = attention.power(values, times, balance=True)
+        assert torch.isfinite(spread_out).all()
+        assert spread_out.min() >= values.min() - 1e-5
+        assert spread_out.max() <= values.max() + 1e-5
+
+
+def test_a_cell_that_all_look_at_does_not_decide_for_them_when_balanced():
+    """Two halves look at themselves, and at cell 0 nine times as much."""
+    inside = torch.block_diag(torch.ones(8, 8), torch.ones(8, 8)) / 8
+    everyone = torch.zeros(16, 16)
+    everyone[:, 0] = 1
+    attention = SelfAttention(
+        (0.1 * inside + 0.9 * everyone + 1e-9).log()[None, None] * 4, torch.eye(16)[None, None], (4, 4)
+    )
+    own = torch.zeros(1, 16, 1)
+    own[:, 8:] = 1  # the half that cell 0 is not in
+    plain, even = (attention.power(own, 1, balance=balance)[0, :, 0] for balance in (False, True))
+    torch.testing.assert_close(plain[8:], torch.full((8,), 0.1))
+    assert even[8:].min() > 0.9
+    assert even[:8].max() < 1e-6
 
 
 def test_the_boxes_act_on_the_sources():
@@ -261,16 +324,17 @@ def _named_slowly(maps, naming, matrices, n_classes):
     return found
 
 
-def test_naming_layers_are_the_formula():
+@pytest.mark.parametrize("balance", [False, True])
+def test_naming_layers_are_the_formula(balance):
     generator = torch.Generator().manual_seed(3)
     maps, *naming = torch.rand(3, 2, 4, 5, 6, generator=generator)
     attention = random_attention()
-    found = told_apart(maps, naming, [attention], ALL_VALID, [4, 2])
+    found = told_apart(maps, naming, [attention], ALL_VALID, [4, 2], balance)
     for element, n_classes in enumerate((4, 2)):
         expected = _named_slowly(
             maps[element].double().numpy(),
             [each[element].double().numpy() for each in naming],
-            [attention.matrix()[element].double().numpy()],
+            [_balanced_once_slowly(attention, element) if balance else attention.matrix()[element].double().numpy()],
             n_classes,
         )
         np.testing.assert_allclose(found[element].numpy(), expected, atol=1e-5)
@@ -295,3 +359,37 @@ def test_the_padding_has_no_say_in_names():
     other = torch.where(valid, naming, naming * 7)
     first, second = (told_apart(maps, [each], [], valid, [2, 2]) for each in (naming, other))
     torch.testing.assert_close(first[..., :3, :], second[..., :3, :])
+
+
+def _saturated_slowly(maps: np.ndarray, inside: np.ndarray, n_classes: int, share: float) -> np.ndarray:
+    """Return `saturated` of one element: the strongest values of its cells, sorted, and a line between two."""
+    cells = zip(*np.nonzero(inside), strict=True)
+    values = sorted(max(maps[label, row, column] for label in range(n_classes)) for row, column in cells)
+    place = (1 - share) * (len(values) - 1)
+    below = int(place)
+    above = min(below + 1, len(values) - 1)
+    divisor = max(0.2, values[below] + (place - below) * (values[above] - values[below]))
+    return np.minimum(1, maps / divisor)
+
+
+@given(st.integers(0, 1000), st.floats(0, 0.99), st.integers(1, 3), st.floats(0, 1))
+def test_the_strongest_cells_are_cut_at_one(seed, share, n_classes, height):
+    maps = height * torch.rand(2, 4, 5, 6, generator=torch.Generator().manual_seed(seed))
+    valid = ALL_VALID.clone()
+    valid[1, :, 3:] = False
+    found = saturated(maps, valid, [n_classes, 4], share)
+    for element, count in enumerate((n_classes, 4)):
+        expected = _saturated_slowly(maps[element].double().numpy(), valid[element, 0].numpy(), count, share)
+        np.testing.assert_allclose(found[element].numpy(), expected, atol=1e-4)
+
+
+def test_saturation_keeps_the_order_of_classes_and_what_is_full_already():
+    maps = torch.rand(1, 3, 5, 6)
+    valid = torch.ones(1, 1, 5, 6, dtype=torch.bool)
+    found = saturated(maps, valid, [3], 0.1)
+    below = found.amax(dim=1) < 1
+    assert torch.equal(found.argmax(dim=1)[below], maps.argmax(dim=1)[below])
+    assert (found.amax(dim=1) == 1).sum() == 3  # a tenth of 30 cells
+    full = maps / maps.amax()
+    torch.testing.assert_close(saturated(full, valid, [3], 0.0), full)
+    assert torch.equal(saturated(torch.zeros_like(maps), valid, [3], 0.1), torch.zeros_like(maps))

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data.config import PACKAGE, find_beside, find_paths
+from data.config_files import find_beside, find_paths
+from data.console import REPOSITORY
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def test_working_folder_then_config_then_project(config, tmp_path):
     assert find_beside("a", config) == "a"
     assert find_beside("b", config) == str(tmp_path / "configs" / "b")
     assert find_beside("../top", config) == "../top"
-    assert find_beside("data/demo/classes.yaml", config) == str(PACKAGE / "data" / "demo" / "classes.yaml")
+    assert find_beside("data/demo/classes.yaml", config) == str(REPOSITORY / "data" / "demo" / "classes.yaml")
     assert find_beside("nowhere", config) == "nowhere"
     assert find_beside(str(tmp_path / "nowhere"), config) == str(tmp_path / "nowhere")
     assert find_beside("", config) == ""
@@ -44,14 +45,16 @@ def test_what_is_written_and_what_is_no_path_stays(config, tmp_path):
     assert found == {"data.root": there, "data.val.classes": str(there), "data.val.init_args.labels": str(there)}
 
 
-@pytest.mark.parametrize("value", ["-1", "[]", "0.5", "false"])
 @pytest.mark.parametrize(
-    ("program", "command", "group"),
+    ("program", "command", "group", "value"),
     [
-        ("pseudolabel", ["generate", "--root=r", "--store=s"], "crf"),
-        ("train", ["fit"], "trainer"),
-        ("train", ["fit"], "model"),
-        ("train", ["predict", "--ckpt_path=c", "--images=i", "--output=o"], "inference"),
+        *(
+            ("pseudolabel", ["generate", "--root=r", "--store=s"], "crf", value)
+            for value in ("-1", "[]", "0.5", "false")
+        ),
+        ("train", ["fit"], "trainer", "false"),
+        ("train", ["fit"], "model", "[]"),
+        ("train", ["predict", "--ckpt_path=c", "--images=i", "--output=o"], "inference", "0.5"),
     ],
 )
 def test_a_single_value_for_a_group_of_settings_is_refused(tmp_path, capsys, program, command, group, value):
