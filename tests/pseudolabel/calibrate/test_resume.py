@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
@@ -50,29 +52,8 @@ def count_passes(monkeypatch) -> list[int]:
     return seen
 
 
-@pytest.fixture(scope="session")
-def undisturbed(arguments, tmp_path_factory) -> tuple[bytes, int]:
-    """What it comes to when nothing happens, and in how many batches."""
-    output = tmp_path_factory.mktemp("whole") / "found.yaml"
-    with pytest.MonkeyPatch.context() as patch:
-        passes = count_passes(patch)
-        assert main([*arguments, "--output", str(output)]) == 0
-    assert list(output.parent.iterdir()) == [output]
-    return output.read_bytes(), len(passes)
-
-
-@pytest.fixture
-def whole(undisturbed) -> bytes:
-    return undisturbed[0]
-
-
-@pytest.fixture
-def output(tmp_path) -> Path:
-    return tmp_path / "found.yaml"
-
-
-def interrupt_after(monkeypatch, writes: int, error: BaseException) -> None:
-    """Let the process end in the middle of what it keeps: after so many files and lines."""
+def interrupt_after(monkeypatch, writes: int, error: BaseException) -> Iterator[int]:
+    """Let the process end in the middle of what it keeps, after so many files and lines; return what counts them."""
     counter = itertools.count(1)
 
     def counted(write):
@@ -85,23 +66,52 @@ def interrupt_after(monkeypatch, writes: int, error: BaseException) -> None:
 
     for name in ("write_atomically", "append_line"):
         monkeypatch.setattr(kept, name, counted(getattr(kept, name)))
+    return counter
 
 
-# The first picture of the first reading; in the middle of forward selection; of the affinities; of the refinements.
-@pytest.mark.parametrize("writes", [4, 8, 26, 44])
-def test_what_was_interrupted_ends_as_if_it_had_not_been(arguments, undisturbed, output, monkeypatch, capsys, writes):
+class Undisturbed(NamedTuple):
+    """What a calibration comes to when nothing happens, in how many batches and files and lines."""
+
+    content: bytes
+    passes: int
+    writes: int
+
+
+@pytest.fixture(scope="session")
+def undisturbed(arguments, tmp_path_factory) -> Undisturbed:
+    output = tmp_path_factory.mktemp("whole") / "found.yaml"
+    with pytest.MonkeyPatch.context() as patch:
+        passes, writes = count_passes(patch), interrupt_after(patch, 10**6, KeyboardInterrupt())
+        assert main([*arguments, "--output", str(output)]) == 0
+    assert list(output.parent.iterdir()) == [output]
+    return Undisturbed(output.read_bytes(), len(passes), next(writes) - 1)
+
+
+@pytest.fixture
+def whole(undisturbed) -> bytes:
+    return undisturbed.content
+
+
+@pytest.fixture
+def output(tmp_path) -> Path:
+    return tmp_path / "found.yaml"
+
+
+# While the first pictures are read; in the middle of forward selection; of the affinities; of the refinements.
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.9])
+def test_what_was_interrupted_ends_as_if_it_had_not_been(arguments, undisturbed, output, monkeypatch, capsys, share):
     passes = count_passes(monkeypatch)
     command = [*arguments, "--output", str(output)]
     with monkeypatch.context() as patch:
-        interrupt_after(patch, writes, KeyboardInterrupt())
+        interrupt_after(patch, round(share * undisturbed.writes), KeyboardInterrupt())
         assert main(command) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
     assert not output.exists()
     assert not list(checkpoint_path(output).rglob("*.tmp"))
     assert main(command) == 0
-    assert output.read_bytes() == undisturbed[0]
+    assert output.read_bytes() == undisturbed.content
     assert list(output.parent.iterdir()) == [output]
-    assert len(passes) <= undisturbed[1] + 2  # none is read twice but what was not kept: a picture, or heads
+    assert len(passes) <= undisturbed.passes + 2  # none is read twice but what was not kept: a picture, or heads
 
 
 def stopped(arguments, output, seconds: int, monkeypatch, clock=None) -> int:
