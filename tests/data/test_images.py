@@ -263,7 +263,7 @@ def test_odd_exif_does_not_keep_an_image_from_being_read_or_turned(tmp_path, nam
     turned = int(PIL.__version__.split(".")[0]) >= 13 or name != "text beyond the end"
     assert read_image(path).shape == ((9, 6, 3) if turned else (6, 9, 3))
     assert size_of(path) == ((9, 6) if turned else (6, 9))
-    assert "EXIF rotation" in image_facts(path).kinds
+    assert ("EXIF rotation" in image_facts(path).kinds) == turned
 
 
 @pytest.mark.parametrize("kind", ["AVIF", "EPS", "BLP", "PPM", "TGA", "JPEG2000", "PDF"])
