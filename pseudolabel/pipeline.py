@@ -22,6 +22,7 @@ from pseudolabel.explain import Explanation, Readings, assemble, given_prompts, 
 from pseudolabel.masks.labelmap import decided, image_marginals
 from pseudolabel.masks.working import shrunk_to, working_size
 from pseudolabel.softmaps.chosen import choose_layers
+from pseudolabel.softmaps.diffusion.compiling import compiled
 from pseudolabel.softmaps.diffusion.families import cut_denoiser, family_in_memory, list_layers
 from pseudolabel.softmaps.diffusion.load import load_model
 from pseudolabel.softmaps.diffusion.parts import Parts, TextEmbedding
@@ -75,7 +76,7 @@ class Pipeline:
         if config.run.compile and config.model.offload:
             raise ConfigError("--model.offload and --run.compile do not go together: leave one out")
         if config.run.compile:
-            parts.denoiser.forward = torch.compile(parts.denoiser.forward)
+            parts.denoiser.forward = compiled(parts.denoiser.forward)
 
     @classmethod
     def load(cls, config: GenerateConfig, classes: ClassSet | None, cut: bool = True) -> "Pipeline":

@@ -3,6 +3,7 @@
 import itertools
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +286,16 @@ def test_a_compiled_unet_gives_the_same_maps(tiny_config, with_settings):
     compiled = Pipeline.load(with_settings(config, "run", compile=True), VOC)
     [soft] = compiled.soft_maps(IMAGES[:1], LABELS[:1], IDS[:1])
     np.testing.assert_allclose(soft.maps, plain.maps, atol=5e-3)
+
+
+def test_what_torch_cannot_compile_is_one_line(tiny_config, with_settings, monkeypatch):
+    def broken(graph, inputs):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+    pipeline = Pipeline.load(with_settings(tiny_config, "run", compile=True), VOC)
+    with pytest.raises(ModelError, match=r"cannot compile here .*no C\+\+ compiler.*leave out --run.compile"):
+        pipeline.soft_maps(IMAGES[:1], LABELS[:1], IDS[:1])
 
 
 @pytest.fixture(scope="session")
