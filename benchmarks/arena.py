@@ -160,8 +160,9 @@ def report(found: dict[str, Any], looks: Sequence[dict[str, str]], measured_on: 
         f"{scenes['calibration']} calibration scenes. Ahead: by how many points the default leads after the CRF, the "
         "scenes being drawn for both at once. CPU seconds are of one thread, one image, class maps without the CRF. "
         "Made by `python -m benchmarks.arena`; what a method is and where we differ from its authors is in its file in "
-        "`benchmarks/peers`. The paper preset looks twice at an image, as the peers do. Every row takes the default's "
-        f"refinement. {_sam_line(found)} All of it took {found['cpu_minutes']:.0f} minutes of one core.",
+        "`benchmarks/peers`. The paper preset looks twice at an image, as the peers do; "
+        f"all other rows take the default's refinement, the guided filter included. {_sam_line(found)} "
+        f"All of it took {found['cpu_minutes']:.0f} minutes of one core.",
     ]
     header = ("before CRF", "after CRF", "boundary IoU", "default is ahead by", "CPU s", "peak MiB")
     for world, rows in found["worlds"].items():
