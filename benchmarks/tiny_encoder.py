@@ -86,8 +86,8 @@ def report(content: dict[str, Any]) -> str:
     lines += [f"Measured on {first['hardware']}, torch {first['torch']}, commit {first['commit']}; written by"]
     lines += [f"`python -m benchmarks.tiny_encoder`: {first['scenes']} scenes of `val`, {first['sizes']} image sizes,"]
     lines += [
-        "settings of `configs/pseudolabel/demo.yaml` at that commit. Milliseconds are processor time of one thread, per",
-        "image.",
+        "settings of `configs/pseudolabel/demo.yaml` at that commit. Milliseconds are processor time of one thread,",
+        "per image.",
         "",
     ]
     names = {"own": "the model's own", "tiny": "tiny (`--model.vae data/demo/tiny_encoder`)"}
