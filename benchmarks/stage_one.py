@@ -43,6 +43,7 @@ SIZES = {
     "sd3": ((512, 512), (1024, 1024)),
     "sd35_medium": ((512, 512), (1024, 1024)),
     "flux_part": ((512, 512), (1024, 1024)),
+    "flux2_klein": ((512, 512), (1024, 1024)),
 }
 NOTES = {
     "pixart_sigma": "PixArt-Sigma as configs/pseudolabel/pixart_sigma_voc12.yaml reads it: up to block 18 of 0 to 27.",
@@ -52,6 +53,7 @@ NOTES = {
     "flux_part": "Scaled down: Flux.1's width with 2 of its 19 blocks and 4 of its 38 single ones, read in the second, "
     "a third of the way as block 18 of the configuration is. A pass ends inside the block, which is more of a model of "
     "6 blocks: the ratio of time is somewhat below the whole model's. Seconds and memory are not the whole's.",
+    "flux2_klein": "Flux.2 klein 4B as its configuration reads it: up to block 4 of 0 to 4, before 20 single ones.",
 }
 BATCH = {"demo": 16}
 USUAL_BATCH = 1

@@ -120,7 +120,7 @@ def prepare(
     generator = torch.Generator().manual_seed(0)
     if method in ENCODERS:
         return partial(_encode, models.vae, torch.rand(batch, 3, *size_hw, generator=generator), method == "stripes")
-    channels = models.denoiser.config.in_channels // (PACKED**2 if models.family == "flux" else 1)
+    channels = models.denoiser.config.in_channels // (PACKED**2 if models.family in ("flux", "flux2") else 1)
     latent_hw = (size_hw[0] // cell_px, size_hw[1] // cell_px)
     latents = torch.randn(batch, channels, *latent_hw, generator=generator).to(device, dtype)
     text = sentence_like(models, batch, generator)

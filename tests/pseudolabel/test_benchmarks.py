@@ -63,6 +63,8 @@ NARROW = {  # the same shapes, narrow
             "caption_projection_dim": 16, "pooled_projection_dim": 8, "pos_embed_max_size": 16},
     "flux_part": {"num_layers": 2, "num_single_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16,
                   "axes_dims_rope": (4, 4, 8), "joint_attention_dim": 16, "pooled_projection_dim": 8},
+    "flux2_klein": {"num_layers": 5, "num_single_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16,
+                    "axes_dims_rope": (4, 4, 4, 4), "joint_attention_dim": 24},
 }  # fmt: skip
 
 
