@@ -108,10 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             other = task_of(config, folder, given.scenes, seed, options)
             figures = compare(other, folder / f"kept_{seed}", [task.given, found.search.config])
             compared.append({"scenes": f"others (seed {seed})", "given": str(figures[0]), "found": str(figures[1])})
+    changed = differences(found.search.config)
     content = {
         "machine": machine(), "scenes": given.scenes, "seed": given.seed, "config": str(given.config.name),
         "loading_s": loading_s, "steps": step_rows(found), "compared": compared,
-        "found": differences(found.search.config),
+        "found": {name: group for name, group in changed.items() if name not in ("data", "model")},
     }  # fmt: skip
     write_json(given.output.with_suffix(".json"), content)
     text = report(content)

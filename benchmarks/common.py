@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import auto_cli
 
 from data.class_file import load_classes
-from data.console import available_cpus
+from data.console import available_cpus, count
 from data.files import write_atomically
 from pseudolabel.config import GenerateConfig
 
@@ -25,7 +25,7 @@ def machine(device: str = "cpu") -> dict[str, str]:
     """Return what the figures were measured on and with."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
-    hardware = f"{available_cpus()} cores of {cpu}"
+    hardware = f"{count(available_cpus(), 'core')} of {cpu}"
     if device == "cuda":
         hardware = f"{torch.cuda.get_device_name()}, {hardware}"
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False)
