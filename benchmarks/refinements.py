@@ -120,9 +120,13 @@ def _with(config: GenerateConfig, group: str, **values: Any) -> GenerateConfig:
 
 
 def plain(default: GenerateConfig) -> GenerateConfig:
-    """Return the simplest method: the mean of all layers' maps, no affinity, at the default's timestep and prompt."""
-    config = _with(default, "attention", cross_layers=("all",), token_rescaling=False)
-    return _with(config, "affinity", kind="none")
+    """Return the simplest method: the mean of all layers' maps at one size, at the default's timestep and sentence.
+
+    Nothing names classes, spreads or cuts the maps; their refinement is the default's.
+    """
+    config = _with(default, "attention", cross_layers=("all",), naming_layers=(), token_rescaling=False)
+    config = _with(config, "diffusion", scales=(1.0,))
+    return _with(config, "affinity", kind="none", balance=False, saturate=0.0)
 
 
 def paper(default: GenerateConfig) -> GenerateConfig:
