@@ -188,7 +188,8 @@ def _sam_line(found: dict[str, Any]) -> str:
 LOOKS = (
     "Nothing above was chosen on val. Before the arena, val had been looked at when the steps of the demo model's "
     "training were settled, and for the tables of `refinements.md`, `doubt.md` and stage two. Every change of the "
-    "settings is followed by one look for the model's card. The arena has looked at it this often:"
+    "settings is followed by one look each for the model's card and for `doubt.md`, `phrases.md` and `refinements.md` "
+    "where these are measured again, and by those of stage two. The arena has looked at it this often:"
 )
 
 
