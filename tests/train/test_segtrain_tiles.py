@@ -58,6 +58,22 @@ def test_blocks_are_the_whole_image(size_hw, scales, flip, merge, window, overla
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("width", "more"),
+    [
+        (50, {"scales": (3.0,)}),  # whose samples are each third one, without any share of a neighbour
+        (90, {"scales": (1.0, 5.0)}),
+        (66, {"scales": (0.25,), "flip": True}),  # of a last strip of two columns both are the first sample
+    ],
+)
+def test_samples_that_need_no_mixing_are_the_right_ones(width, more, monkeypatch):
+    monkeypatch.setattr(tiles, "HELD_BYTES", 1)
+    config = InferenceConfig(window=32, **more)
+    rgb = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 40, width), np.uint8))
+    expected = probabilities(placed, rgb[None].float(), config, FILL)[0].numpy()
+    np.testing.assert_allclose(assembled(placed, rgb, config), expected, atol=2e-5)
+
+
 class Largest(TorchDispatchMode):
     """Notes the bytes of the largest tensor that torch makes; a part of another is not made."""
 
