@@ -2,6 +2,7 @@
 
 ```
 segtrain fit     --config C --data.store S --data.val.root R --output runs/a    train; --ckpt_path L resumes
+segtrain validate --ckpt_path C --data.val.root R --data.val.split val          mIoU and pixel accuracy
 segtrain test    --ckpt_path C --data.val.root R --data.val.split val           mIoU and more: table, JSON, plots
 segtrain predict --ckpt_path C --images FOLDER --output O                       masks and overlays, images of any size
 segtrain relabel --ckpt_path C --data.store S --output S2                       self-training: correct the store
@@ -31,6 +32,12 @@ FUNCTIONS = {
     "predict": ("train.predict", "predict", "Write masks and overlays for a folder of images, or one image."),
     "relabel": ("train.relabel", "relabel", "Correct the masks of a store with a trained network and the labels."),
     "export": ("train.export", "export", "Write a network as ONNX or TorchScript, with a card, and check it."),
+}
+# What to say after Ctrl-C, where there is something to go on with.
+_INTERRUPTED = {
+    "fit": "interrupted; go on with --ckpt_path and the last checkpoint",
+    "predict": "interrupted; the same command goes on where it stopped",
+    "relabel": "interrupted; the same command goes on where it stopped",
 }
 _NOISE = (
     ".*args parameter is intended to run from within Python.*",
@@ -100,7 +107,8 @@ def configure() -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status; see `data.console.run_program`."""
     configure()
-    return run_program(run, args, "interrupted; go on with --ckpt_path and the last checkpoint")
+    command = next(iter(sys.argv[1:] if args is None else args), "")
+    return run_program(run, args, _INTERRUPTED.get(command, "interrupted"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """fit, validate and test: LightningCLI with fixed classes, run folders, loggers and checkpoints."""
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,17 +18,30 @@ from data.classes import ClassSet
 from data.config import require, to_plain
 from data.console import warn_of_idle
 from data.errors import ConfigError
-from data.files import write_atomically
+from data.files import check_place
 from train.callbacks import AveragedWeights, EarlyWarnings
 from train.checkpoint import CARD_KEY, check_resumable, read_checkpoint
-from train.checkpoint_io import WholeCheckpoints, remove_leftovers
+from train.checkpoint_io import WholeCheckpoints
 from train.datamodule import SegmentationData
 from train.evaluation import Evaluator, ReportConfig
 from train.inference import InferenceConfig
 from train.loggers import run_loggers, writers_silent
 from train.memory import step_in_memory
 from train.module import SegmentationModule
-from train.run_parser import LINKED, RunParser, differences, plain_namespace
+from train.run_folder import (
+    BEST,
+    CHECKPOINTS,
+    LAST,
+    RunFolder,
+    best_checkpoint,
+    check_free,
+    goes_on,
+    is_first_process,
+    last_checkpoint,
+)
+from train.run_parser import LINKED, RunParser, differences, plain_namespace, unread
+
+logger = logging.getLogger(__name__)
 
 
 class SegtrainCLI(LightningCLI):
@@ -47,7 +59,7 @@ class SegtrainCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what is neither trainer, nor model, nor data."""
-        parser.add_argument("--output", type=Path, default=Path("runs/last"), help="Folder of the run.")
+        parser.add_argument("--output", type=Path, default=Path("runs/last"), help="fit: folder of the run.")
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="fit: begin anew in a folder that holds a run already."
         )
@@ -57,7 +69,9 @@ class SegtrainCLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every", type=int, default=500, help="fit: steps between two writes of last.ckpt."
         )
-        parser.add_argument("--wandb", type=str | None, default=None, help="Log to this Weights & Biases project too.")
+        parser.add_argument(
+            "--wandb", type=str | None, default=None, help="fit: log to this Weights & Biases project too."
+        )
         parser.add_argument(
             "--save_voc_test",
             type=Path | None,
@@ -108,6 +122,7 @@ class SegtrainCLI(LightningCLI):
         silence; so the second parse leaves the links out, and shows such a setting.
         """
         super().parse_arguments(parser, args)
+        self._args = list(args)
         seed = self._own("seed_everything")
         require("seed_everything", seed, isinstance(seed, bool) or 0 <= seed < 2**32, "from 0 to 4294967295")
         require("checkpoint_every", self._own("checkpoint_every"), self._own("checkpoint_every") >= 1, "at least 1")
@@ -144,39 +159,59 @@ class SegtrainCLI(LightningCLI):
         return trainer
 
     def _callbacks(self, output: Path) -> list[Callback]:
-        folder = output / "checkpoints"
-        callbacks: list[Callback] = [EarlyWarnings(), LearningRateMonitor("step")]
+        callbacks: list[Callback] = [EarlyWarnings()]
+        if self._own("trainer").get("logger") is not False:
+            callbacks.append(LearningRateMonitor("step"))
         if self._own("ema_decay"):
             callbacks.append(AveragedWeights(self._own("ema_decay")))  # before the checkpoints, which read it
-        shared: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "enable_version_counter": False}
+        shared: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
+        shared["dirpath"] = output / CHECKPOINTS
         if self.datamodule.val is not None:
-            callbacks.append(ModelCheckpoint(filename="best", monitor="val/miou", mode="max", **shared))
-        callbacks.append(ModelCheckpoint(filename="last", every_n_train_steps=self._own("checkpoint_every"), **shared))
+            callbacks.append(ModelCheckpoint(filename=Path(BEST).stem, monitor="val/miou", mode="max", **shared))
+        every = self._own("checkpoint_every")
+        callbacks.append(ModelCheckpoint(filename=Path(LAST).stem, every_n_train_steps=every, **shared))
         return callbacks
 
     def before_fit(self) -> None:
-        """Refuse to mix two runs in one folder; keep the configuration beside the checkpoints."""
+        """Refuse what Lightning would find out late or not at all, and runs that would write over another one."""
         if is_first_process():
-            warn_of_idle([f"model.loss.{name}" for name in self.model.loss_config.idle()])
+            self._warn_of_unread()
+            groups: dict[str, Any] = {"model.loss": self.model.loss_config, "model.network": self.model.network_config}
+            groups["data"] = self.datamodule
+            warn_of_idle([f"{group}.{name}" for group, settings in groups.items() for name in settings.idle()])
         self._check_length()
-        output = Path(self._own("output"))
-        last = output / "checkpoints" / "last.ckpt"
-        if last.exists() and self._own("ckpt_path") is None and not self._own("overwrite") and is_first_process():
-            raise ConfigError(
-                f"{output} holds a run already; go on with --ckpt_path {last}, name another --output, or give "
-                "--overwrite true."
-            )
+        if self.trainer.fast_dev_run:
+            return
+        output, ckpt_path = Path(self._own("output")), self._own("ckpt_path")
+        resumed = None if ckpt_path is None else Path(ckpt_path)
         if is_first_process():
-            output.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(output / "checkpoints")
-            content = self._parser("fit").dump(self.config["fit"], skip_validation=True)
-            write_atomically(output / "config.yaml", content.encode())
+            if not self._own("overwrite"):
+                check_free(output, resumed)
+            check_place(output)
+        kept = self.config["fit"].clone()
+        kept["ckpt_path"], kept["overwrite"] = None, False  # said of this start, not of the run
+        content = self._parser("fit").dump(kept, skip_validation=True)
+        anew = self._own("overwrite") and not goes_on(output, resumed)
+        self.trainer.callbacks.append(RunFolder(output, content, anew))  # type: ignore[attr-defined]
+
+    def _warn_of_unread(self) -> None:
+        """Warn of options that were typed and are another command's."""
+        names = unread(self._command(), self._args)
+        if names:
+            where = "; --report.output names its folder" if "output" in names else ""
+            flags = ", ".join(f"--{name}" for name in names)
+            logger.warning("segtrain %s does not read %s: left aside%s.", self._command(), flags, where)
 
     def _check_length(self) -> None:
         """Refuse a training without an end, without a step, or with batches that cannot be normalised."""
         epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
         require("trainer.max_epochs", epochs, epochs != 0, "at least 1")
         require("trainer.max_steps", steps, steps != 0, "at least 1")
+        overfit = self.trainer.overfit_batches
+        rule = (
+            "0: the order of the images is this program's own; to learn some by heart, make a store or a split of them"
+        )
+        require("trainer.overfit_batches", overfit, not overfit, rule)
         share = self.trainer.limit_train_batches
         require("trainer.limit_train_batches", share, share != 0, "above 0")
         rule = "at least 1, or --trainer.max_steps given: the learning rate falls towards the end of the run"
@@ -189,11 +224,12 @@ class SegtrainCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Write the last weights and say where everything is."""
+        if self.trainer.fast_dev_run:
+            print("Nothing was kept, because of --trainer.fast_dev_run.")
+            return
         output = Path(self._own("output"))
-        last = output / "checkpoints" / "last.ckpt"
-        if not self._own("trainer").get("fast_dev_run"):
-            self.trainer.save_checkpoint(last, weights_only=False)
-        best = output / "checkpoints" / "best.ckpt"
+        last, best = last_checkpoint(output), best_checkpoint(output)
+        self.trainer.save_checkpoint(last, weights_only=False)
         if self.trainer.is_global_zero:
             use = best if best.exists() else last
             print(f"Run: {output}. Measure it with: segtrain test --ckpt_path {use} --data.val.root R")
@@ -218,9 +254,12 @@ class SegtrainCLI(LightningCLI):
     def _measure(self, quick: bool, **kwargs: Any) -> None:
         path = Path(self._own("ckpt_path"))
         inference, report = self._own_init("inference"), self._own_init("report")
-        warn_of_idle([f"inference.{name}" for name in inference.idle()])
-        voc = self._own("save_voc_test")
-        evaluator = Evaluator(inference, report, path, quick=quick, save_voc_test=voc)
+        evaluator = Evaluator(inference, report, path, quick=quick, save_voc_test=self._own("save_voc_test"))
+        if is_first_process():
+            self._warn_of_unread()
+            warn_of_idle([f"inference.{name}" for name in inference.idle()])
+            for folder in evaluator.folders():
+                check_place(folder)
         self.model.measure_with(inference, boundary=not quick, name=str(path))
         self.trainer.callbacks.append(evaluator)  # type: ignore[attr-defined]
         kwargs.pop("verbose", None)
@@ -253,11 +292,6 @@ class SegtrainCLI(LightningCLI):
 def refused(error: Exception) -> str:
     """Return what to say of settings of the trainer that Lightning does not take."""
     return f"The settings under --trainer cannot be used here: {' '.join(str(error).split())}"
-
-
-def is_first_process() -> bool:
-    """Return whether this is the process that writes; before Lightning has counted them."""
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def run_lightning(command: str, args: list[str]) -> None:

@@ -1,5 +1,6 @@
 """The training step, the schedule and the figures: what Lightning calls."""
 
+import logging
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -12,14 +13,19 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from data.classes import ClassSet
 from data.config import require, to_plain
-from data.errors import ConfigError, ModelError
+from data.errors import ConfigError, LabelError, ModelError
 from data.scoring import boundary_counts, confusion_matrix, score
+from train.callbacks import RAW_WEIGHTS, AveragedWeights
 from train.checkpoint import CARD_KEY, make_card, unfit
 from train.crf_tiles import blocks_of_large
 from train.inference import InferenceConfig, padded_scores, probabilities, sharpen
 from train.losses import LossConfig, segmentation_loss
+from train.memory import image_in_memory
 from train.network import NetworkConfig, Segmenter, build_network
 from train.optimizer import OptimizerConfig, fuse, limited, make_optimizer, parameter_groups, poly_factor, total_steps
+from train.order import step_seed
+
+logger = logging.getLogger(__name__)
 
 
 class SegmentationModule(pl.LightningModule):
@@ -176,22 +182,28 @@ class SegmentationModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout by the step, so that a resumed run draws what the uninterrupted one drew."""
         seed = self.trainer.datamodule.seed  # type: ignore[attr-defined]
-        torch.manual_seed((seed * 1_000_003 + self.global_step) * 1024 + self.global_rank)
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        torch.manual_seed(step_seed(seed, self.global_step, self.global_rank, part))
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add one image to the confusion matrix."""
-        self.measure(batch)
+        with image_in_memory(batch["image"].shape[-2:], None, training=True):
+            self.measure(batch)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Add one image to the confusion matrix and return its prediction."""
-        return {"decisions": torch.from_numpy(self.measure(batch))}
+        with image_in_memory(batch["image"].shape[-2:], self.inference.window):
+            return {"decisions": torch.from_numpy(self.measure(batch))}
 
     def measure(self, batch: dict[str, Any]) -> np.ndarray:
         """Predict one image, count it against its truth if there is one, and return the class ids (H, W)."""
         assert self.classes is not None
         decisions = self._decide(batch["image"])
         if batch["truth"] is not None:
-            self._count(torch.as_tensor(batch["truth"]).cpu().numpy(), decisions)
+            try:
+                self._count(torch.as_tensor(batch["truth"]).cpu().numpy(), decisions)
+            except LabelError as error:
+                raise LabelError(f"{batch['id']}: {error}") from error
         return decisions
 
     def _decide(self, image: Tensor) -> np.ndarray:
@@ -260,7 +272,7 @@ class SegmentationModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with the state of an optimizer of another network."""
+        """Go on with the weights, not with their average, and never with the optimizer's state of another network."""
         if self.trainer.state.fn != "fit":
             return
         assert self.network is not None
@@ -271,6 +283,14 @@ class SegmentationModule(pl.LightningModule):
                 f"The optimizer's state in the checkpoint is of {there} weights, by group, this network has {here}: "
                 "begin a new run without --ckpt_path."
             )
+        averages = any(isinstance(each, AveragedWeights) for each in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if RAW_WEIGHTS in checkpoint and not averages:
+            if self.trainer.is_global_zero:
+                logger.warning(
+                    "The checkpoint holds averaged weights, and --ema_decay is not given: the training goes on with "
+                    "the weights themselves and averages no more."
+                )
+            checkpoint["state_dict"] = checkpoint[RAW_WEIGHTS]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the card beside the weights."""

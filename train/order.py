@@ -64,3 +64,17 @@ class ResumableLoader(DataLoader):
 def sample_seed(seed: int, epoch: int, index: int) -> int:
     """Return the seed of one sample in one epoch, 32 bits, independent of all others."""
     return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
+
+
+def step_seed(seed: int, step: int, rank: int, part: int) -> int:
+    """Return the seed of dropout in one batch of one process.
+
+    Args:
+        seed: that of the run.
+        step: steps of the optimizer before it.
+        rank: number of the process.
+        part: which of the batches of this step it is, where several are accumulated.
+
+    """
+    first = (seed * 1_000_003 + step) * 1024 + rank
+    return first if part == 0 else sample_seed(first, step, part)

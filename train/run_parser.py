@@ -2,15 +2,14 @@
 
 import os
 from argparse import SUPPRESS
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
-from data.config_files import check_groups, find_paths
-from data.console import exit_with_line
+from train.arguments import LineParser
 
 
 def data_seed(seed: bool | int) -> int:
@@ -25,27 +24,33 @@ LINKED: dict[str, tuple[str, Callable[[Any], Any]]] = {
 }
 
 
-class RunParser(LightningArgumentParser):
-    """Lightning's parser without abbreviations, and with one-line errors."""
+# Options that a command has, because one config file serves all three, and does not read.
+_ALL_OF_A_RUN = frozenset({"output", "overwrite", "ema_decay", "checkpoint_every", "wandb"})
+_UNREAD = {
+    "fit": frozenset({"inference", "report", "save_voc_test"}),
+    "validate": _ALL_OF_A_RUN,
+    "test": _ALL_OF_A_RUN,
+}
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+class RunParser(LineParser, LightningArgumentParser):
+    """Lightning's parser without abbreviations, and with one-line errors."""
 
     def link_arguments(self, source: Any, target: str, *args: Any, **kwargs: Any) -> None:
         """Link, without a line about it in the help: there is nothing to choose."""
         super().link_arguments(source, target, *args, **kwargs)
         next(action for action in self._actions if action.dest == target).help = SUPPRESS
 
-    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
-        """Parse a config file and find the files and folders that it names."""
-        settings = super().parse_path(path, *args, **kwargs)
-        check_groups(settings, [action.dest for action in self._actions], Path(str(path)))
-        find_paths(settings, Path(str(path)))
-        return settings
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message as one line and exit."""
-        exit_with_line(self, message, ex)
+def unread(command: str, args: Sequence[str]) -> list[str]:
+    """Return which options among typed arguments a command does not read.
+
+    >>> unread("test", ["--output", "T", "--ckpt_path=a.ckpt"]), unread("fit", ["--inference.flip=true"])
+    (['output'], ['inference.flip'])
+
+    """
+    typed = (arg.removeprefix("--").partition("=")[0] for arg in args if arg.startswith("--"))
+    return [name for name in typed if name.partition(".")[0] in _UNREAD[command]]
 
 
 def plain_namespace(value: Any) -> Any:
@@ -54,12 +59,20 @@ def plain_namespace(value: Any) -> Any:
 
 
 def differences(stored: dict[str, Any], given: dict[str, Any], prefix: str = "--model") -> list[str]:
-    """Return a line for each given setting that differs from the stored one."""
+    """Return a line for each given setting that differs from the stored one.
+
+    The file of first weights may lie elsewhere now: what was in it has been trained on since.
+    """
     lines = []
     for key, value in given.items():
         name, there = f"{prefix}.{key}", stored.get(key)
         if isinstance(value, dict) and isinstance(there, dict) and key != "encoder_args":
             lines += differences(there, value, name)
-        elif value != there:
+        elif value != there and not (name == "--model.network.weights" and _are_one_file(value, there)):
             lines.append(f"{name}: {there} there, {value} here")
     return lines
+
+
+def _are_one_file(one: Any, other: Any) -> bool:
+    """Return whether two settings name files that are called alike."""
+    return isinstance(one, str) and isinstance(other, str) and Path(one).name == Path(other).name
