@@ -14,10 +14,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from data.classes import IGNORE
 from data.console import count, plural
 from data.errors import ConfigError
+from train.checkpoint import RAW_WEIGHTS
 
 logger = logging.getLogger(__name__)
-
-RAW_WEIGHTS = "raw_state_dict"
 
 
 class AveragedWeights(WeightAveraging):

@@ -21,6 +21,7 @@ from train.archive import verify_archive
 from train.network import SIZE_MULTIPLE, NetworkConfig, Segmenter, build_network
 
 CARD_KEY = "segtrain"
+RAW_WEIGHTS = "raw_state_dict"  # what a training with averaged weights goes on with; `state_dict` holds the average
 CARD_FORMAT = "segtrain-checkpoint"
 CARD_VERSION = 1
 
@@ -89,7 +90,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _check_content(checkpoint: dict[str, Any], card: dict[str, Any], path: Path) -> None:
     """Raise ModelError where a checkpoint does not hold what everybody who reads one needs."""
-    _check_kinds(card, {"palette": list, "input": dict, "settings": dict}, f"card in {path}")
+    _check_kinds(card, {"palette": list, "input": dict, "output": str, "settings": dict}, f"card in {path}")
     try:
         ClassSet.from_json(card.get("classes"))
         network_config(card)
@@ -107,6 +108,7 @@ def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
     dictionaries, lists = ("loops", "callbacks"), ("optimizer_states", "lr_schedulers")
     wanted: dict[str, type] = {"epoch": int, "global_step": int}
     wanted |= dict.fromkeys(dictionaries, dict) | dict.fromkeys(lists, list)
+    wanted |= {RAW_WEIGHTS: dict} if RAW_WEIGHTS in checkpoint else {}
     _check_kinds(checkpoint, wanted, f"checkpoint {path}")
     _check_kinds(checkpoint[CARD_KEY]["settings"], dict.fromkeys(("loss", "optimizer"), dict), f"card in {path}")
     _check_kinds(checkpoint["loops"], {"fit_loop": dict}, f"state of the loops in {path}")

@@ -1,12 +1,12 @@
 """The command line of stage two.
 
 ```
-segtrain fit     --config C --data.store S --data.val.root R --output runs/a    train; --ckpt_path L resumes
-segtrain validate --ckpt_path C --data.val.root R --data.val.split val          mIoU and pixel accuracy
-segtrain test    --ckpt_path C --data.val.root R --data.val.split val           mIoU and more: table, JSON, plots
-segtrain predict --ckpt_path C --images FOLDER --output O                       masks and overlays, images of any size
-segtrain relabel --ckpt_path C --data.store S --output S2                       self-training: correct the store
-segtrain export  --ckpt_path C --output D                                       ONNX and others, with card and check
+segtrain fit      --config C --data.store S --data.val.root R --output runs/a    train; --ckpt_path L resumes
+segtrain validate --ckpt_path C --data.val.root R --data.val.split val           mIoU and pixel accuracy
+segtrain test     --ckpt_path C --data.val.root R --data.val.split val           mIoU and more: table, JSON, plots
+segtrain predict  --ckpt_path C --images FOLDER --output O                       masks and overlays, images of any size
+segtrain relabel  --ckpt_path C --data.store S --output S2                       self-training: correct the store
+segtrain export   --ckpt_path C --output D                                       ONNX and others, with card and check
 ```
 
 fit, validate and test are Lightning's, with everything of its trainer under --trainer; the others are plain functions.

@@ -10,12 +10,12 @@ from torch.utils.data import BatchSampler, DataLoader, Subset
 from data.classes import ClassSet
 from data.config import DataConfig, require
 from data.console import available_cpus, count
-from data.errors import ConfigError, StoreError
+from data.errors import ConfigError
 from data.samples import evenly_spaced
 from data.store.store import MaskStore
 from train.dataset import TrainingSet, TruthSet
 from train.order import EpochOrder, ResumableLoader
-from train.samples import TrainingSample, list_supervised, list_training, list_truth
+from train.samples import TrainingSample, check_classes, list_supervised, list_training, list_truth
 from train.transforms import Augmentation, AugmentConfig
 
 
@@ -42,7 +42,7 @@ class SegmentationData(pl.LightningDataModule):
         val_limit: largest number of images to measure on; they are spread evenly over the data set, always the same.
         batch_size: images per step and process.
         workers: loader processes; 0 loads in the training process; one for each core but one, at most 4, if not given.
-        cache: keep decoded images in memory; for small data sets.
+        cache: keep decoded images in memory, in that of each loader process; for small data sets.
         seed: of order and augmentation; on the command line --seed_everything.
         need_truth: refuse images to test on that have no ground truth; on the command line, if not for the VOC server.
 
@@ -86,6 +86,17 @@ class SegmentationData(pl.LightningDataModule):
         self.training: TrainingSet | None = None
         self.measured: TruthSet | Subset[Any] | None = None
 
+    def idle(self) -> tuple[str, ...]:
+        """Return the settings that were changed and have no effect with the others."""
+        of_masks = {
+            "review": self.review != "use",
+            "wrong_labels": self.wrong_labels != "undecided",
+            "min_presence": self.min_presence > 0,
+        }
+        unread = {"truth": self.truth is not None} if self.masks != "truth" else of_masks
+        unread |= {"val_limit": self.val_limit is not None} if self.val is None else {}
+        return tuple(name for name, is_set in unread.items() if is_set)
+
     def keep_to(self, classes: ClassSet) -> None:
         """Take the classes of a checkpoint; data with others is refused."""
         self.classes = classes
@@ -124,11 +135,9 @@ class SegmentationData(pl.LightningDataModule):
         idle = [name for name, value in (("split", self.split), ("classes", self.class_file)) if value is not None]
         if idle:
             raise ConfigError(f"--data.{idle[0]} goes without --data.store alone: the store says which data it is of.")
-        if self.classes is not None and self.classes.names != store.classes.names:
-            raise StoreError(
-                f"{self.store_path} has the classes {', '.join(store.classes.names[:4])}, ..., the checkpoint "
-                f"{', '.join(self.classes.names[:4])}, ...: they must be the same; see --data.store and --ckpt_path."
-            )
+        if self.classes is not None:
+            flags = "--data.store and --ckpt_path"
+            check_classes(store.classes, str(self.store_path), self.classes, "the checkpoint", flags)
         samples = list_training(
             store, self.masks, self.truth, self.root, self.review, self.wrong_labels, self.min_presence
         )

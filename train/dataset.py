@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.errors import StoreError
-from data.images import read_image
-from data.masks import read_truth
-from data.samples import Sample
+from data.images import as_shown, read_image
+from data.masks import read_truth, value_counts
+from data.samples import Sample, evenly_spaced
 from data.store.records import check_mask
 from data.store.softmaps import SoftMaps, upsample
 from data.store.store import MaskStore
@@ -67,8 +67,8 @@ class TrainingSet(Dataset[dict[str, Any]]):
 
     def histogram(self, look_at: int) -> tuple[np.ndarray, int]:
         """Return the number of pixels of each mask value over evenly spaced masks, and how many were read."""
-        picked = range(0, len(self), max(1, len(self) // look_at))
-        counts = (np.bincount(self._mask(self._samples[index]).ravel(), minlength=256) for index in picked)
+        picked = evenly_spaced(len(self), look_at)
+        counts = (value_counts(self._mask(self._samples[index])) for index in picked)
         return sum(counts, np.zeros(256, np.int64)), len(picked)
 
     def _mask(self, sample: TrainingSample) -> UInt8[np.ndarray, "height width"]:
@@ -82,6 +82,8 @@ class TrainingSet(Dataset[dict[str, Any]]):
             return self._cache[index]
         sample = self._samples[index]
         rgb, mask = read_image(sample.image_path), sample.mask()
+        if sample.truth:
+            mask = as_shown(mask, rgb.shape[:2], sample.image_path)
         check_mask(mask, rgb.shape[:2], self._n_classes, sample.mask_path)
         soft = self._soft_from.read_soft(sample.id) if self._soft_from else None
         if self._soft_from and soft is None:

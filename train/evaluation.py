@@ -12,10 +12,13 @@ import pytorch_lightning as pl
 from jaxtyping import Float64, Int64
 
 from data.classes import ClassSet
+from data.config import to_plain
 from data.console import count, printable
+from data.errors import LabelError
 from data.files import write_atomically
 from data.masks import write_mask
 from data.scoring import Scores, boundary_iou, score
+from train.checkpoint import file_digest
 from train.inference import InferenceConfig
 
 if TYPE_CHECKING:
@@ -57,13 +60,19 @@ class Evaluator(pl.Callback):
         self.inference, self.report, self.checkpoint, self.quick = inference, report, checkpoint, quick
         self.voc_folder = None if save_voc_test is None else voc_test_folder(save_voc_test)
         self.output = report.output or checkpoint.with_name(f"{checkpoint.stem}_test")
-        self._images = 0
+        self._images, self._measured = 0, 0  # shown to the network; of these, with ground truth
+
+    def folders(self) -> list[Path]:
+        """Return where files will be written."""
+        report = self.report.save_masks or not self.quick
+        return [folder for folder in (self.output if report else None, self.voc_folder) if folder is not None]
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Write the prediction of an image where that is wanted."""
         self._images += 1
+        self._measured += batch["truth"] is not None
         decisions = outputs["decisions"].cpu().numpy()
         folders = [self.output / "masks"] if self.report.save_masks else []
         if self.voc_folder is not None:
@@ -75,12 +84,20 @@ class Evaluator(pl.Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Add the counts of all processes up, and report on the first."""
         counts = pl_module.gather_counts()
-        images = int(trainer.strategy.reduce(pl_module.device_tensor(self._images), reduce_op="sum"))
+        shown, images = (
+            int(trainer.strategy.reduce(pl_module.device_tensor(number), reduce_op="sum"))
+            for number in (self._images, self._measured)
+        )
         if not trainer.is_global_zero:
             return
         if self.voc_folder is not None:
-            print(f"For the VOC server: {self.voc_folder} ({count(images, 'image')})")
+            print(f"For the VOC server: {self.voc_folder} ({count(shown, 'image')})")
         if not counts["matrix"].sum():
+            if images:
+                raise LabelError(
+                    f"Nothing was measured: the ground truth of {count(images, 'image')} holds nothing but 255, which "
+                    "is not scored; check --data.val.truth, and --data.val.truth_255 for masks in black and white."
+                )
             return
         scores = score(counts["matrix"])
         boundary = boundary_iou(counts["boundary"]) if "boundary" in counts else None
@@ -91,9 +108,6 @@ class Evaluator(pl.Callback):
             self._write(scores, boundary, pl_module.classes, images)
 
     def _write(self, scores: Scores, boundary: Boundary | None, classes: ClassSet, images: int) -> None:
-        from data.config import to_plain
-        from train.checkpoint import file_digest
-
         self.output.mkdir(parents=True, exist_ok=True)
         content = scores_json(scores, boundary, classes) | {
             "images": images,

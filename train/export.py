@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from data.config import require
-from data.console import count
+from data.console import count, warn_of_idle, written_by
 from data.errors import ConfigError, ModelError
-from data.files import write_atomically
+from data.files import check_place, write_atomically
 from train.checkpoint import file_digest, load_network
 from train.inference import not_finite
 from train.network import SIZE_MULTIPLE, padding_of_whole_cells
@@ -45,12 +45,14 @@ def export(
         ckpt_path: checkpoint that `segtrain fit` wrote.
         output: folder for the model file and model.json.
         format: onnx (runs anywhere), torchscript, or torch_export (torch.export's .pt2).
-        opset: ONNX operator set, 18 or later.
+        opset: format=onnx: operator set, 18 or later.
         sizes: (height, width) pairs to check.
         tolerance: largest difference that is accepted, as a share of the largest score.
 
     """
-    if opset < 18:
+    if format != "onnx" and opset != 18:
+        warn_of_idle(["opset"])
+    elif opset < 18:
         raise ConfigError(f"--opset is {opset}; it must be 18 or later (antialiased and bilinear resize).")
     require("tolerance", tolerance, tolerance >= 0, "at least 0")
     check_sizes(sizes)
@@ -58,7 +60,7 @@ def export(
     expected = [_run_torch(network, _noise(size)) for size in sizes]
     if not all(scores.isfinite().all() for scores in expected):
         raise ModelError(not_finite(str(ckpt_path), {scores.dtype for scores in expected}))
-    output.mkdir(parents=True, exist_ok=True)
+    check_place(output)
     path = output / _FILES[format]
     print(f"Tracing the network for {path.name}, then comparing on {count(len(sizes), 'size')} ...", flush=True)
     model = model_bytes(network, format, opset)
@@ -70,11 +72,10 @@ def export(
             f"As {format} the network differs from the checkpoint by {worst:.2e}, more than --tolerance {tolerance} "
             "allows: nothing was written; try another --format."
         )
-    write_atomically(path, model)
     content = {key: card[key] for key in ("classes", "palette", "input", "output", "settings")} | {
         "format": MODEL_FORMAT,
         "format_version": MODEL_VERSION,
-        "written_by": card["written_by"],
+        "written_by": written_by("segtrain"),
         "file": path.name,
         "sha256": hashlib.sha256(model).hexdigest(),
         "kind": format,
@@ -82,6 +83,8 @@ def export(
         "checkpoint": {"name": Path(ckpt_path).name, "fingerprint": file_digest(ckpt_path)},
         "parity": {"largest_difference_of_scores": worst, "by_size": differences},
     }
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, model)
     write_atomically(output / "model.json", (json.dumps(content, indent=1) + "\n").encode())
     print(f"Written: {path} ({len(model) / 1e6:.1f} MB) and model.json.")
     print(f"Largest difference from the checkpoint over {count(len(differences), 'size')}: {worst:.2e} (class scores).")

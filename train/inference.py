@@ -233,7 +233,8 @@ def sharpen(
         return probability
     from data.densecrf import chosen_engine, dense_crf
 
-    kept = probability.max(axis=(1, 2)) >= 0.01
+    largest = probability.max(axis=(1, 2))
+    kept = largest >= min(0.01, largest.max())  # of several hundred classes none may reach it
     result = np.zeros_like(probability)
     result[kept] = dense_crf(
         rgb,

@@ -15,8 +15,8 @@ from data.classes import ClassSet
 from data.config import require, to_plain
 from data.errors import ConfigError, LabelError, ModelError
 from data.scoring import boundary_counts, confusion_matrix, score
-from train.callbacks import RAW_WEIGHTS, AveragedWeights
-from train.checkpoint import CARD_KEY, make_card, unfit
+from train.callbacks import AveragedWeights
+from train.checkpoint import CARD_KEY, RAW_WEIGHTS, make_card, unfit
 from train.crf_tiles import blocks_of_large
 from train.inference import InferenceConfig, padded_scores, probabilities, sharpen
 from train.losses import LossConfig, segmentation_loss

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names, get_preprocessing_params
 from torch import Tensor, nn
 
-from data.config import require
+from data.config import changed, require
 from data.errors import ConfigError, ModelError
 from train.encoder_weights import Loaded, load_encoder_weights
 
@@ -73,6 +73,10 @@ class NetworkConfig:
         require("model.network.mean", self.mean, both, "given together with --model.network.std")
         std = self.std is None or min(self.std) > 0
         require("model.network.std", self.std, std, "three numbers above 0")
+
+    def idle(self) -> tuple[str, ...]:
+        """Return the settings that were changed and have no effect with the others."""
+        return changed(self, ["decoder_channels", "dropout"] if self.architecture == "deeplabv2" else [])
 
 
 class PyramidHead(nn.Module):
@@ -167,7 +171,8 @@ def build_network(config: NetworkConfig, n_classes: int, pretrained: bool = True
     try:
         network = _assemble(config, n_classes, hub_weights)
     except Exception as error:  # timm, smp and the hub client raise many kinds; each becomes one sentence
-        raise _explain(config, hub_weights, error) from error
+        unfit = _fault_without_weights(config, n_classes) if hub_weights else error
+        raise _explain(config, unfit or error, fetching=unfit is None) from error
     if hub_weights:
         network.origin = f"the encoder's tensors come from {_weights_source(config.encoder)}, the others are random"
     loaded: Loaded | None = None
@@ -266,7 +271,16 @@ def _smp_weights(encoder: str, hub_weights: str | None) -> Any:
     return (True if hub_weights else None) if encoder.startswith("tu-") else hub_weights
 
 
-def _explain(config: NetworkConfig, hub_weights: str | None, error: Exception) -> ModelError:
+def _fault_without_weights(config: NetworkConfig, n_classes: int) -> Exception | None:
+    """Return why a network cannot be built with random weights either; None where it can: then fetching was at fault."""
+    try:
+        _assemble(config, n_classes, None)
+    except Exception as error:  # as many kinds as in `build_network`
+        return error
+    return None
+
+
+def _explain(config: NetworkConfig, error: Exception, fetching: bool) -> ModelError:
     """Return the error for a network that could not be built: unknown name, unreachable weights, or no dilation."""
     reason = " ".join(str(error).split())[:200]
     if _is_unknown(config.encoder):
@@ -275,7 +289,7 @@ def _explain(config: NetworkConfig, hub_weights: str | None, error: Exception) -
             f"Unknown encoder {config.encoder!r}; --model.network.encoder takes a name of segmentation-models-pytorch "
             f"or tu- and a timm name{', such as ' + ', '.join(near) if near else ''}."
         )
-    if hub_weights:
+    if fetching:
         return ModelError(
             f"The ImageNet weights of {config.encoder!r} cannot be fetched from {_weights_source(config.encoder)} "
             f"({reason}); fetch them elsewhere and give the file with --model.network.weights FILE, or train from "

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
 
 from data.config import require
 from train.network import Segmenter
@@ -103,15 +102,12 @@ def poly_factor(step: int, steps: int, config: OptimizerConfig) -> float:
 def parameter_groups(network: Segmenter, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Return the parameters in groups: encoder and decoder have their own rates; norms and biases do not decay."""
     groups = []
-    for part, lr in ((network.encoder, config.lr), *_decoder_parts(network, config.lr * config.head_lr_factor)):
-        trained = [(name, value) for name, value in part.named_parameters() if value.requires_grad]
-        matrices = [value for _, value in trained if value.ndim > 1]
-        norms = [value for name, value in trained if value.ndim <= 1]
+    head_lr = config.lr * config.head_lr_factor
+    for part, lr in ((network.encoder, config.lr), (network.decoder, head_lr), (network.head, head_lr)):
+        trained = [value for value in part.parameters() if value.requires_grad]
+        matrices = [value for value in trained if value.ndim > 1]
+        vectors = [value for value in trained if value.ndim <= 1]  # biases and factors of norms
         bias_lr = lr if part is network.encoder else lr * config.bias_lr_factor
         groups.append({"params": matrices, "lr": lr, "weight_decay": config.weight_decay})
-        groups.append({"params": norms, "lr": bias_lr, "weight_decay": 0.0})
+        groups.append({"params": vectors, "lr": bias_lr, "weight_decay": 0.0})
     return [group for group in groups if group["params"]]
-
-
-def _decoder_parts(network: Segmenter, lr: float) -> list[tuple[nn.Module, float]]:
-    return [(network.decoder, lr), (network.head, lr)]

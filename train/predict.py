@@ -1,5 +1,6 @@
 """Masks from a trained network for images of any size, written as a store that every other command reads."""
 
+import io
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -56,7 +57,7 @@ def predict(
     """Write masks and overlays for a folder of images, or one image.
 
     The output is a mask store: score, refine, report and export of `pseudolabel` work on it. The same command again
-    goes on where it stopped.
+    goes on where it stopped; images that lack files which are asked for now are predicted once more.
 
     Args:
         ckpt_path: checkpoint that `segtrain fit` wrote; nothing else is needed.
@@ -76,8 +77,8 @@ def predict(
     warn_of_idle([f"inference.{name}" for name in inference.idle()])
     samples, source = _list_images(images, data)
     network, classes, _ = load_network(ckpt_path)
-    network = network.to(choose_device(device))
-    inference = with_engine(inference, str(choose_device(device)))
+    chosen = choose_device(device)
+    network, inference = network.to(chosen), with_engine(inference, str(chosen))
     config = {"inference": to_plain(inference), "ignore_below": ignore_below}
     model = {"id": str(ckpt_path), "fingerprint": file_digest(ckpt_path)}
     store = MaskStore.open_or_create(
@@ -85,7 +86,8 @@ def predict(
     )
     writer = _Writer(store, Path(source["root"]), inference, ignore_below, overlays, soft, probabilities)
     done = store.finished()
-    left = [sample for sample in samples if sample.id not in done]
+    left = [sample for sample in samples if not (sample.id in done and writer.has_all(sample.id))]
+    again = sum(sample.id in done for sample in left)
     failed = []
     for sample in tqdm(left, initial=len(samples) - len(left), total=len(samples), unit="image", desc="predict"):
         try:
@@ -94,7 +96,7 @@ def predict(
             if on_error == "stop":
                 raise
             failed.append(f"{sample.id}: {error}")
-    _say_what_is_there(output, len(samples), len(samples) - len(left), failed)
+    _say_what_is_there(output, len(samples), len(samples) - len(left), again, failed)
 
 
 def _list_images(images: Path | None, data: DataConfig | None) -> tuple[Sequence[Sample], dict[str, Any]]:
@@ -177,9 +179,17 @@ class _Writer:
     ) -> None:
         self.store, self.root, self.inference, self.ignore_below = store, root, inference, ignore_below
         self.overlays, self.soft, self.full = overlays, soft, full
-        for name, wanted in (("overlays", overlays), ("probabilities", full)):
-            if wanted:
-                store.own_folder(name)
+        for folder in {file.parent.name for file in self._more_files("any")}:
+            store.own_folder(folder)
+
+    def _more_files(self, sample_id: str) -> list[Path]:
+        """Return the files of an image beside its masks."""
+        files = {"overlays/{}.jpg": self.overlays, "probabilities/{}.npz": self.full, "scores/{}.npz": self.soft}
+        return [self.store.path / name.format(sample_id) for name, wanted in files.items() if wanted]
+
+    def has_all(self, sample_id: str) -> bool:
+        """Return whether a finished image has all files that are asked for; an earlier command may have wanted fewer."""
+        return all(file.is_file() for file in self._more_files(sample_id))
 
     def write(self, network: Segmenter, sample: Sample) -> None:
         """Predict one image and write it; its line in the index comes last."""
@@ -242,17 +252,17 @@ def soft_maps(
 
 
 def _jpeg(rgb: np.ndarray) -> bytes:
-    import io
-
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, format="JPEG", quality=92)
     return buffer.getvalue()
 
 
-def _say_what_is_there(output: Path, total: int, skipped: int, failed: list[str]) -> None:
+def _say_what_is_there(output: Path, total: int, skipped: int, again: int, failed: list[str]) -> None:
     for line in failed:
         logger.warning("left out %s", line)
-    there = f" ({skipped} there already)" if skipped else ""
+    notes = [f"{skipped} there already"] if skipped else []
+    notes += [f"{again} made again, for files that were not there"] if again else []
+    there = f" ({', '.join(notes)})" if notes else ""
     missing = f", {len(failed)} left out" if failed else ""
     print(f"Written: masks of {count(total - len(failed), 'image')} in {output}{there}{missing}.")
     print(f"Next: pseudolabel report --store {output}")

@@ -11,6 +11,7 @@ from PIL import Image
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # by content, not by name
+FORMAT, VERSION = "segtrain-model", 1  # of model.json
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -30,12 +31,14 @@ class Predictor:
         folder: what `segtrain export` wrote: model.onnx and model.json.
 
     Raises:
-        ValueError: the model file is not the one that model.json was written for.
+        ValueError: the folder is of another program, a newer version or another kind of file, or the model file is not
+            the one that model.json was written for.
 
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.card = json.loads((Path(folder) / "model.json").read_text(encoding="utf-8"))
+        self._check_card(Path(folder) / "model.json")
         self.names = ["background", *self.card["classes"]["names"]]
         self._path = Path(folder) / self.card["file"]
         model = self._path.read_bytes()
@@ -43,6 +46,17 @@ class Predictor:
         if self.card.get("sha256", hashlib.sha256(model).hexdigest()) != hashlib.sha256(model).hexdigest():
             raise ValueError(f"{self._path} is not the file that model.json was written for: export or copy it again.")
         self._session = onnxruntime.InferenceSession(model)
+
+    def _check_card(self, path: Path) -> None:
+        card, version = self.card, self.card.get("format_version")
+        if card.get("format") != FORMAT:
+            raise ValueError(f"{path} was not written by `segtrain export`.")
+        if not isinstance(version, int) or version > VERSION:
+            raise ValueError(f"{path} has format version {version}, this file reads up to {VERSION}: take a newer one.")
+        if card.get("kind", "onnx") != "onnx":
+            raise ValueError(
+                f"{path} is of a network as {card['kind']}, which onnxruntime cannot run: export it as onnx."
+            )
 
     def scores(self, rgb_u8: np.ndarray) -> np.ndarray:
         """Return class scores, float32 (classes, height, width), of a uint8 picture (height, width, 3).

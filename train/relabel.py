@@ -21,7 +21,10 @@ from data.store.store import MaskStore
 from train.checkpoint import file_digest, load_network
 from train.inference import InferenceConfig, with_engine
 from train.predict import cells, choose_device, predict_blocks, shrink, soft_maps
+from train.samples import check_classes
 from train.tiles import CELL_PX
+
+SURE = 0.9  # from this probability on the network's decision is taken against the mask, unless another one is given
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def relabel(
     data: StoreConfig,
     output: Path,
     disagreement: Literal["ignore", "network"] = "ignore",
-    sure: float = 0.9,
+    sure: float = SURE,
     ignore_below: float = 0.5,
     inference: InferenceConfig = InferenceConfig(flip=True),  # noqa: B008 - frozen
     device: str = "auto",
@@ -63,16 +66,16 @@ def relabel(
     """
     require("sure", sure, 0 <= sure <= 1, "from 0 to 1")
     require("ignore_below", ignore_below, 0 <= ignore_below <= 1, "from 0 to 1")
-    warn_of_idle([f"inference.{name}" for name in inference.idle()])
+    sure_idle = ["sure"] if disagreement == "network" and sure != SURE else []
+    warn_of_idle([*sure_idle, *(f"inference.{name}" for name in inference.idle())])
     store, root = data.store, data.root
     source = MaskStore.open(store)
     if Path(output).resolve() == Path(store).resolve():
         raise StoreError(f"{output} is the store that is read; name another folder with --output.")
     network, classes, _ = load_network(ckpt_path)
-    if classes.names != source.classes.names:
-        raise StoreError(f"The classes of {store} are not those of {ckpt_path}; they must be the same.")
-    network = network.to(choose_device(device))
-    inference = with_engine(inference, str(choose_device(device)))
+    check_classes(source.classes, str(store), classes, str(ckpt_path), "--data.store and --ckpt_path")
+    chosen = choose_device(device)
+    network, inference = network.to(chosen), with_engine(inference, str(chosen))
     rule = {"disagreement": disagreement, "sure": sure, "ignore_below": ignore_below}
     target = MaskStore.open_or_create(
         output,
@@ -118,7 +121,7 @@ def _relabel_one(
         at = after.rows, after.columns
         mask[at], argmax[at] = corrected(old[at], allow(after.values, labels), **rule)
         maps[:, cells(before.rows), cells(before.columns)] = shrink(allow(before.values, labels))
-    image = stored_path(path, Path(target.header["data"]["root"]))
+    image = stored_path(path, source.root if root is None else root)
     line = image_record(record["id"], image, mask, argmax, labels, target.classes, time.perf_counter() - start)
     soft = soft_maps(maps, labels, rgb.shape[:2])
     kept = {name: value for name, value in record.items() if name not in ("crf_engine", "sam")}  # of stage one's mask
@@ -140,7 +143,7 @@ def corrected(
     probability: Float[np.ndarray, "classes height width"],
     *,
     disagreement: Literal["ignore", "network"] = "ignore",
-    sure: float = 0.9,
+    sure: float = SURE,
     ignore_below: float = 0.5,
 ) -> tuple[UInt8[np.ndarray, "height width"], UInt8[np.ndarray, "height width"]]:
     """Return the corrected mask with its ignore band, and the network's decisions alone.

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from jaxtyping import UInt8
 
 from data.classes import ClassSet
 from data.config import DataConfig, White
-from data.console import count, plural
+from data.console import count, plural, some
 from data.errors import StoreError
 from data.masks import read_mask, white_as_class
 from data.readers.layout import open_samples
@@ -33,6 +34,7 @@ class TrainingSample:
         image_path: its file.
         mask_path: the file of its mask.
         white: what 255 means in a true mask.
+        truth: whether the mask is a true one, which may be drawn on the raw rows of an image that lies on its side.
         wrong: class ids that a person has marked wrong; nothing is learnt where the mask says so.
         corrected: whether a person has made the mask, so that soft maps say nothing about it.
 
@@ -44,6 +46,7 @@ class TrainingSample:
     white: White = "ignore"
     wrong: tuple[int, ...] = ()
     corrected: bool = False
+    truth: bool = False
 
     def mask(self) -> UInt8[np.ndarray, "height width"]:
         """Return the mask, 255 where nothing is to be learnt."""
@@ -84,16 +87,16 @@ def list_training(
     if masks == "truth":
         truths, white = _true_masks(store, truth, root, records), truth_white(store, root)
         samples = [
-            TrainingSample(record["id"], store.image_path(record, root), truths[record["id"]], white)
+            TrainingSample(record["id"], store.image_path(record, root), truths[record["id"]], white, truth=True)
             for record in records
         ]
     else:
-        doubted = _doubted(store, records, min_presence) if min_presence else {}
-        records = [record for record in records if not _is_doubted(record, doubted)]
-        if not records:
+        counted = _reviewed(store, records, review, wrong_labels)
+        doubted = _doubted(store, counted, min_presence) if min_presence else {}
+        counted = [one for one in counted if not _is_doubted(one, doubted)]
+        if not counted:
             raise StoreError(f"--data.min_presence {min_presence} leaves no image of {store.path}: lower it.")
         folder = store.path / ("argmax" if masks == "argmax" else "masks")
-        counted = _reviewed(store, records, review, wrong_labels)
         samples = [
             _sample(one, store.image_path(one.record, root), folder, doubted.get(one.record["id"], ()))
             for one in counted
@@ -138,7 +141,7 @@ def list_supervised(config: DataConfig, classes: ClassSet | None) -> tuple[list[
     """
     samples, found = list_truth(config, classes, need_truth=True, group="data", done="learnt from")
     training = [
-        TrainingSample(sample.id, sample.image_path, sample.truth_path, sample.white)
+        TrainingSample(sample.id, sample.image_path, sample.truth_path, sample.white, truth=True)
         for sample in samples
         if sample.truth_path is not None
     ]
@@ -178,46 +181,65 @@ def list_truth(
             f"No image of split {config.split!r} in {config.root} has ground truth; check --{group}.split and "
             f"--{group}.truth."
         )
-    if classes is not None and classes.names != found.classes.names:
-        raise StoreError(
-            f"The network knows {count(len(classes), 'class')} ({', '.join(classes.names[:3])}, ...), the data in "
-            f"{config.root} {len(found.classes)} ({', '.join(found.classes.names[:3])}, ...): they must be the same; "
-            f"see --{group}.classes."
-        )
+    if classes is not None:
+        check_classes(found.classes, str(config.root), classes, "the network", f"--{group}.classes")
     return samples, found.classes
 
 
-def _doubted(store: MaskStore, records: list[dict[str, Any]], least: float) -> dict[str, tuple[int, ...]]:
+def check_classes(here: ClassSet, where: str, known: ClassSet, whose: str, flags: str) -> None:
+    """Raise StoreError where two lists of classes differ; the message names the first difference.
+
+    Args:
+        here: the classes of a store or a data set.
+        where: what to call it.
+        known: the classes of a network or a store.
+        whose: what to call that.
+        flags: what to look at.
+
+    """
+    if here.names == known.names:
+        return
+    pairs = enumerate(zip_longest(here.names, known.names), 1)
+    number, (one, other) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
+    named = [f"is {name!r}" if name is not None else "is not there" for name in (one, other)]
+    raise StoreError(
+        f"{where} has {count(len(here), 'class')}, {whose} {len(known)}, and class {number} {named[0]} in the first and "
+        f"{named[1]} in the second: they must be the same; see {flags}."
+    )
+
+
+def _doubted(store: MaskStore, counted: list[Counted], least: float) -> dict[str, tuple[int, ...]]:
     """Return the labels of each image that are less present than `least`, and say how many there are.
+
+    Masks that a person has corrected are not doubted.
 
     Raises:
         StoreError: the store says of no label how present it is.
 
     """
-    if not any(record.get("presence") for record in records):
+    if not any(one.record.get("presence") for one in counted):
         raise StoreError(
             f"--data.min_presence: {store.path} says of no label how present it is; make the masks again with "
             "`pseudolabel generate --overwrite`, or leave it at 0."
         )
     ids = {store.classes.name(label): label for label in range(1, len(store.classes) + 1)}
     found = {}
-    for record in records:
-        scores = record.get("presence", {})
+    for one in counted:
+        scores = one.record.get("presence", {}) if one.corrected is None else {}
         low = {ids[name] for name, score in scores.items() if score < least and name in ids}
-        low &= set(record.get("labels", []))
+        low &= set(one.record.get("labels", []))
         if low:
-            found[record["id"]] = tuple(sorted(low))
-    empty = sum(_is_doubted(record, found) for record in records)
-    logger.warning(
-        "--data.min_presence %g: %s in %s not learnt, which leaves %s without any; left out.",
-        *(least, count(sum(map(len, found.values())), "label"), count(len(found), "image"), count(empty, "image")),
-    )
+            found[one.record["id"]] = tuple(sorted(low))
+    empty = [one.record["id"] for one in counted if _is_doubted(one, found)]
+    labels = count(sum(map(len, found.values())), "label")
+    left = f", which leaves {count(len(empty), 'image')} without any, left out: {some(empty)}" if empty else ""
+    logger.warning("--data.min_presence %g: %s in %s not learnt%s.", least, labels, count(len(found), "image"), left)
     return found
 
 
-def _is_doubted(record: dict[str, Any], doubted: dict[str, tuple[int, ...]]) -> bool:
+def _is_doubted(one: Counted, doubted: dict[str, tuple[int, ...]]) -> bool:
     """Return whether all labels of an image are doubted."""
-    return record["id"] in doubted and set(doubted[record["id"]]) == set(record["labels"])
+    return set(doubted.get(one.record["id"], ())) >= set(one.record.get("labels", [None]))
 
 
 def _true_masks(
