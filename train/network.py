@@ -272,7 +272,7 @@ def _smp_weights(encoder: str, hub_weights: str | None) -> Any:
 
 
 def _fault_without_weights(config: NetworkConfig, n_classes: int) -> Exception | None:
-    """Return why a network cannot be built with random weights either; None where it can: then fetching was at fault."""
+    """Return why a network cannot be built with random weights either; None where it can, and fetching was at fault."""
     try:
         _assemble(config, n_classes, None)
     except Exception as error:  # as many kinds as in `build_network`

@@ -188,7 +188,7 @@ class _Writer:
         return [self.store.path / name.format(sample_id) for name, wanted in files.items() if wanted]
 
     def has_all(self, sample_id: str) -> bool:
-        """Return whether a finished image has all files that are asked for; an earlier command may have wanted fewer."""
+        """Return whether a finished image has all files that are asked for; one before may have wanted fewer."""
         return all(file.is_file() for file in self._more_files(sample_id))
 
     def write(self, network: Segmenter, sample: Sample) -> None:

@@ -203,8 +203,8 @@ def check_classes(here: ClassSet, where: str, known: ClassSet, whose: str, flags
     number, (one, other) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
     named = [f"is {name!r}" if name is not None else "is not there" for name in (one, other)]
     raise StoreError(
-        f"{where} has {count(len(here), 'class')}, {whose} {len(known)}, and class {number} {named[0]} in the first and "
-        f"{named[1]} in the second: they must be the same; see {flags}."
+        f"{where} has {count(len(here), 'class')}, {whose} {len(known)}: class {number} {named[0]} in the first and "
+        f"{named[1]} in the second; they must be the same, see {flags}."
     )
 
 
@@ -239,7 +239,7 @@ def _doubted(store: MaskStore, counted: list[Counted], least: float) -> dict[str
 
 def _is_doubted(one: Counted, doubted: dict[str, tuple[int, ...]]) -> bool:
     """Return whether all labels of an image are doubted."""
-    return set(doubted.get(one.record["id"], ())) >= set(one.record.get("labels", [None]))
+    return one.record["id"] in doubted and set(doubted[one.record["id"]]) == set(one.record["labels"])
 
 
 def _true_masks(
