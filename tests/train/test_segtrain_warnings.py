@@ -9,7 +9,7 @@ from PIL import Image
 
 import train.lightning_cli
 from data.store.store import MaskStore
-from train.callbacks import EarlyWarnings
+from train.callbacks import EarlyWarnings, mask_warnings
 from train.cli import main
 
 from .conftest import CLASSES, QUICK, TINY
@@ -62,3 +62,15 @@ def test_network_that_learns_only_background_is_named_once(tmp_path, capsys, mon
     assert warnings_of(make_store(tmp_path / "b", {0: 0.3, 1: 0.6, 2: 0.1}), tmp_path / "q", capsys, *long) == []
     logged = (tmp_path / "r" / "csv" / "version_0" / "metrics.csv").read_text()
     assert "train/background_decided" in logged.splitlines()[0]
+
+
+def test_warnings_name_what_is_wrong_with_the_masks():
+    histogram = np.zeros(256, np.int64)
+    histogram[[0, 1, 255]] = 980, 10, 10
+    texts = mask_warnings(histogram, ("cat", "dog"), 5, 9)
+    assert any("1 of 2 classes" in text and "5 masks" in text and "of 9" in text and "dog" in text for text in texts)
+    assert any("background" in text for text in texts)
+    histogram[[0, 1, 2, 255]] = 100, 100, 100, 700
+    assert [text for text in mask_warnings(histogram, ("cat", "dog"), 5, 9) if "70 %" in text]
+    histogram[255] = 10
+    assert mask_warnings(histogram, ("cat", "dog"), 5, 9) == []

@@ -1,0 +1,114 @@
+"""What is learnt from and what is measured on: files, masks, weights, augmentation and order."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from data.config import DataConfig
+from data.errors import ConfigError, ImageError, StoreError
+from data.store.softmaps import upsample
+from data.store.store import MaskStore
+from train.datamodule import SegmentationData
+from train.dataset import TrainingSet, TruthSet, confidence
+from train.order import EpochOrder, sample_seed
+from train.samples import list_training, list_truth
+from train.transforms import Augmentation, AugmentConfig
+
+from .conftest import draw, soft_maps
+
+
+def test_augmentation_depends_on_the_seed_alone_and_moves_mask_with_image():
+    rgb, mask = draw(5)
+    augment = Augmentation(AugmentConfig(crop=48, scale=(0.5, 1.5), rotate_degrees=10.0, colour=0.2))
+    first = augment(rgb, mask, mask * 20, 7)
+    augment(rgb, mask, None, 8)
+    again = augment(rgb, mask, mask * 20, 7)
+    for one, two in zip(first, again, strict=True):
+        assert np.array_equal(one, two)
+    for seed in range(12):
+        image, drawn, weight = Augmentation(AugmentConfig(crop=96))(rgb, mask, np.full_like(mask, 77), seed)
+        assert image.shape == (96, 96, 3)
+        assert set(np.unique(drawn)) <= {0, 1, 2, 255}
+        assert set(np.unique(weight)) <= {77, 255}
+        red = (image[..., 0] > 180) & (image[..., 1] < 80)
+        assert ((drawn == 1) & ~red).sum() <= 0.15 * max(1, (drawn == 1).sum())  # bilinear edges differ
+
+
+def test_order_is_a_permutation_dealt_out_evenly():
+    parts = [list(EpochOrder(11, seed=3, rank=rank, world_size=2)) for rank in range(2)]
+    assert [len(part) for part in parts] == [5, 5]
+    assert len({index for part in parts for _, index in part}) == 10
+    order = EpochOrder(11, seed=3)
+    first = list(order)
+    assert sorted(index for _, index in first) == list(range(11))
+    order.set_epoch(1)
+    assert list(order) != first
+    order.set_epoch(0)
+    order.first = 4
+    assert list(order) == first[4:]
+    assert list(order) == first
+    assert len({sample_seed(0, epoch, index) for epoch in range(20) for index in range(50)}) == 1000
+
+
+def test_confidence_is_the_support_of_the_label():
+    _, mask = draw(2)
+    soft = soft_maps(mask, (1, 2))
+    weight = confidence(soft, mask)
+    assert weight[21, 23] == pytest.approx(255 * 0.9, abs=2)
+    assert weight[2, 2] == pytest.approx(255 * 0.9, abs=2)
+    assert upsample(soft.maps.astype(np.float32), soft).shape == (2, 64, 64)
+
+
+def test_missing_and_mismatched_files_are_named(world, tmp_path):
+    store = MaskStore.open(world.store)
+    with pytest.raises(StoreError, match=r"16 of 16 images are missing.*--data.root"):
+        list_training(store, "store", None, tmp_path)
+    with pytest.raises(ConfigError, match=r"no folder .*/empty; --data.truth"):
+        list_training(store, "truth", tmp_path / "empty", None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError, match=r"no true mask of 16 of 16 images, the first .*--data.truth"):
+        list_training(store, "truth", tmp_path / "empty", None)
+    without = shutil.copytree(world.root, tmp_path / "W", ignore=shutil.ignore_patterns("SegmentationClass"))
+    with pytest.raises(StoreError, match=r"no true mask of 16 of 16 images, the first .*--data.truth"):
+        list_training(store, "truth", None, without)
+    empty = MaskStore.create(tmp_path / "E", classes=store.classes, config={}, model={}, data={"root": "."})
+    with pytest.raises(StoreError, match="no finished image"):
+        list_training(empty, "store", None, None)
+
+
+def test_a_class_that_does_not_exist_is_named_before_the_first_step(world):
+    """The look at the masks before a run tells what the training itself would only meet later."""
+    store = MaskStore.open(world.store)
+    with pytest.raises(ImageError, match="class"):
+        TrainingSet(list_training(store, "store", None, None), 2, Augmentation(AugmentConfig()), 0).histogram(9)
+
+
+def test_val_limit_takes_an_even_sample_and_always_the_same(world):
+    def measured(limit: int | None) -> list[str]:
+        data = SegmentationData(val=DataConfig(world.root, classes=world.root / "classes.yaml"), val_limit=limit)
+        data.setup("validate")
+        return [data.measured[index]["id"] for index in range(len(data.measured))]
+
+    every = measured(None)
+    assert measured(4) == [every[position * len(every) // 4] for position in range(4)] == measured(4)
+    assert measured(10_000) == every
+    with pytest.raises(ConfigError, match=r"--data\.val_limit is 0"):
+        SegmentationData(val_limit=0)
+
+
+def test_an_error_inside_a_data_set_never_ends_a_loop_quietly(world, monkeypatch):
+    samples, _ = list_truth(DataConfig(world.root, classes=world.root / "classes.yaml"), None, need_truth=True)
+    monkeypatch.setattr("train.dataset.read_image", lambda _: [][0])
+    with pytest.raises(IndexError):
+        list(TruthSet(samples))
+
+
+def test_images_without_ground_truth_are_counted(world, tmp_path, caplog):
+    root = shutil.copytree(world.root, tmp_path / "part")
+    gone = sorted((root / "SegmentationClass").iterdir())[:2]
+    for path in gone:
+        path.unlink()
+    samples, _ = list_truth(DataConfig(root, classes=root / "classes.yaml"), None, need_truth=True)
+    assert {path.stem for path in gone}.isdisjoint(sample.id for sample in samples)
+    assert f"2 of {len(samples) + 2} images of split 'train'" in caplog.text
