@@ -128,3 +128,21 @@ def test_average_has_the_numbers_of_the_run(world, tmp_path):
     more = ["--trainer.precision", "64-true", "--trainer.max_steps", "2", "--ema_decay", "0.9"]
     assert main(world.fit(tmp_path / "r", *more)) == 0
     assert {value.dtype for value in read(tmp_path / "r")["state_dict"].values()} == {torch.float64, torch.int64}
+
+
+def test_a_run_that_averages_no_more_goes_on_with_its_weights(whole, world, tmp_path, capsys, caplog):
+    seen = []
+
+    def stop(self):
+        seen.append(copy(self))
+        raise Killed
+
+    last = tmp_path / "r" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.write_bytes((whole.path / "checkpoints" / "last.ckpt").read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SegmentationModule, "on_train_start", stop, raising=False)
+        with pytest.raises(Killed):
+            main(world.fit(last.parents[1], "--trainer.max_epochs", "3", "--ckpt_path", str(last)))
+    assert equal(seen[0], read(whole.path)["raw_state_dict"])
+    assert "--ema_decay is not given" in capsys.readouterr().err + caplog.text

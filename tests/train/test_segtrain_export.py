@@ -67,9 +67,10 @@ def test_predictor_runs_without_torch_and_agrees_with_predict(exported, checkpoi
     assert np.array_equal(np.asarray(mask), expected.argmax(0))
 
 
-def test_torchscript_agrees_exactly(checkpoint, tmp_path):
+def test_torchscript_agrees_exactly(checkpoint, tmp_path, capsys, caplog):
     arguments = ["--ckpt_path", str(checkpoint), "--output", str(tmp_path), "--format", "torchscript"]
-    assert main(["export", *arguments, "--sizes", "[[96,64],[64,160]]"]) == 0
+    assert main(["export", *arguments, "--sizes", "[[96,64],[64,160]]", "--opset", "11"]) == 0
+    assert "No effect with the other settings, and left aside: --opset." in capsys.readouterr().err + caplog.text
     assert json.loads((tmp_path / "model.json").read_text())["parity"]["largest_difference_of_scores"] < 1e-4
 
 
@@ -161,7 +162,18 @@ def test_a_folder_that_cannot_be_written_is_one_line(world, checkpoint, tmp_path
     places = {"{image}": [str(tmp_path / "image.png")], "{store}": [str(world.store)], "{val}": world.val}
     command, *rest = [part for argument in arguments for part in places.get(argument, [argument])]
     assert main([command, "--ckpt_path", str(checkpoint), *rest]) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    printed = capsys.readouterr()
+    errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "/proc/nowhere" in errors[0]
+    assert "mIoU" not in printed.out  # it is known before anything is measured
+    assert "Tracing" not in printed.out
     assert "free space" in errors[0]
+
+
+def test_a_network_that_comes_out_different_leaves_nothing(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("train.export.check_parity", lambda *_: {"64x64": 9e9})
+    arguments = ["--ckpt_path", str(checkpoint), "--output", str(tmp_path / "e"), "--format", "torchscript"]
+    assert main(["export", *arguments]) == 2
+    assert "nothing was written" in capsys.readouterr().err
+    assert not (tmp_path / "e").exists()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import ConfigError
-from train.inference import InferenceConfig, padded_scores, probabilities, sharpen, window_starts
+from train.inference import CrfConfig, InferenceConfig, padded_scores, probabilities, sharpen, window_starts
 
 FILL = 255 * torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 
@@ -69,3 +69,9 @@ def test_padding_reaches_the_network_as_its_mean_colour():
 def test_crf_switched_off_returns_its_input():
     probability = np.random.default_rng(0).random((3, 20, 30), np.float32)
     assert sharpen(np.zeros((20, 30, 3), np.uint8), probability, InferenceConfig().crf) is probability
+
+
+def test_the_crf_takes_images_of_which_no_class_reaches_one_per_cent():
+    probability = np.full((200, 6, 7), 1 / 200, np.float32)
+    found = sharpen(np.zeros((6, 7, 3), np.uint8), probability, CrfConfig(enabled=True, engine="torch", iterations=1))
+    np.testing.assert_allclose(found, probability, atol=1e-6)

@@ -11,6 +11,7 @@ from train.network import Segmenter
 
 KINDS = {
     "gpu": lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.")),
+    "numpy": lambda: (_ for _ in ()).throw(MemoryError("Unable to allocate 3.00 GiB for an array")),
     "cpu": lambda: torch.empty(1 << 46, dtype=torch.uint8),  # more than any machine has
 }
 
@@ -51,4 +52,20 @@ def test_a_step_and_a_measurement_too_large_for_the_memory(checkpoint, world, tm
     assert "Memory ran out over a training step: lower --data.batch_size" in last_line(capsys)
     measure = ["test", "--ckpt_path", str(checkpoint), *world.val, "--inference.scales", "[3.0]"]
     assert main([*measure, "--trainer.accelerator", "cpu"]) == 2
-    assert "Memory ran out over an image: give --inference.window 513" in last_line(capsys)
+    assert "Memory ran out over an image of 75 x 76 pixels: give --inference.window 513" in last_line(capsys)
+
+
+def test_a_validation_image_too_large_for_the_memory(world, tmp_path, monkeypatch, capsys):
+    forward = Segmenter.forward
+
+    def short_of_memory(self, rgb):
+        if max(rgb.shape[-2:]) > 64:  # the batches have 64
+            KINDS["gpu"]()
+        return forward(self, rgb)
+
+    monkeypatch.setattr(Segmenter, "forward", short_of_memory)
+    assert main(world.fit(tmp_path / "r", "--trainer.max_epochs", "1")) == 2
+    expected = (
+        "Memory ran out over an image of 75 x 76 pixels: train without --data.val.root, and measure with `segtrain test"
+    )
+    assert expected in last_line(capsys)

@@ -142,3 +142,11 @@ def test_poly_schedule_falls_to_zero_after_warm_up():
     assert factors[100] == 0
     assert factors[50] == pytest.approx(0.5**0.9)
     assert factors[20:] == sorted(factors[20:], reverse=True)
+
+
+def test_an_encoder_that_cannot_be_dilated_is_told_so_though_its_weights_would_be_fetched(monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"encoder 'mit_b0' does not go with deeplabv3plus .* dilat"):
+        build_network(NetworkConfig(encoder="mit_b0"), 3)

@@ -115,7 +115,8 @@ def test_an_old_checkpoint_keeps_the_normalisation_it_was_trained_with(checkpoin
     """Older programs normalised all encoders with ImageNet's figures; so do their checkpoints, resumed ones too."""
     old = torch.load(checkpoint, weights_only=True)
     for name, values in zip(("mean", "std"), IMAGENET, strict=True):
-        old["state_dict"][f"network.{name}"] = 255 * torch.tensor(values).view(1, 3, 1, 1)
+        for weights in ("state_dict", "raw_state_dict"):
+            old[weights][f"network.{name}"] = 255 * torch.tensor(values).view(1, 3, 1, 1)
         old["segtrain"]["input"][name] = values
     del old["segtrain"]["settings"]["network"]["mean"], old["segtrain"]["settings"]["network"]["std"]
     path = saved(old, tmp_path / "old.ckpt")

@@ -1,5 +1,7 @@
 """The predictor that ships without the project reads files as `segtrain predict` does."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from data.masks import read_mask
 from data.store.store import MaskStore
 from train import predictor
 from train.cli import main
-from train.predictor import Predictor, read_rgb
+from train.predictor import FORMAT, VERSION, Predictor, read_rgb
 
 from .conftest import draw
 
@@ -112,3 +114,20 @@ def test_the_file_runs_alone(exported, tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={}, check=True)
     with Image.open(tmp_path / "mask.png") as mask:
         assert mask.mode == "P"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "pip"}, "was not written by `segtrain export`"),
+        ({"format_version": VERSION + 1}, "format version 2, this file reads up to 1"),
+        ({"kind": "torchscript"}, "is of a network as torchscript"),
+    ],
+)
+def test_a_card_of_something_else_is_refused(change, message, exported, tmp_path):
+    card = json.loads((exported / "model.json").read_text())
+    assert (card["format"], card["format_version"]) == (FORMAT, VERSION)
+    (tmp_path / "model.json").write_text(json.dumps(card | change))
+    shutil.copy(exported / "model.onnx", tmp_path)
+    with pytest.raises(ValueError, match=message):
+        Predictor(tmp_path)

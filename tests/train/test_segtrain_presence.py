@@ -10,6 +10,7 @@ import pytest
 from data.classes import IGNORE
 from data.errors import StoreError
 from data.masks import read_mask
+from data.store.review import Change, mask_hash, write_corrected, write_decision
 from data.store.store import MaskStore
 from train.cli import main
 from train.samples import list_training
@@ -66,3 +67,18 @@ def test_the_flag_reaches_the_training_set_and_has_its_range(world, store, tmp_p
     arguments[arguments.index("--data.store") + 1] = str(store.path)
     assert main(arguments) == 2
     assert "leaves no image" in capsys.readouterr().err
+
+
+def test_a_corrected_mask_is_learnt_from_however_doubted_its_labels_are(store, caplog):
+    doubted = [record["id"] for record in store.records() if record["presence"].get("disc") == 0.1]
+    alone = next(record["id"] for record in store.records() if record["id"] in doubted and record["labels"] == [1])
+    found = write_corrected(store, alone, np.ones((64, 64), np.uint8))
+    machine = mask_hash(store.read_mask(alone))
+    write_decision(store, alone, Change(correction=found), mask=machine, machine=machine, who="ada")
+    with caplog.at_level(logging.WARNING):
+        kept = {sample.id: sample for sample in list_training(store, "store", None, None, min_presence=0.5)}
+    assert (kept[alone].mask() == 1).all()
+    assert "does not hold" not in caplog.text
+    left_out = sorted(set(store.ids()) - set(kept))
+    assert left_out
+    assert f"left out: {left_out[0]}" in caplog.text

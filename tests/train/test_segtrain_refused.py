@@ -34,6 +34,7 @@ BAD = {
     "no devices": (["--trainer.devices", "0"], "--trainer"),
     "validation too rare": (["--trainer.val_check_interval", "99"], "--trainer"),
     "share above one": (["--trainer.limit_train_batches", "1.5"], "--trainer"),
+    "the same batches always": (["--trainer.overfit_batches", "2"], "--trainer.overfit_batches is 2"),
     "no batches": (["--trainer.limit_train_batches", "0"], "--trainer.limit_train_batches"),
     "negative rate": (["--model.optimizer.lr", "-1"], "--model.optimizer.lr is -1"),
     "momentum": (["--model.optimizer.momentum", "1.5"], "--model.optimizer.momentum"),
@@ -142,3 +143,17 @@ def test_foreign_and_newer_checkpoints_are_refused(checkpoint, tmp_path, capsys)
         arguments = ["predict", "--ckpt_path", str(tmp_path / f"{name}.ckpt"), "--images", ".", "--output", "x"]
         assert outcome(arguments) == 2
         assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["predict", "relabel"])
+def test_an_interrupted_command_says_that_it_goes_on_by_itself(
+    command, world, checkpoint, tmp_path, monkeypatch, capsys
+):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"train.{command}.read_image", interrupted)
+    images = {"predict": ["--images", str(world.root / "JPEGImages")], "relabel": ["--data.store", str(world.store)]}
+    common = ["--ckpt_path", str(checkpoint), "--device", "cpu", "--output", str(tmp_path / "o")]
+    assert outcome([command, *common, *images[command]]) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted; the same command goes on where it stopped"

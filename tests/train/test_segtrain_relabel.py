@@ -1,5 +1,8 @@
 """Self-training: which decisions are taken, and a store that trains again."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -54,3 +57,33 @@ def test_relabel_writes_a_store_that_trains(checkpoint, world, tmp_path):
     more = ["--data.store", str(tmp_path / "S2"), "--trainer.max_steps", "1"]
     assert main(world.fit(tmp_path / "r", *more)) == 0
     assert main([*arguments, "--output", str(world.store)]) == 2
+
+
+def test_after_the_images_have_moved_the_lines_of_the_index_are_as_before(checkpoint, world, tmp_path, capsys, caplog):
+    root, store = shutil.copytree(world.root, tmp_path / "W"), shutil.copytree(world.store, tmp_path / "S")
+    header = json.loads((store / "store.json").read_text())
+    header["data"] |= {"root": str(root), "classes": str(world.root / "classes.yaml")}
+    (store / "store.json").write_text(json.dumps(header))
+    command = ["relabel", "--ckpt_path", str(checkpoint), "--data.store", str(store), "--device", "cpu"]
+    command += ["--output", str(tmp_path / "S2"), "--disagreement", "network", "--sure", "0.5"]
+    assert main(command) == 0
+    assert "No effect with the other settings, and left aside: --sure." in capsys.readouterr().err + caplog.text
+    index = tmp_path / "S2" / "index.jsonl"
+    lines = index.read_text().splitlines(keepends=True)
+    index.write_text("".join(lines[:8]))
+    root.rename(tmp_path / "moved")
+    assert main([*command, "--data.root", str(tmp_path / "moved")]) == 0
+    assert [json.loads(line)["image"] for line in index.read_text().splitlines()] == [
+        json.loads(line)["image"] for line in lines
+    ]
+
+
+def test_a_network_of_other_classes_corrects_nothing(checkpoint, world, tmp_path, capsys):
+    store = shutil.copytree(world.store, tmp_path / "S")
+    header = json.loads((store / "store.json").read_text())
+    header["classes"]["names"][1] = "cone"
+    (store / "store.json").write_text(json.dumps(header))
+    command = ["--ckpt_path", str(checkpoint), "--data.store", str(store), "--output", str(tmp_path / "S2")]
+    assert main(["relabel", *command, "--device", "cpu"]) == 2
+    assert "class 2 is 'cone' in the first and is 'box' in the second" in capsys.readouterr().err
+    assert not (tmp_path / "S2").exists()

@@ -1,18 +1,25 @@
 """What is learnt from and what is measured on: files, masks, weights, augmentation and order."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from data.classes import make_classes
 from data.config import DataConfig
 from data.errors import ConfigError, ImageError, StoreError
+from data.masks import write_mask
 from data.store.softmaps import upsample
 from data.store.store import MaskStore
+from train.cli import main
 from train.datamodule import SegmentationData
 from train.dataset import TrainingSet, TruthSet, confidence
+from train.module import SegmentationModule
 from train.order import EpochOrder, sample_seed
-from train.samples import list_training, list_truth
+from train.samples import TrainingSample, check_classes, list_training, list_truth
 from train.transforms import Augmentation, AugmentConfig
 
 from .conftest import draw, soft_maps
@@ -112,3 +119,50 @@ def test_images_without_ground_truth_are_counted(world, tmp_path, caplog):
     samples, _ = list_truth(DataConfig(root, classes=root / "classes.yaml"), None, need_truth=True)
     assert {path.stem for path in gone}.isdisjoint(sample.id for sample in samples)
     assert f"2 of {len(samples) + 2} images of split 'train'" in caplog.text
+
+
+def test_no_more_masks_are_looked_at_than_asked_for(world):
+    samples = list_training(MaskStore.open(world.store), "store", None, None)
+    histogram, looked_at = TrainingSet(samples, 3, Augmentation(AugmentConfig()), 0).histogram(9)
+    assert looked_at == 9
+    assert histogram.sum() == 9 * 64 * 64
+    assert histogram[255] == 9 * 64 * 4
+
+
+def test_true_masks_on_raw_rows_are_turned_with_their_images(tmp_path):
+    """A camera held upright writes its picture lying, with a note; many programs draw masks on the raw rows."""
+    rgb, mask = draw(5, 40, 64)
+    note = Image.Exif()
+    note[0x0112] = 6
+    Image.fromarray(rgb).save(tmp_path / "a.png", exif=note)
+    write_mask(tmp_path / "mask.png", mask)
+    augmentation = Augmentation(AugmentConfig(crop=64, scale=(1.0, 1.0), flip=False))
+    sample = TrainingSample("a", tmp_path / "a.png", tmp_path / "mask.png", truth=True)
+    item = TrainingSet([sample], 3, augmentation, 0)[0, 0]
+    found = item["mask"].numpy()
+    assert np.array_equal(found[found != 255], np.rot90(mask, -1).ravel())  # what was padded aside
+    with pytest.raises(ImageError, match="must be equal"):
+        TrainingSet([replace(sample, truth=False)], 3, augmentation, 0)[0, 0]
+
+
+def test_batches_of_one_accumulated_step_draw_their_own_dropout(world, tmp_path, monkeypatch):
+    seeds, step = [], SegmentationModule.training_step
+
+    def spy(self, batch, batch_idx):
+        seeds.append(torch.initial_seed())
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(SegmentationModule, "training_step", spy)
+    more = ["--trainer.max_epochs", "1", "--trainer.accumulate_grad_batches", "2", "--seed_everything", "3"]
+    assert main(world.fit(tmp_path / "r", *more)) == 0
+    assert len(set(seeds)) == len(seeds) == 4
+    assert seeds[::2] == [(3 * 1_000_003 + number) * 1024 for number in (0, 1)]  # as always, without accumulation
+
+
+def test_classes_that_differ_are_named():
+    here = make_classes(["disc", "box", "cone"], {}, {})
+    with pytest.raises(StoreError, match=r"S has 3 classes, N 2: class 3 is 'cone' in the first and is not there in"):
+        check_classes(here, "S", make_classes(["disc", "box"], {}, {}), "N", "--a")
+    with pytest.raises(StoreError, match=r"class 2 is 'box' in the first and is 'rod' in the second; .* see --a\."):
+        check_classes(here, "S", make_classes(["disc", "rod", "cone"], {}, {}), "N", "--a")
+    check_classes(here, "S", here, "N", "--a")

@@ -1,11 +1,17 @@
 """What the command line hands to model and data beyond their own options."""
 
+import doctest
+from pathlib import Path
+
 import pytest
 import yaml
 
 from data.errors import ConfigError
+from train import run_parser
 from train.cli import main
 from train.datamodule import SegmentationData
+from train.network import NetworkConfig
+from train.run_parser import differences
 
 
 @pytest.fixture
@@ -93,3 +99,56 @@ def test_help_says_nothing_of_links(capsys):
     assert "--seed_everything" in shown
     assert "data.seed" not in shown
     assert "need_truth" not in shown
+
+
+def test_options_of_another_command_are_named(checkpoint, world, tmp_path, set_up, capsys, caplog):
+    def said(arguments: list[str]) -> str:
+        caplog.clear()
+        assert main(arguments) == 2  # stopped by `set_up`
+        return capsys.readouterr().err + caplog.text
+
+    measure = ["--ckpt_path", str(checkpoint), *world.val]
+    for command in ("test", "validate"):
+        text = said([command, *measure, "--output", "x", "--ema_decay=0.9"])
+        expected = f"segtrain {command} does not read --output, --ema_decay: left aside; --report.output names its"
+        assert expected in text
+    text = said(world.fit(tmp_path / "r", "--inference.flip", "true", "--save_voc_test", "v"))
+    assert "segtrain fit does not read --inference.flip, --save_voc_test: left aside." in text
+    (tmp_path / "c.yaml").write_text("inference: {flip: true}\nema_decay: 0.5\n")  # one file for all commands
+    assert "does not read" not in said(world.fit(tmp_path / "r", "--config", str(tmp_path / "c.yaml")))
+    assert "does not read" not in said(["test", *measure, "--config", str(tmp_path / "c.yaml")])
+    assert doctest.testmod(run_parser).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "idle"),
+    [
+        (SegmentationData(), ()),
+        (SegmentationData(truth=Path("t"), val_limit=3), ("truth", "val_limit")),
+        (SegmentationData(masks="truth", truth=Path("t")), ()),
+        (SegmentationData(masks="truth", review="ignore", min_presence=0.5), ("review", "min_presence")),
+        (SegmentationData(masks="truth", wrong_labels="leave_out"), ("wrong_labels",)),
+        (SegmentationData(review="ignore", min_presence=0.5), ()),
+        (NetworkConfig(architecture="deeplabv2", dropout=0.1, decoder_channels=8), ("decoder_channels", "dropout")),
+        (NetworkConfig(dropout=0.1, decoder_channels=8), ()),
+    ],
+)
+def test_settings_of_data_and_network_without_effect_are_named(settings, idle):
+    assert settings.idle() == idle
+
+
+def test_fit_warns_of_settings_without_effect(world, tmp_path, set_up, capsys, caplog):
+    more = ["--data.truth", "t", "--model.network.architecture", "deeplabv2"]
+    assert main(world.fit(tmp_path / "r", *more)) == 2
+    expected = "No effect with the other settings, and left aside: --model.network.decoder_channels, --data.truth."
+    assert expected in capsys.readouterr().err + caplog.text
+
+
+def test_the_file_of_first_weights_may_lie_elsewhere():
+    there = {"network": {"weights": "data/w.pth", "encoder": "resnet18"}}
+    assert differences(there, {"network": {"weights": "/elsewhere/w.pth"}}) == []
+    assert differences(there, {"network": {"weights": "v.pth"}}) == [
+        "--model.network.weights: data/w.pth there, v.pth here"
+    ]
+    assert differences(there, {"network": {"weights": None}})
+    assert differences(there, {"network": {"encoder": "/elsewhere/resnet18"}})
