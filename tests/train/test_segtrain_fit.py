@@ -10,7 +10,6 @@ import torch
 import yaml
 from PIL import Image
 
-from data.scoring import confusion_matrix, score
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
 from train.checkpoint import load_network
@@ -45,47 +44,6 @@ def test_checkpoint_holds_plain_values_only(checkpoint):
     assert card["classes"]["names"] == ["disc", "box"]
     assert json.loads(json.dumps(card)) == card
     assert set(content["state_dict"]) == set(content["raw_state_dict"])
-
-
-def test_predictions_are_a_store_that_scores_as_test_does(checkpoint, world, tmp_path, capsys):
-    arguments = ["--ckpt_path", str(checkpoint), "--output", str(tmp_path / "P"), "--device", "cpu"]
-    data = ["--data.root", str(world.root), "--data.split", "val", "--data.classes", str(world.root / "classes.yaml")]
-    assert main(["predict", *arguments, *data, "--probabilities", "true"]) == 0
-    store = MaskStore.open(tmp_path / "P")
-    assert len(store.ids()) == 6
-    total = np.zeros((3, 3), np.int64)
-    for name in store.ids():
-        truth = np.asarray(Image.open(world.root / "SegmentationClass" / f"{name}.png"))
-        total += confusion_matrix(truth, store.read_argmax(name), 3)
-        soft = store.read_soft(name)
-        assert soft.background
-        assert soft.image_hw == truth.shape
-        full = np.load(tmp_path / "P" / "probabilities" / f"{name}.npz")["probabilities"]
-        assert full.shape == (3, *truth.shape)
-        assert (tmp_path / "P" / "overlays" / f"{name}.jpg").is_file()
-    report = ["--report.output", str(tmp_path / "T"), "--report.plots", "false", "--data.workers", "0"]
-    assert main(["test", "--ckpt_path", str(checkpoint), *world.val, *report]) == 0
-    measured = json.loads((tmp_path / "T" / "scores.json").read_text())
-    assert measured["confusion_matrix"] == total.tolist()
-    assert measured["miou"] == pytest.approx(score(total).miou, abs=1e-6)
-    index = (tmp_path / "P" / "index.jsonl").read_bytes()
-    assert main(["predict", *arguments, *data]) == 0  # a second time: nothing is left to do
-    assert (tmp_path / "P" / "index.jsonl").read_bytes() == index
-
-
-def test_predict_takes_one_image_or_a_folder_of_any_sizes(checkpoint, tmp_path, capsys):
-    folder = tmp_path / "images"
-    (folder / "deep").mkdir(parents=True)
-    for name, size in (("a.png", (33, 47)), ("deep/b.jpg", (200, 31))):
-        Image.fromarray(np.full((*size, 3), 120, np.uint8)).save(folder / name)
-    common = ["predict", "--ckpt_path", str(checkpoint), "--device", "cpu"]
-    assert main([*common, "--images", str(folder), "--output", str(tmp_path / "P")]) == 0
-    store = MaskStore.open(tmp_path / "P")
-    assert store.ids() == ["a", "deep__b"]
-    assert store.read_mask("deep__b").shape == (200, 31)
-    assert store.image_path("deep__b") == folder / "deep" / "b.jpg"
-    assert main([*common, "--images", str(folder / "a.png"), "--output", str(tmp_path / "Q"), "--soft", "false"]) == 0
-    assert np.array_equal(MaskStore.open(tmp_path / "Q").read_mask("a"), store.read_mask("a"))
 
 
 def test_test_with_all_switches_and_the_voc_folder(checkpoint, world, tmp_path):
