@@ -143,8 +143,7 @@ class SegtrainCLI(LightningCLI):
         """Build the trainer with the run's loggers, checkpoints and callbacks."""
         output = Path(self._own("output"))
         settings = self._own("trainer")
-        logger = settings.get("logger")
-        if logger is None or logger is True:
+        if settings.get("logger") in (None, True):
             kwargs["logger"] = run_loggers(output, self._own("wandb")) if self._command() == "fit" else False
         kwargs.setdefault("default_root_dir", str(output))
         self.trainer_defaults["callbacks"] = self._callbacks(output) if self._command() == "fit" else []

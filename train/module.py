@@ -113,6 +113,7 @@ class SegmentationModule(pl.LightningModule):
     def forward(self, rgb: Tensor) -> Tensor:
         """Return scores for RGB in 0..255."""
         assert self.network is not None
+        rgb = rgb.to(self.network.mean.dtype)  # of --trainer.precision 16-true and the like; else they are so already
         rgb = rgb.contiguous(memory_format=torch.channels_last) if self.channels_last else rgb
         if self.training and self.compiled:
             return self._compiled_scores(rgb)

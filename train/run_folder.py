@@ -64,9 +64,8 @@ class RunFolder(pl.Callback):
         """Let the best score so far count where the folder was moved; Lightning forgets it then, and best.ckpt goes."""
         states = checkpoint["callbacks"]
         for callback in trainer.checkpoint_callbacks:
-            state = states.get(callback.state_key)
-            folder = getattr(callback, "dirpath", None)
-            if isinstance(state, dict) and folder and not self.anew and best_checkpoint(self.output).exists():
+            state, folder = states.get(callback.state_key), getattr(callback, "dirpath", None)
+            if isinstance(state, dict) and folder and not self.anew and _came_along(state, Path(folder)):
                 states[callback.state_key] = in_folder(state, Path(folder))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -79,6 +78,12 @@ class RunFolder(pl.Callback):
             for path in (best_checkpoint(self.output), last_checkpoint(self.output)):
                 path.unlink(missing_ok=True)
         write_atomically(self.output / "config.yaml", self.config.encode())
+
+
+def _came_along(state: dict[str, Any], folder: Path) -> bool:
+    """Return whether a folder holds the file that a state of Lightning's ModelCheckpoint calls the best, if any."""
+    name = Path(str(state.get("best_model_path") or "")).name
+    return not name or (folder / name).is_file()
 
 
 def in_folder(state: dict[str, Any], folder: Path) -> dict[str, Any]:

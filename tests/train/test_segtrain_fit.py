@@ -70,12 +70,13 @@ def test_voc_folder_needs_no_ground_truth(checkpoint, world, tmp_path, capsys):
     assert main(common) == 2
 
 
-def test_mixed_precision_with_clipped_gradients_learns(world, tmp_path):
-    more = ["--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", "1", "--trainer.max_steps", "3"]
-    assert main(world.fit(tmp_path / "r", *more)) == 0
+@pytest.mark.parametrize(("precision", "kept"), [("bf16-mixed", torch.float32), ("bf16-true", torch.bfloat16)])
+def test_half_precision_with_clipped_gradients_learns(precision, kept, world, tmp_path):
+    more = ["--trainer.precision", precision, "--trainer.gradient_clip_val", "1", "--trainer.max_steps", "3"]
+    assert main(world.fit(tmp_path / "r", *more, "--ema_decay", "0.9")) == 0
     content = torch.load(tmp_path / "r" / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(value.isfinite().all() for value in content["state_dict"].values())
-    assert {value.dtype for value in content["state_dict"].values()} <= {torch.float32, torch.int64}
+    assert {value.dtype for value in content["state_dict"].values()} == {kept, torch.int64}
 
 
 class Killed(BaseException):
