@@ -85,16 +85,27 @@ class TrainingSet(Dataset[dict[str, Any]]):
         if sample.truth:
             mask = as_shown(mask, rgb.shape[:2], sample.image_path)
         check_mask(mask, rgb.shape[:2], self._n_classes, sample.mask_path)
-        soft = self._soft_from.read_soft(sample.id) if self._soft_from else None
-        if self._soft_from and soft is None:
-            raise StoreError(f"{self._soft_from.path} has no soft maps of {sample.id!r}; use --data.weights none.")
-        weight = None if soft is None else confidence(soft, mask)
-        if weight is not None and sample.corrected:
-            weight = np.full_like(weight, 255)  # a person is sure of it
-        loaded = (rgb, mask, weight)
+        loaded = (rgb, mask, None if self._soft_from is None else self._weight(sample, mask, self._soft_from))
         if self._cache is not None:
             self._cache[index] = loaded
         return loaded
+
+    def _weight(
+        self, sample: TrainingSample, mask: UInt8[np.ndarray, "height width"], store: MaskStore
+    ) -> UInt8[np.ndarray, "height width"]:
+        """Return the weight of each pixel, 0 to 255 for 0 to 1."""
+        soft = store.read_soft(sample.id)
+        if soft is None:
+            raise StoreError(f"{store.path} has no soft maps of {sample.id!r}; use --data.weights none.")
+        if soft.image_hw != mask.shape:
+            raise StoreError(
+                f"The soft maps of {sample.id!r} in {store.path} are for an image of {soft.image_hw[0]} x "
+                f"{soft.image_hw[1]} pixels (height x width), not of {mask.shape[0]} x {mask.shape[1]}; generate them "
+                "again, or use --data.weights none."
+            )
+        if sample.corrected:
+            return np.full_like(mask, 255)  # a person is sure of it
+        return confidence(soft, mask)
 
 
 def confidence(soft: SoftMaps, mask: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:

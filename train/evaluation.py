@@ -28,7 +28,7 @@ SCORES_FORMAT = "segtrain-scores"
 SCORES_VERSION = 1
 DOTS_PER_INCH = 120
 NAME_LETTERS = 28  # of a class's name beside a plot
-Boundary = Float64[np.ndarray, " classes"]  # Boundary IoU of each class, nan for one that never occurs
+Figures = Float64[np.ndarray, " classes"]  # one of each class, nan for one that never occurs
 # Folder and file names of submissions: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc, "results file format"
 VOC_TEST_FOLDER = Path("results/VOC2012/Segmentation/comp5_test_cls")
 
@@ -107,7 +107,7 @@ class Evaluator(pl.Callback):
         if not self.quick:
             self._write(scores, boundary, pl_module.classes, images)
 
-    def _write(self, scores: Scores, boundary: Boundary | None, classes: ClassSet, images: int) -> None:
+    def _write(self, scores: Scores, boundary: Figures | None, classes: ClassSet, images: int) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
         content = scores_json(scores, boundary, classes) | {
             "images": images,
@@ -130,7 +130,7 @@ def voc_test_folder(output: Path) -> Path:
     return (output.parent if output.name == VOC_TEST_FOLDER.parts[0] else output) / VOC_TEST_FOLDER
 
 
-def table(scores: Scores, boundary: Boundary | None, classes: ClassSet) -> str:
+def table(scores: Scores, boundary: Figures | None, classes: ClassSet) -> str:
     """Return a text table with one row per class: IoU, boundary IoU, precision, recall, in percent."""
     names = [printable(classes.name(index)) for index in range(len(scores.iou))]
     width = max(18, *(len(name) + 1 for name in names))
@@ -144,27 +144,31 @@ def table(scores: Scores, boundary: Boundary | None, classes: ClassSet) -> str:
     return "\n".join(lines)
 
 
-def scores_json(scores: Scores, boundary: Boundary | None, classes: ClassSet) -> dict[str, Any]:
+def scores_json(scores: Scores, boundary: Figures | None, classes: ClassSet) -> dict[str, Any]:
     """Return the figures as JSON values, shares from 0 to 1, null where a class never occurs.
 
     `boundary_iou` is Cheng et al.'s Boundary IoU (`data.scoring.boundary_counts`), `boundary_miou` its mean.
     """
     names = [classes.name(index) for index in range(len(scores.iou))]
+
+    def by_name(values: Figures) -> dict[str, float | None]:
+        return {name: _number(value) for name, value in zip(names, values, strict=True)}
+
     return {
         "format": SCORES_FORMAT,
         "format_version": SCORES_VERSION,
         "miou": _number(scores.miou),
         "pixel_accuracy": _number(scores.pixel_accuracy),
         "boundary_miou": _number(_mean(boundary)),
-        "iou": {name: _number(value) for name, value in zip(names, scores.iou, strict=True)},
-        "boundary_iou": None
-        if boundary is None
-        else {name: _number(value) for name, value in zip(names, boundary, strict=True)},
+        "iou": by_name(scores.iou),
+        "precision": by_name(scores.precision),
+        "recall": by_name(scores.recall),
+        "boundary_iou": None if boundary is None else by_name(boundary),
         "confusion_matrix": scores.matrix.tolist(),
     }
 
 
-def _mean(values: Boundary | None) -> float:
+def _mean(values: Figures | None) -> float:
     return math.nan if values is None or np.isnan(values).all() else float(np.nanmean(values))
 
 

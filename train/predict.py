@@ -97,6 +97,8 @@ def predict(
                 raise
             failed.append(f"{sample.id}: {error}")
     _say_what_is_there(output, len(samples), len(samples) - len(left), again, failed)
+    if failed and not store.finished():
+        raise ImageError(f"None of {count(len(failed), 'image')} could be predicted; the reasons are above.")
 
 
 def _list_images(images: Path | None, data: DataConfig | None) -> tuple[Sequence[Sample], dict[str, Any]]:

@@ -28,7 +28,11 @@ def test_run_learns_and_leaves_everything_in_one_folder(run, world, tmp_path, ca
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["miou"] > 0.7
     assert scores["images"] == 6
-    assert set(scores["iou"]) == set(scores["boundary_iou"]) == {"background", "disc", "box"}
+    names = {"background", "disc", "box"}
+    assert all(set(scores[figure]) == names for figure in ("iou", "precision", "recall", "boundary_iou"))
+    matrix = np.array(scores["confusion_matrix"])
+    assert scores["recall"]["box"] == pytest.approx(matrix[2, 2] / matrix[2].sum(), abs=1e-5)
+    assert scores["precision"]["box"] == pytest.approx(matrix[2, 2] / matrix[:, 2].sum(), abs=1e-5)
     assert 0 < scores["boundary_miou"] < 1
     assert (tmp_path / "per_class.png").is_file()
     assert (tmp_path / "confusion.png").is_file()

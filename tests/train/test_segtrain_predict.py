@@ -76,3 +76,17 @@ def test_files_that_are_asked_for_later_are_made(checkpoint, tmp_path, capsys):
     assert main([*command, "--probabilities", "true"]) == 0
     assert "(3 there already)" in capsys.readouterr().out
     assert len(MaskStore.open(output).ids()) == 3
+
+
+def test_a_folder_of_which_no_image_can_be_read_is_an_error(checkpoint, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for index in range(2):
+        (tmp_path / "images" / f"{index}.png").write_bytes(b"no picture")
+    command = ["predict", "--ckpt_path", str(checkpoint), "--images", str(tmp_path / "images"), "--device", "cpu"]
+    command += ["--output", str(tmp_path / "P"), "--on_error", "skip"]
+    assert main(command) == 2
+    assert "None of 2 images could be predicted; the reasons are above." in capsys.readouterr().err
+    Image.fromarray(draw(0)[0]).save(tmp_path / "images" / "2.png")
+    assert main(command) == 0
+    assert main(command) == 0  # the damaged ones are met again
+    assert "masks of 1 image in" in capsys.readouterr().out

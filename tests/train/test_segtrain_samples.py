@@ -12,7 +12,7 @@ from data.classes import make_classes
 from data.config import DataConfig
 from data.errors import ConfigError, ImageError, StoreError
 from data.masks import write_mask
-from data.store.softmaps import upsample
+from data.store.softmaps import encode_soft, upsample
 from data.store.store import MaskStore
 from train.cli import main
 from train.datamodule import SegmentationData
@@ -65,6 +65,16 @@ def test_confidence_is_the_support_of_the_label():
     assert weight[21, 23] == pytest.approx(255 * 0.9, abs=2)
     assert weight[2, 2] == pytest.approx(255 * 0.9, abs=2)
     assert upsample(soft.maps.astype(np.float32), soft).shape == (2, 64, 64)
+
+
+def test_soft_maps_of_another_image_are_named(world, tmp_path):
+    store = MaskStore.open(shutil.copytree(world.store, tmp_path / "S"))
+    sample = next(one for one in list_training(store, "store", None, None) if one.id == "train_002")
+    path = store.path / "scores" / "train_002.npz"
+    path.write_bytes(encode_soft(soft_maps(draw(2, 48, 64)[1], (1, 2))))
+    items = TrainingSet([sample], 3, Augmentation(AugmentConfig()), 0, soft_from=store)
+    with pytest.raises(StoreError, match=r"soft maps of 'train_002' .* an image of 48 x 64 pixels .* not of 64 x 64"):
+        items[0, 0]
 
 
 def test_missing_and_mismatched_files_are_named(world, tmp_path):
