@@ -61,11 +61,18 @@ class RunFolder(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let the best score so far count where the folder was moved; Lightning forgets it then, and best.ckpt goes."""
+        """Let the best score so far count where its checkpoint lies, in a folder that was moved too, and else not.
+
+        Lightning forgets it in a moved folder, and a worse checkpoint replaces the best.
+        """
         states = checkpoint["callbacks"]
         for callback in trainer.checkpoint_callbacks:
             state, folder = states.get(callback.state_key), getattr(callback, "dirpath", None)
-            if isinstance(state, dict) and folder and not self.anew and _came_along(state, Path(folder)):
+            if not isinstance(state, dict) or folder is None:
+                continue
+            if self.anew or not _came_along(state, Path(folder)):
+                del states[callback.state_key]
+            elif state.get("dirpath") != folder:
                 states[callback.state_key] = in_folder(state, Path(folder))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -253,7 +253,6 @@ MISFITS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # of a run that is resumed into another folder
 @pytest.mark.parametrize("case", MISFITS)
 def test_what_does_not_fit_is_one_line(whole, world, tmp_path, capsys, case):
     torch.save(mutant(whole, *MISFITS[case]), tmp_path / "bad.ckpt")

@@ -148,5 +148,5 @@ def test_an_encoder_that_cannot_be_dilated_is_told_so_though_its_weights_would_b
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match=r"encoder 'mit_b0' does not go with deeplabv3plus .* dilat"):
-        build_network(NetworkConfig(encoder="mit_b0"), 3)
+    with pytest.raises(ModelError, match=r"encoder 'vgg11' does not go with deeplabv3plus .* dilat"):
+        build_network(NetworkConfig(encoder="vgg11"), 3)

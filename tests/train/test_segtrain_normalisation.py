@@ -110,7 +110,6 @@ def test_training_images_are_padded_with_the_networks_mean(world, tmp_path, monk
     assert fills == [(128, 128, 128), (124, 116, 104)]
 
 
-@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")
 def test_an_old_checkpoint_keeps_the_normalisation_it_was_trained_with(checkpoint, world, tmp_path):
     """Older programs normalised all encoders with ImageNet's figures; so do their checkpoints, resumed ones too."""
     old = torch.load(checkpoint, weights_only=True)
