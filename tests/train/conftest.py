@@ -96,9 +96,10 @@ def world(tmp_path_factory) -> World:
 
 @pytest.fixture(scope="session")
 def run(world, tmp_path_factory) -> Path:
-    """The folder of a finished run: 40 steps, averaged weights."""
+    """The folder of a finished run: 60 steps, averaged weights."""
     output = tmp_path_factory.mktemp("run") / "a"
-    assert main(world.fit(output, "--trainer.max_epochs", "15", "--ema_decay", "0.9")) == 0
+    more = ["--trainer.max_epochs", "15", "--trainer.check_val_every_n_epoch", "5", "--ema_decay", "0.9"]
+    assert main(world.fit(output, *more)) == 0
     return output
 
 

@@ -118,7 +118,8 @@ def test_an_old_checkpoint_keeps_the_normalisation_it_was_trained_with(checkpoin
             old[weights][f"network.{name}"] = 255 * torch.tensor(values).view(1, 3, 1, 1)
         old["segtrain"]["input"][name] = values
     del old["segtrain"]["settings"]["network"]["mean"], old["segtrain"]["settings"]["network"]["std"]
-    path = saved(old, tmp_path / "old.ckpt")
+    path = tmp_path / "old.ckpt"
+    torch.save(old, path)
     network, _, card = load_network(path)
     assert network.normalisation() == IMAGENET
     assert (card["input"]["mean"], card["input"]["std"]) == IMAGENET
