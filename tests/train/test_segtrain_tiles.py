@@ -100,9 +100,9 @@ def test_memory_grows_with_neither_side_of_the_image(more, monkeypatch):
                 assert block.values.shape[1:] <= (32, 128)
         return seen.bytes
 
-    large = largest(480, 480)
-    assert large <= 1.1 * largest(240, 240)
-    assert large < 12 * 480 * 480 / 4  # the scores of all pixels take four times that
+    large = largest(600, 600)
+    assert large <= 1.1 * largest(300, 300)
+    assert large < 12 * 600 * 600 / 4  # the scores of all pixels take four times that
 
 
 def test_small_images_whole_ones_and_the_crf_are_left_alone():
