@@ -8,8 +8,8 @@ from typing import Any
 from tqdm import tqdm
 
 from data.classes import ClassSet
-from data.console import count
 from data.samples import Sample
+from data.wording import count
 from pseudolabel.calibrate.candidates import describe
 from pseudolabel.calibrate.judge import (
     Sheet,

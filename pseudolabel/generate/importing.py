@@ -12,7 +12,6 @@ from jaxtyping import UInt8
 
 from data.classes import IGNORE
 from data.config import DataConfig, White
-from data.console import count, some
 from data.errors import ConfigError, ImageError, UserError
 from data.images import as_shown, size_of
 from data.masks import only_black_and_white, read_mask, white_as_class
@@ -23,6 +22,7 @@ from data.store.records import check_mask, image_record
 from data.store.softmaps import SoftMaps
 from data.store.source import stored_data, stored_path
 from data.store.store import MaskStore
+from data.wording import count, some
 from pseudolabel.generate.tally import progress_bar
 
 CELL_PX = 8  # side of a cell of the soft maps that are made from a mask

@@ -11,8 +11,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data.console import available_cpus
 from data.files import check_place
+from data.machine import available_cpus
 from data.samples import SampleSet
 from pseudolabel.config import GenerateConfig, mask_config
 from pseudolabel.generate.jobs import Finished, finished_masks, mask_jobs, pending_samples, prepare_store

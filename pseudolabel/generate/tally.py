@@ -10,12 +10,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.console import count, printable, some
 from data.errors import UserError
 from data.files import write_atomically
 from data.samples import SampleSet
 from data.store.folder import SKIPPED
 from data.store.store import MaskStore
+from data.wording import count, printable, some
 from pseudolabel.generate.workers import Outcome
 
 SHOWN = 20  # skipped images named at the end; all of them are in skipped.txt

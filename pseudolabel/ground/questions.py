@@ -11,13 +11,13 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from data.config import to_plain
-from data.console import count
 from data.errors import ConfigError, ImageError, LabelError
 from data.files import new_folder
 from data.images import read_image
 from data.readers.folder import image_samples
 from data.readers.ids import make_ids
 from data.readers.phrases import read_phrase_table
+from data.wording import count
 from pseudolabel.ground.config import GroundConfig
 from pseudolabel.ground.files import PAGE, RESULTS, check_output, results_json, write_image_files
 from pseudolabel.ground.localizer import Localizer

@@ -8,11 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data.console import count, written_by
 from data.errors import ConfigError, StoreError
 from data.files import append_line, lines_by, write_atomically
 from data.images import read_image
+from data.machine import written_by
 from data.readers.targets import Target, TargetSet, read_region
+from data.wording import count
 from pseudolabel.ground.config import GroundConfig
 from pseudolabel.ground.localizer import Localizer
 from pseudolabel.ground.refer_table import Row, markdown, rows_of

@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.classes import IGNORE, ClassSet
-from data.console import available_cpus, count
 from data.errors import StoreError, UserError
+from data.machine import available_cpus
 from data.store.store import MaskStore
+from data.wording import count
 from pseudolabel.review.doubtful import FLAGGED
 
 FAINT = 0.02  # a class with a smaller share of the image is the fainter the smaller it is

@@ -17,6 +17,10 @@ def draw(height: int = 24, width: int = 32, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def gradient(height: int = 6, width: int = 9) -> np.ndarray:
+    return np.linspace(0, 255, height * width * 3).astype(np.uint8).reshape(height, width, 3)
+
+
 @pytest.fixture
 def save_image() -> Callable[..., Path]:
     def save(path: Path, rgb: np.ndarray | None = None, **options: object) -> Path:
