@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
-from data.console import count
 from data.errors import ConfigError, ImageError
 from data.images import to_rgb
 from data.store.softmaps import SoftMaps, upsample
+from data.wording import count
 from pseudolabel.config import mask_config
 from pseudolabel.ground.config import GroundConfig
 from pseudolabel.ground.presence import presence
@@ -159,7 +159,7 @@ class Localizer:
         """
         plan = self.plan(phrases, sentence)
         rgb_u8 = as_rgb(image)
-        [maps] = self.pipeline.phrase_maps([rgb_u8], [plan], [image_id], watch)
+        [maps] = self.pipeline.phrase_maps([rgb_u8], [plan], [image_id], watch, independent)
         return self._masked(rgb_u8, check_phrases(phrases), plan, maps, independent)
 
     def localize_many(
