@@ -20,7 +20,7 @@ from data.images import (
 from data.masks import read_mask
 from data.readers.checks import image_facts
 
-from .conftest import gradient
+from .conftest import gradient, odd_exif
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".webp"])

@@ -20,7 +20,7 @@ from data.images import (
 )
 from data.readers.checks import image_facts
 
-from .conftest import gradient
+from .conftest import gradient, odd_exif
 
 
 def save_turned(path: Path, raw: np.ndarray, orientation: int) -> None:
@@ -79,17 +79,6 @@ def test_nonsense_orientation_is_upright(tmp_path):
     save_turned(tmp_path / "x.png", gradient(), 77)
     assert read_orientation(tmp_path / "x.png") == 1
     np.testing.assert_array_equal(read_image(tmp_path / "x.png"), gradient())
-
-
-def odd_exif(*entries: tuple[int, int, int, bytes]) -> bytes:
-    """EXIF as a careless program writes it: (tag, type, count, value), then orientation 6."""
-    entries = (*entries, (0x0112, 3, 1, struct.pack("<H", 6)))
-    head, tail = struct.pack("<H", len(entries)), b""
-    for tag, kind, count, value in entries:
-        where = struct.pack("<I", 8 + 2 + 12 * len(entries) + 4 + len(tail))
-        tail += value if len(value) > 4 else b""
-        head += struct.pack("<HHI", tag, kind, count) + (value.ljust(4, b"\0") if len(value) <= 4 else where)
-    return b"Exif\0\0II*\0" + struct.pack("<I", 8) + head + struct.pack("<I", 0) + tail
 
 
 ODD_EXIF = {
