@@ -9,14 +9,19 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from data.about import keep_traceback
 from data.errors import ConfigError, UserError
 from data.wording import is_encodable, one_line, printable, short, system_fault
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+Item = TypeVar("Item")
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +188,20 @@ def log_to_stderr(handler: logging.Handler, packages: Sequence[str], line: str) 
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for package in packages:
         logging.getLogger(package).setLevel(logging.INFO)
+
+
+def progress_bar(items: "Iterable[Item] | None" = None, often: float = 0.5, **bar: Any) -> "tqdm[Item]":
+    """Return a progress bar on stderr; where that is no terminal, as in a log file, it is a line every half minute.
+
+    Args:
+        items: what is gone through; None: who takes the bar moves it on.
+        often: seconds between two looks of the bar on a terminal.
+        bar: as tqdm takes it.
+
+    """
+    from tqdm import tqdm
+
+    return tqdm(items, mininterval=often if sys.stderr.isatty() else 30.0, dynamic_ncols=True, **bar)
 
 
 def idle_lines(flags: Sequence[str]) -> list[str]:
