@@ -13,11 +13,11 @@ from jaxtyping import Float64, Int64
 
 from data.classes import ClassSet
 from data.config import to_plain
-from data.console import count, printable
 from data.errors import LabelError
 from data.files import write_atomically
 from data.masks import write_mask
 from data.scoring import Scores, boundary_iou, score
+from data.wording import count, printable
 from train.checkpoint import file_digest
 from train.inference import InferenceConfig
 

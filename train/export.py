@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from data.config import require
-from data.console import count, warn_of_idle, written_by
+from data.console import warn_of_idle
 from data.errors import ConfigError, ModelError
 from data.files import check_place, write_atomically
+from data.machine import written_by
+from data.wording import count
 from train.checkpoint import file_digest, load_network
 from train.inference import not_finite
 from train.network import SIZE_MULTIPLE, padding_of_whole_cells
