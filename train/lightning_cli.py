@@ -1,6 +1,7 @@
 """fit, validate and test: LightningCLI with fixed classes, run folders, loggers and checkpoints."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,7 +157,8 @@ class SegtrainCLI(LightningCLI):
         kwargs.setdefault("default_root_dir", str(output))
         self.trainer_defaults["callbacks"] = self._callbacks(output) if self._command() == "fit" else []
         if settings.get("enable_progress_bar") is not False:
-            self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=5))
+            every = 5 if sys.stdout.isatty() else 100  # steps; in a log file each time is a line
+            self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=every))
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:  # Lightning's ways to refuse

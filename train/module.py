@@ -284,8 +284,8 @@ class SegmentationModule(pl.LightningModule):
                 f"The optimizer's state in the checkpoint is of {there} weights, by group, this network has {here}: "
                 "begin a new run without --ckpt_path."
             )
-        averages = any(isinstance(each, AveragedWeights) for each in self.trainer.callbacks)  # type: ignore[attr-defined]
-        if RAW_WEIGHTS in checkpoint and not averages:
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if RAW_WEIGHTS in checkpoint and not any(isinstance(each, AveragedWeights) for each in callbacks):
             if self.trainer.is_global_zero:
                 logger.warning(
                     "The checkpoint holds averaged weights, and --ema_decay is not given: the training goes on with "

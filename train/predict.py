@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float16, UInt8
 from PIL import Image
-from tqdm import tqdm
 
 from data.classes import IGNORE
 from data.config import DataConfig, require, to_plain
-from data.console import warn_of_idle
+from data.console import progress_bar, warn_of_idle
 from data.errors import ConfigError, ImageError
 from data.files import write_atomically
 from data.images import read_image
@@ -89,15 +88,15 @@ def predict(
     done = store.finished()
     left = [sample for sample in samples if not (sample.id in done and writer.has_all(sample.id))]
     again = sum(sample.id in done for sample in left)
-    failed = []
-    for sample in tqdm(left, initial=len(samples) - len(left), total=len(samples), unit="image", desc="predict"):
+    there, failed = len(samples) - len(left), []
+    for sample in progress_bar(left, initial=there, total=len(samples), unit="image", desc="predict"):
         try:
             writer.write(network, sample)
         except ImageError as error:
             if on_error == "stop":
                 raise
             failed.append(f"{sample.id}: {error}")
-    _say_what_is_there(output, len(samples), len(samples) - len(left), again, failed)
+    _say_what_is_there(output, len(samples), there, again, failed)
     if failed and not store.finished():
         raise ImageError(f"None of {count(len(failed), 'image')} could be predicted; the reasons are above.")
 

@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from tqdm import tqdm
 
 from data.classes import IGNORE
 from data.config import require, to_plain
-from data.console import warn_of_idle
+from data.console import progress_bar, warn_of_idle
 from data.errors import ConfigError, StoreError
 from data.images import read_image
 from data.store.records import image_record, is_up_to_date, labels_of_record
@@ -90,7 +89,8 @@ def relabel(
     done = target.finished_labels()
     every = list(source.records())
     records = [record for record in every if not is_up_to_date(done, record["id"], labels_of_record(record))]
-    for record in tqdm(records, initial=len(every) - len(records), total=len(every), unit="image", desc="relabel"):
+    there = len(every) - len(records)
+    for record in progress_bar(records, initial=there, total=len(every), unit="image", desc="relabel"):
         _relabel_one(network, source, target, record, root, rule, inference)
     again = sum(record["id"] in done for record in records)
     changed = f", {again} of them made again because their labels have changed" if again else ""
