@@ -128,7 +128,7 @@ def to_tensor(rgb: UInt8[np.ndarray, "height width 3"]) -> Tensor:
 
 
 class TruthSet(Dataset[dict[str, Any]]):
-    """Whole images with their ground truth: `image` uint8 (3, H, W), `truth` uint8 (H, W) or None, `id`, `size_hw`."""
+    """Whole images with their ground truth: `image` uint8 (3, H, W), `truth` uint8 (H, W) or None, `id`."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self._samples = samples

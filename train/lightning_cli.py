@@ -269,6 +269,8 @@ class SegtrainCLI(LightningCLI):
             warn_of_idle([f"inference.{name}" for name in inference.idle()])
             for folder in evaluator.folders():
                 check_place(folder)
+        if quick:  # its images are the validation's, though the trainer's test shows them
+            self.trainer.limit_test_batches = self.trainer.limit_val_batches
         self.model.measure_with(inference, boundary=not quick, name=str(path))
         self.trainer.callbacks.append(evaluator)  # type: ignore[attr-defined]
         kwargs.pop("verbose", None)

@@ -53,7 +53,7 @@ class NetworkConfig:
     atrous_rates: tuple[int, ...] | None = None
     """Dilations of the pyramid; 12, 24, 36 for V3 and V3+, 6, 12, 18, 24 for V2 when not given."""
     dropout: float = 0.5
-    """Share of channels dropped behind the pyramid while training; V2 has none."""
+    """Share of values dropped behind the pyramid while training; V2 has none."""
     enlarge: int = 1
     """Show the encoder each image at so many times its size; for small images: encoders learnt on larger ones."""
     encoder_args: dict[str, Any] = field(default_factory=dict)

@@ -1,6 +1,5 @@
 """Masks from a trained network for images of any size, written as a store that every other command reads."""
 
-import io
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,14 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float16, UInt8
-from PIL import Image
 
 from data.classes import IGNORE
 from data.config import DataConfig, require, to_plain
 from data.console import progress_bar, warn_of_idle
 from data.errors import ConfigError, ImageError
 from data.files import write_atomically
-from data.images import read_image
+from data.images import encode_picture, read_image
 from data.masks import overlay
 from data.readers.folder import image_samples
 from data.readers.layout import open_samples
@@ -39,6 +37,8 @@ from train.probability_file import probability_file
 from train.tiles import CELL_PX, Block
 
 logger = logging.getLogger(__name__)
+
+JPEG_SIDE_PX = 65_500  # libjpeg writes no longer side
 
 
 def predict(
@@ -253,10 +253,10 @@ def soft_maps(
     return SoftMaps(np.ascontiguousarray(maps[[0, *labels]]), labels, True, padded_hw, size_hw, size_hw)
 
 
-def _jpeg(rgb: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, format="JPEG", quality=92)
-    return buffer.getvalue()
+def _jpeg(rgb: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    """Return a picture as JPEG; one that is too long for that as every second pixel, or every third."""
+    step = -(-max(rgb.shape) // JPEG_SIDE_PX)
+    return encode_picture(np.ascontiguousarray(rgb[::step, ::step]), "JPEG", quality=92)
 
 
 def _say_what_is_there(output: Path, total: int, skipped: int, again: int, failed: list[str]) -> None:

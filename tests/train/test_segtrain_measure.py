@@ -53,3 +53,9 @@ def test_a_class_that_does_not_exist_is_told_with_its_image(checkpoint, world, r
     write_mask(odd, np.where(read_mask(odd) == 2, np.uint8(7), read_mask(odd)))
     assert main(measure(checkpoint, root, "--report.output", str(tmp_path / "T"))) == 2
     assert f"{odd.stem}: The ground truth holds class id 7" in capsys.readouterr().err
+
+
+def test_the_limit_of_validation_is_the_validations(checkpoint, world, capsys):
+    common = ["validate", "--ckpt_path", str(checkpoint), *world.val, "--data.workers", "0"]
+    assert main([*common, "--trainer.limit_val_batches", "2"]) == 0
+    assert "images 2" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.images import encode_picture, read_image
 from data.scoring import confusion_matrix, score
 from data.store.store import MaskStore
 from train.cli import main
@@ -90,3 +91,18 @@ def test_a_folder_of_which_no_image_can_be_read_is_an_error(checkpoint, tmp_path
     assert main(command) == 0
     assert main(command) == 0  # the damaged ones are met again
     assert "masks of 1 image in" in capsys.readouterr().out
+
+
+def test_overlays_of_images_too_long_for_jpeg_are_smaller(checkpoint, tmp_path, monkeypatch):
+    rgb = draw(0, 40, 90)[0]
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    command = ["predict", "--ckpt_path", str(checkpoint), "--images", str(tmp_path / "a.png"), "--device", "cpu"]
+    sizes = {}
+    for longest in (65_500, 40):
+        monkeypatch.setattr("train.predict.JPEG_SIDE_PX", longest)
+        assert main([*command, "--output", str(tmp_path / str(longest))]) == 0
+        sizes[longest] = read_image(tmp_path / str(longest) / "overlays" / "a.jpg").shape[:2]
+    assert sizes == {65_500: (40, 90), 40: (14, 30)}
+    with pytest.raises(OSError, match="when writing"):
+        encode_picture(np.zeros((1, 65_501, 3), np.uint8), "JPEG")
+    assert encode_picture(np.zeros((1, 65_500, 3), np.uint8), "JPEG")
