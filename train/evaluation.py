@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from train.inference import InferenceConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 SCORES_FORMAT = "segtrain-scores"
 SCORES_VERSION = 1
@@ -92,6 +95,10 @@ class Evaluator(pl.Callback):
             return
         if self.voc_folder is not None:
             print(f"For the VOC server: {self.voc_folder} ({count(shown, 'image')})")
+            more = sum(1 for _ in self.voc_folder.glob("*.png")) - shown
+            if more > 0:
+                masks = count(more, "mask of another run lies", "masks of another run lie")
+                logger.warning("%s there, too, and the server wants those of one split alone; take them away.", masks)
         if not counts["matrix"].sum():
             if images:
                 raise LabelError(

@@ -25,17 +25,22 @@ def measure(checkpoint: Path, root: Path, *more: str) -> list[str]:
     return ["test", "--ckpt_path", str(checkpoint), *val, "--data.workers", "0", "--report.plots", "false", *more]
 
 
-def test_the_figures_count_the_images_they_are_of(checkpoint, root, tmp_path, capsys):
+def test_the_figures_count_the_images_they_are_of(checkpoint, root, tmp_path, capsys, caplog):
     for path in truths(root)[:2]:
         path.unlink()
     more = ["--save_voc_test", str(tmp_path / "v"), "--report.output", str(tmp_path / "T")]
     assert main(measure(checkpoint, root, *more)) == 0
-    printed = capsys.readouterr().out
-    assert "(6 images)" in printed
-    assert "images 4" in printed
+    printed = capsys.readouterr()
+    assert "(6 images)" in printed.out
+    assert "images 4" in printed.out
+    assert "another run" not in printed.err + caplog.text
     assert len(list((tmp_path / "v").rglob("*.png"))) == 6
     scores = json.loads((tmp_path / "T" / "scores.json").read_text())
     assert scores["images"] == 4
+    folder = next((tmp_path / "v").rglob("*.png")).parent
+    write_mask(folder / "of_before.png", np.zeros((3, 3), np.uint8))
+    assert main(measure(checkpoint, root, *more)) == 0
+    assert "1 mask of another run lies there, too" in capsys.readouterr().err + caplog.text
     assert np.sum(scores["confusion_matrix"]) == sum(read_mask(path).size for path in truths(root))
 
 
