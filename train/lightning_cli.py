@@ -40,7 +40,7 @@ from train.run_folder import (
     is_first_process,
     last_checkpoint,
 )
-from train.run_parser import LINKED, RunParser, differences, plain_namespace, unread
+from train.run_parser import LINKED, RunParser, differences, filled, plain_namespace, unread
 
 logger = logging.getLogger(__name__)
 
@@ -111,9 +111,9 @@ class SegtrainCLI(LightningCLI):
         if self._command() == "fit":
             check_resumable(checkpoint, Path(path))
         card = checkpoint[CARD_KEY]
-        stored = card["settings"]
+        stored = filled(card["settings"], SegmentationModule().settings)
         given = to_plain(plain_namespace(self._given.get("model")))
-        changed = [line for line in differences(stored, given) if line]
+        changed = differences(stored, given)
         if changed:
             raise ConfigError(
                 f"The checkpoint {path} was trained with other settings ({'; '.join(changed)}); leave these out, or "

@@ -58,6 +58,20 @@ def plain_namespace(value: Any) -> Any:
     return value.as_dict() if isinstance(value, Namespace) else value or {}
 
 
+def filled(stored: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return stored settings with the defaults of those that there were not yet when they were stored.
+
+    >>> filled({"loss": {"kind": "balanced"}}, {"loss": {"kind": "plain", "scales": [1.0]}, "compile": False})
+    {'loss': {'kind': 'balanced', 'scales': [1.0]}, 'compile': False}
+
+    """
+    result = defaults | stored
+    for name, default in defaults.items():
+        if isinstance(default, dict) and isinstance(result[name], dict):
+            result[name] = filled(result[name], default)
+    return result
+
+
 def differences(stored: dict[str, Any], given: dict[str, Any], prefix: str = "--model") -> list[str]:
     """Return a line for each given setting that differs from the stored one.
 

@@ -4,6 +4,7 @@ import doctest
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from data.errors import ConfigError
@@ -152,3 +153,15 @@ def test_the_file_of_first_weights_may_lie_elsewhere():
     ]
     assert differences(there, {"network": {"weights": None}})
     assert differences(there, {"network": {"encoder": "/elsewhere/resnet18"}})
+
+
+def test_settings_that_a_checkpoint_is_too_old_for_have_their_defaults(checkpoint, world, tmp_path, set_up, capsys):
+    content = torch.load(checkpoint, weights_only=True)
+    stored = content["segtrain"]["settings"]
+    del stored["compile"], stored["network"]["enlarge"], stored["optimizer"]["fused"]
+    torch.save(content, tmp_path / "old.ckpt")
+    command = ["validate", "--ckpt_path", str(tmp_path / "old.ckpt"), *world.val, "--model.compile", "false"]
+    assert main([*command, "--model.network.enlarge", "1"]) == 2
+    assert capsys.readouterr().err.strip().endswith("error: enough")  # of `set_up`: everything was taken
+    assert main([*command, "--model.network.enlarge", "2"]) == 2
+    assert "--model.network.enlarge: 1 there, 2 here" in capsys.readouterr().err
