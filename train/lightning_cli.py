@@ -189,7 +189,7 @@ class SegtrainCLI(LightningCLI):
             groups["data"] = self.datamodule
             warn_of_idle([f"{group}.{name}" for group, settings in groups.items() for name in settings.idle()])
         self._check_length()
-        if self.trainer.fast_dev_run:
+        if self._own("trainer").get("fast_dev_run"):
             return
         output, ckpt_path = Path(self._own("output")), self._own("ckpt_path")
         resumed = None if ckpt_path is None else Path(ckpt_path)
@@ -216,7 +216,7 @@ class SegtrainCLI(LightningCLI):
         epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
         require("trainer.max_epochs", epochs, epochs != 0, "at least 1")
         require("trainer.max_steps", steps, steps != 0, "at least 1")
-        overfit = self.trainer.overfit_batches
+        overfit = self._own("trainer").get("overfit_batches")
         rule = (
             "0: the order of the images is this program's own; to learn some by heart, make a store or a split of them"
         )
@@ -233,7 +233,7 @@ class SegtrainCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Write the last weights and say where everything is."""
-        if self.trainer.fast_dev_run:
+        if self._own("trainer").get("fast_dev_run"):
             print("Nothing was kept, because of --trainer.fast_dev_run.")
             return
         output = Path(self._own("output"))
