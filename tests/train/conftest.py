@@ -1,10 +1,13 @@
 """A drawn world of two classes, a store of its masks, and one short training run through the front door."""
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from data.class_file import save_classes
@@ -94,13 +97,30 @@ def world(tmp_path_factory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], list[str]]) -> Path:
+    """Return a folder that a command makes; of pytest-xdist's processes the first makes it and the others wait.
+
+    Args:
+        factory: of temporary folders.
+        name: of the folder.
+        make: gives the command that writes it.
+
+    """
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, made = shared / name, shared / f"{name}.made"
+    with FileLock(shared / f"{name}.lock"):
+        if not made.exists():
+            assert main(make(folder)) == 0
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def run(world, tmp_path_factory) -> Path:
     """The folder of a finished run: 60 steps, averaged weights."""
-    output = tmp_path_factory.mktemp("run") / "a"
     more = ["--trainer.max_epochs", "15", "--trainer.check_val_every_n_epoch", "5", "--ema_decay", "0.9"]
-    assert main(world.fit(output, *more)) == 0
-    return output
+    return made_once(tmp_path_factory, "run", lambda output: world.fit(output, *more))
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +129,6 @@ def checkpoint(run) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(checkpoint, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("onnx")
-    assert main(["export", "--ckpt_path", str(checkpoint), "--output", str(folder)]) == 0
-    return folder
+def exported(checkpoint, tmp_path_factory) -> Path:
+    command = ["export", "--ckpt_path", str(checkpoint), "--output"]
+    return made_once(tmp_path_factory, "onnx", lambda folder: [*command, str(folder)])
