@@ -74,13 +74,7 @@ def export(
             f"As {format} the network differs from the checkpoint by {worst:.2e}, more than --tolerance {tolerance} "
             "allows: nothing was written; try another --format."
         )
-    content = {key: card[key] for key in ("classes", "palette", "input", "output", "settings")} | {
-        "format": MODEL_FORMAT,
-        "format_version": MODEL_VERSION,
-        "written_by": written_by("segtrain"),
-        "file": path.name,
-        "sha256": hashlib.sha256(model).hexdigest(),
-        "kind": format,
+    content = _described(card, model, format) | {
         "opset": opset if format == "onnx" else None,
         "checkpoint": {"name": Path(ckpt_path).name, "fingerprint": file_digest(ckpt_path)},
         "parity": {"largest_difference_of_scores": worst, "by_size": differences},
@@ -90,6 +84,18 @@ def export(
     write_atomically(output / "model.json", (json.dumps(content, indent=1) + "\n").encode())
     print(f"Written: {path} ({len(model) / 1e6:.1f} MB) and model.json.")
     print(f"Largest difference from the checkpoint over {count(len(differences), 'size')}: {worst:.2e} (class scores).")
+
+
+def _described(card: dict[str, Any], model: bytes, format: Format) -> dict[str, Any]:
+    """Return what model.json says of a network and its file, from the card of its checkpoint."""
+    return {key: card[key] for key in ("classes", "palette", "input", "output", "settings")} | {
+        "format": MODEL_FORMAT,
+        "format_version": MODEL_VERSION,
+        "written_by": written_by("segtrain"),
+        "file": _FILES[format],
+        "sha256": hashlib.sha256(model).hexdigest(),
+        "kind": format,
+    }
 
 
 def check_sizes(sizes: Sequence[tuple[int, int]]) -> None:

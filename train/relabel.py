@@ -92,12 +92,15 @@ def relabel(
     there = len(every) - len(records)
     for record in progress_bar(records, initial=there, total=len(every), unit="image", desc="relabel"):
         _relabel_one(network, source, target, record, root, rule, inference)
-    again = sum(record["id"] in done for record in records)
-    changed = f", {again} of them made again because their labels have changed" if again else ""
-    print(f"Written: {count(len(every), 'mask')} in {output}{changed}.")
+    _say_what_is_there(output, len(every), sum(record["id"] in done for record in records))
     if handed_on:
         print(f"Decisions and corrected masks of {count(handed_on, 'image')} were taken over from {store}.")
     print(f"Next: segtrain fit --data.store {output} --output R, with the settings of {ckpt_path}")
+
+
+def _say_what_is_there(output: Path, total: int, again: int) -> None:
+    changed = f", {again} of them made again because their labels have changed" if again else ""
+    print(f"Written: {count(total, 'mask')} in {output}{changed}.")
 
 
 def _relabel_one(
