@@ -21,12 +21,13 @@ def guided(rgb_u8: UInt8[np.ndarray, "height width 3"], scores: Maps, radius_px:
     Args:
         rgb_u8: the image.
         scores: at its size; each row by itself.
-        radius_px: r; 0 changes nothing.
+        radius_px: r; 0 changes nothing, and a window larger than the image is all of it.
         edge: square root of eps, in grey levels: smaller changes of colour are no edge.
 
     """
     if radius_px == 0:
         return scores
+    radius_px = min(radius_px, max(rgb_u8.shape[:2]))
     guide = rgb_u8.astype(np.float32) / 255
     means = _window_means(guide, radius_px)
     inverse = _inverse_covariance(guide, means, radius_px, (edge / 255) ** 2)
