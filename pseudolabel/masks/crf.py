@@ -63,7 +63,7 @@ def refine_scores(
 
 
 def _refine(guide_u8: np.ndarray, scores: np.ndarray, config: CrfConfig, scale: float, device: str) -> np.ndarray:
-    """Refine a picture of this side length relative to the image file's."""
+    """Refine at a side length of `scale` relative to the image file's, by which ranges in pixels shrink too."""
     match config.kind:
         case "densecrf":
             torch = _torch() if chosen_engine(config.engine, device) == "torch" else None

@@ -4,6 +4,7 @@ Every default lives here, once. Each field's docstring is its help text on the c
 switches that the preset `paper` turns on.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -71,7 +72,7 @@ class ModelConfig:
             ModelError: the id is neither a folder that is there nor of the hub's form (owner/name).
 
         """
-        return _local_folder(self.id, "model.id")
+        return local_folder(self.id, "model.id")
 
     @property
     def vae_folder(self) -> Path | None:
@@ -81,13 +82,22 @@ class ModelConfig:
             ModelError: it is neither a folder that is there nor of the hub's form.
 
         """
-        return None if self.vae is None else _local_folder(self.vae, "model.vae")
+        return None if self.vae is None else local_folder(self.vae, "model.vae")
 
 
-def _local_folder(name: str, flag: str) -> Path | None:
-    """Return the folder of that name, or None where it is an id of the hub."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+def local_folder(name: str, flag: str) -> Path | None:
+    """Return the folder of that name, `~` expanded, or None where it is an id of the hub.
+
+    Args:
+        name: what the setting says.
+        flag: the setting's name, for the error message.
+
+    Raises:
+        ModelError: it is neither.
+
+    """
+    folder = Path(os.path.expanduser(name))  # pathlib's raises where there is no such user
+    if name and folder.is_dir():
         return folder
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"There is no model folder {name!r}, and it is not a hub id (owner/name); see --{flag}")
