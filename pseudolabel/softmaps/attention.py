@@ -9,9 +9,10 @@ Every family of models ends in one function, `scaled_dot_product_attention`, wit
 after norms and rotary embedding. There they are read, whatever computed them.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,8 +74,13 @@ class Recording:
         return queries, keys
 
 
-def pick_heads(per_head: Float[Tensor, "batch heads rows dim"], heads: tuple[int, ...] | None) -> Tensor:
-    """Keep some heads."""
+def pick_heads(per_head: Float[Tensor, "batch heads *rest"], heads: tuple[int, ...] | None) -> Tensor:
+    """Keep some heads; None keeps all.
+
+    Raises:
+        ModelError: a head that the layer does not have.
+
+    """
     if heads is None:
         return per_head
     if max(heads) >= per_head.shape[1]:
@@ -160,6 +166,7 @@ def cross_columns(
     n_text = weights.shape[-1]
     image = call.of_image(layer, n_text)
     queries, keys = pick_heads(image.queries, layer.heads), pick_heads(image.keys, layer.heads)
+    mask = _mask_of_heads(image.mask, layer.heads)
     text = {"all": slice(None), "first": slice(None, n_text), "last": slice(-n_text, None)}[layer.text]
     cells, step = queries.shape[2], max(1, SLICE_ELEMENTS // keys.shape[2])
     parts = []
@@ -168,21 +175,32 @@ def cross_columns(
         total = torch.zeros(len(queries), len(range(cells)[rows]), n_text, device=queries.device)
         for head in range(queries.shape[1]):
             scores = queries[:, head, rows].float() @ keys[:, head].float().transpose(1, 2) * call.scale
-            shares = torch.softmax(_masked(scores, image.mask, head, rows), dim=-1)[..., text]
+            shares = torch.softmax(_masked(scores, mask, head, rows), dim=-1)[..., text]
             total += shares if by_head is None else by_head[:, head, rows, None] * shares
         mean = (total / queries.shape[1] if by_head is None else total).transpose(1, 2)
         parts.append(weights @ mean if beside is None else torch.cat([weights @ mean, beside @ mean], dim=1))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
+def _mask_of_heads(mask: Tensor | None, heads: tuple[int, ...] | None) -> Tensor | None:
+    """Return the mask of a call on four axes, of the heads that are read; a single one holds for all heads."""
+    if mask is None:
+        return None
+    whole = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+    return whole if whole.shape[1] == 1 else pick_heads(whole, heads)
+
+
 def _masked(scores: Float[Tensor, "batch rows columns"], mask: Tensor | None, head: int, rows: slice) -> Tensor:
-    """Return scores under the mask of a call: a truth value keeps a column, a number is added."""
+    """Return scores under a mask of four axes: a truth value keeps a column, a number is added."""
     if mask is None:
         return scores
-    own = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
-    own = own[:, head if own.shape[1] > 1 else 0]
+    own = mask[:, head if mask.shape[1] > 1 else 0]
     own = own[:, rows] if own.shape[1] > 1 else own
     return scores.masked_fill(~own, -torch.inf) if own.dtype == torch.bool else scores + own.float()
+
+
+HeadWeights = Callable[[Call, Layer, nn.Module], Tensor]
+Sinks = dict[str, list[Callable[[Call], None]]]  # by name of an attention module, what wants its calls
 
 
 class AllRead(Exception):
@@ -192,7 +210,7 @@ class AllRead(Exception):
 class _Watch(TorchFunctionMode):
     """Hands the arguments of scaled_dot_product_attention to the sink of the module that is running."""
 
-    def __init__(self, sinks: Mapping[str, Sequence[Callable[[Call], None]]], stop: bool) -> None:
+    def __init__(self, sinks: Sinks, stop: bool) -> None:
         super().__init__()
         self.sinks, self.stop = sinks, stop
         self.running: str | None = None
@@ -201,8 +219,9 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is functional.scaled_dot_product_attention and self.running is not None:
+            call = _call_of(*args, **kwargs)
             for sink in self.sinks[self.running]:
-                sink(_call_of(*args, **kwargs))
+                sink(call)
             self.seen.add(self.running)
             if self.stop and len(self.seen) == len(self.sinks):
                 raise AllRead
@@ -218,7 +237,44 @@ def _call_of(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None
     return Call(query, key, attn_mask, query.shape[-1] ** -0.5 if scale is None else float(scale), value)
 
 
-HeadWeights = Callable[[Call, Layer, nn.Module], Tensor]
+@dataclass(frozen=True)
+class _Recorder:
+    """Turns calls into what is recorded; the attributes are as in `record_attention`."""
+
+    recording: Recording
+    model: nn.Module
+    columns: Float[Tensor, "batch columns tokens"]
+    through_keys: bool
+    beside: Float[Tensor, "batch more tokens"] | None
+    weigh: HeadWeights | None
+
+    def sinks(self, cross: Sequence[Layer], self_layers: Sequence[Layer], features: Layer | None) -> Sinks:
+        """Return what is to be done with the calls of each module."""
+        wanted = [(block, layer.cross, self.keep_cross, layer) for layer in cross for block in layer.blocks]
+        wanted += [(block, layer.cells, self.keep_cells, layer) for layer in self_layers for block in layer.blocks]
+        if features is not None:
+            wanted.append((features.blocks[-1], features.cross, self.keep_features, features))
+        found: Sinks = {}
+        for block, module, keep, layer in wanted:
+            found.setdefault(f"{block}.{module}", []).append(partial(keep, block, layer))
+        return found
+
+    def keep_cross(self, block: str, layer: Layer, call: Call) -> None:
+        """Record the columns of cross-attention."""
+        seen = replace(call, queries=call.queries.detach()) if self.through_keys else call
+        by_head = None
+        if self.weigh is not None:
+            by_head = self.weigh(seen, layer, self.model.get_submodule(f"{block}.{layer.cross}"))
+        self.recording.cross[block] = cross_columns(seen, layer, self.columns, self.beside, by_head)
+
+    def keep_cells(self, block: str, layer: Layer, call: Call) -> None:
+        """Record queries and keys of self-attention."""
+        key = layer.key(block)
+        self.recording.queries[key], self.recording.keys[key] = call.among_cells(layer, self.columns.shape[-1])
+
+    def keep_features(self, block: str, layer: Layer, call: Call) -> None:
+        """Record queries of cross-attention, as dense features."""
+        self.recording.features[block] = call.of_image(layer, self.columns.shape[-1]).queries
 
 
 @contextmanager
@@ -253,55 +309,23 @@ def record_attention(
         ModelError: a layer was not seen, because something computes its attention in another way.
 
     """
-    recording = Recording()
-    n_text = columns.shape[-1]
-    sinks: dict[str, list[Callable[[Call], None]]] = {}
-
-    def keep_cross(block: str, layer: Layer) -> Callable[[Call], None]:
-        def sink(call: Call) -> None:
-            seen = replace(call, queries=call.queries.detach()) if through_keys else call
-            by_head = None if weigh is None else weigh(seen, layer, model.get_submodule(f"{block}.{layer.cross}"))
-            recording.cross[block] = cross_columns(seen, layer, columns, beside, by_head)
-
-        return sink
-
-    def keep_features(block: str, layer: Layer) -> Callable[[Call], None]:
-        def sink(call: Call) -> None:
-            recording.features[block] = call.of_image(layer, n_text).queries
-
-        return sink
-
-    def keep_cells(block: str, layer: Layer) -> Callable[[Call], None]:
-        def sink(call: Call) -> None:
-            key = layer.key(block)
-            recording.queries[key], recording.keys[key] = call.among_cells(layer, n_text)
-
-        return sink
-
-    for layer in cross:
-        for block in layer.blocks:
-            sinks.setdefault(f"{block}.{layer.cross}", []).append(keep_cross(block, layer))
-    for layer in self_layers:
-        for block in layer.blocks:
-            sinks.setdefault(f"{block}.{layer.cells}", []).append(keep_cells(block, layer))
-    if features is not None:
-        last = features.blocks[-1]
-        sinks.setdefault(f"{last}.{features.cross}", []).append(keep_features(last, features))
-    with _watching(model, sinks, stop):
-        yield recording
+    recorder = _Recorder(Recording(), model, columns, through_keys, beside, weigh)
+    with _watching(model, recorder.sinks(cross, self_layers, features), stop):
+        yield recorder.recording
 
 
 @contextmanager
-def _watching(model: nn.Module, sinks: dict[str, list[Callable[[Call], None]]], stop: bool) -> Iterator[None]:
+def _watching(model: nn.Module, sinks: Sinks, stop: bool) -> Iterator[None]:
     """Hand the calls of attention modules to what wants them, by module name; the end of a pass that is cut is none.
 
     Raises:
         ModelError: a module was not seen.
 
     """
-    watch = _Watch(sinks, stop)
-    hooks = [hook for name in sinks for hook in _announce(model.get_submodule(name), name, watch)]
+    watch, hooks = _Watch(sinks, stop), list[Any]()
     try:
+        for name in sinks:
+            hooks += _announce(model.get_submodule(name), name, watch)
         with watch:
             yield
     except AllRead:

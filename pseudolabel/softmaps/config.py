@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.config import changed, require
+from data.config import changed, require, require_finite
 from data.errors import ModelError
 
 AffinityKind = Literal["none", "caa", "iterated", "iseg", "clipes", "cda"]
@@ -114,6 +114,10 @@ class ResizeConfig:
     valid_only: bool = True
     """Min-max and boxes see the image alone. False: the padding takes part too (Paper)."""
 
+    def __post_init__(self) -> None:
+        side = self.long_side_px
+        require("resize.long_side_px", side, side is None or side >= 1, "at least 1, or none")
+
 
 @dataclass(frozen=True)
 class PromptConfig:
@@ -192,7 +196,7 @@ class AttentionConfig:
 
     weights: Literal["mean", "layers", "heads", "both"] = "mean"
     """mean: layers and heads count alike. layers: by how their self-attention agrees with dense features, those of the
-    last of self_layers. heads: cell by cell, by what each adds to the layer's output. both: GoCA. U-Nets alone."""
+    last of self_layers. heads (U-Nets, PixArt): cell by cell, by what each adds to the layer's output. both: GoCA."""
 
     @property
     def weighs_layers(self) -> bool:
@@ -231,8 +235,8 @@ class AffinityConfig:
     """The grid's last row and column are never inside a box (Paper)."""
 
     balance: bool = False
-    """Kinds caa and iterated: divide S by its column sums, then its rows by theirs, so that cells which all others look
-    at do not decide what all are told."""
+    """Kinds caa and iterated, naming_layers with them: divide S by its column sums, then its rows by theirs, so that
+    cells which all others look at do not decide what all are told."""
 
     iterations: int = 2
     """Kinds iterated and cda: how many times the map is spread."""
@@ -252,6 +256,11 @@ class AffinityConfig:
         """Whether only cells inside boxes are spread."""
         return self.boxes and self.kind in ("caa", "iterated", "clipes")
 
+    @property
+    def balances(self) -> bool:
+        """Whether the columns and rows of S are balanced."""
+        return self.balance and self.kind in ("caa", "iterated")
+
     def idle(self) -> tuple[str, ...]:
         """Return the settings that were changed and have no effect under this kind."""
         idle = {
@@ -265,6 +274,7 @@ class AffinityConfig:
         return changed(self, dict.fromkeys([*idle, *(() if self.uses_boxes else ("theta", "clamp_box_edge"))]))
 
     def __post_init__(self) -> None:
+        require_finite("affinity", self)
         require("affinity.theta", self.theta, 0 <= self.theta < 1, "at least 0 and below 1")
         require("affinity.iterations", self.iterations, self.iterations >= 1, "at least 1")
         require("affinity.saturate", self.saturate, 0 <= self.saturate < 1, "at least 0 and below 1")

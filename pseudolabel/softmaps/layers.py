@@ -93,8 +93,8 @@ def resolve_layers(available: Sequence[Layer], specs: Sequence[str], flag: str) 
         for layer in found:
             if chosen.setdefault(layer.name, replace(layer, heads=heads)).heads != heads:
                 raise ModelError(
-                    f"--{flag} names other heads of {layer.name} in {spec!r} than before it: name a layer once, with all "
-                    "heads that are to be read (name@0+3)"
+                    f"--{flag} names {layer.name} twice, in {spec!r} with other heads: name it once, with all heads "
+                    "that are to be read (name@0+3)"
                 )
     order = {layer.name: (place, layer.blocks.index) for place, layer in enumerate(available)}
 

@@ -276,7 +276,7 @@ def refine_maps(
         masks = torch.from_numpy(drawn).to(device)
     refined = spread(class_maps, layers, masks, valid, affinity)
     if naming:
-        refined = told_apart(refined, naming, layers, valid, n_classes, affinity.balance)
+        refined = told_apart(refined, naming, layers, valid, n_classes, affinity.balances)
     if affinity.saturate > 0:
         refined = saturated(refined, valid, n_classes, affinity.saturate)
     return class_maps, tuple(layers), boxes, refined
