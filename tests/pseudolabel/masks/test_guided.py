@@ -95,6 +95,23 @@ def test_the_range_shrinks_with_the_picture():
     np.testing.assert_array_equal(half, expected)
 
 
+def test_a_window_larger_than_the_image_is_all_of_it():
+    rgb, scores = problem(9, 14, 2)
+    np.testing.assert_array_equal(guided(rgb, scores, 2_000_000_000, 8.0), guided(rgb, scores, 14, 8.0))
+
+
+@pytest.mark.parametrize("grey", [0, 3, 128, 255])
+def test_the_finest_edge_that_is_allowed_is_fine_for_numbers(grey):
+    """Windows of one colour: nothing but eps and rounding is left of their covariance."""
+    _, scores = problem(20, 20, 2)
+    rgb = np.full((20, 20, 3), grey, np.uint8)
+    rgb[:, 10:] = 255 - grey // 2
+    found = guided(rgb, scores, 4, 0.5)
+    assert np.isfinite(found).all()
+    for before, after in zip(scores, found, strict=True):
+        np.testing.assert_allclose(after, _reference(rgb, before, 4, 0.5), atol=0.02)
+
+
 def test_settings_of_the_guide():
     assert CrfConfig(guide_edge=3.0).idle() == ("guide_edge",)
     assert CrfConfig(guide=2.0, guide_edge=3.0).idle() == ()

@@ -1,5 +1,7 @@
 """What is recorded of a U-Net's passes, and that recording changes nothing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor, CustomDiffusionAttnProcessor2_0
@@ -39,6 +41,16 @@ def test_the_model_is_left_as_it_was_on_exceptions_too(bare_unet, run_unet, colu
         record_and_raise()
     assert hooks() == 0
     assert torch.equal(before, run_unet(bare_unet))
+
+
+def test_a_module_that_is_not_there_leaves_the_model_as_it_was(bare_unet, columns_for):
+    [layer] = resolve_layers(list_layers(bare_unet), ["mid"], "flag")
+    with (
+        pytest.raises(AttributeError),
+        record_attention(bare_unet, [layer, replace(layer, cross="x")], [], columns_for(2)),
+    ):
+        pass
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in bare_unet.modules())
 
 
 def test_a_pass_ends_when_everything_was_read(bare_unet, record):

@@ -103,6 +103,18 @@ def test_self_attention_of_joint_attention_sums_to_one_over_cells(text):
     torch.testing.assert_close(torch.softmax(queries @ keys.transpose(-1, -2) * 0.5, dim=-1), expected)
 
 
+@pytest.mark.parametrize("kind", ["keeps", "adds"])
+def test_chosen_heads_are_read_under_their_own_masks(kind):
+    torch.manual_seed(0)
+    keeps = torch.rand(2, 3, 6, 5) < 0.7
+    keeps[..., 0] = True
+    mask = keeps if kind == "keeps" else torch.where(keeps, 0.0, -torch.inf)
+    call = Call(torch.randn(2, 3, 6, 4), torch.randn(2, 3, 5, 4), mask, 0.5)
+    found = cross_columns(call, Layer("mid", ("mid",), "mid", 1, (2,)), torch.eye(5).expand(2, -1, -1))
+    scores = (call.queries[:, 2] @ call.keys[:, 2].transpose(1, 2) * 0.5).masked_fill(~keeps[:, 2], -torch.inf)
+    torch.testing.assert_close(found, torch.softmax(scores, dim=-1).transpose(1, 2))
+
+
 def test_a_mask_between_cells_is_an_error():
     mask = torch.eye(6, dtype=torch.bool)[None, None]
     call = Call(torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 4), mask, 0.5)

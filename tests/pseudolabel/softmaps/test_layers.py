@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from data.errors import ModelError
+from data.errors import ConfigError, ModelError
+from pseudolabel.softmaps.chosen import choose_layers
+from pseudolabel.softmaps.config import AffinityConfig, AttentionConfig
 from pseudolabel.softmaps.diffusion.unet import list_layers
-from pseudolabel.softmaps.layers import resolve_layers
+from pseudolabel.softmaps.layers import Layer, resolve_layers
 
 
 def names(layers) -> list[str]:
@@ -71,3 +73,39 @@ def test_a_model_without_cross_attention_is_an_error():
     unet = UNet2DModel(block_out_channels=(8, 8), norm_num_groups=4, **blocks)
     with pytest.raises(ModelError, match="no cross-attention"):
         list_layers(unet)
+
+
+@pytest.mark.parametrize("specs", [["mid@0", "mid@1"], ["1/2@0", "down:1/2"], ["mid", "mid_block.attentions.0@1"]])
+def test_other_heads_of_a_layer_that_is_named_already_are_refused(bare_unet, specs):
+    """The last of them alone would be read, and nobody told."""
+    with pytest.raises(ModelError, match=r"--attention\.self_layers names .* twice, .*name@0\+3"):
+        resolve_layers(list_layers(bare_unet), specs, "attention.self_layers")
+
+
+def test_a_layer_may_be_named_again_as_it_was(bare_unet):
+    [layer] = resolve_layers(list_layers(bare_unet), ["mid@0+1", "1/4@0+1"], "attention.self_layers")
+    assert layer.heads == (0, 1)
+
+
+def test_a_block_of_a_layer_cannot_be_read_through_other_heads_than_the_layer(bare_unet):
+    """What was recorded of the block would be the layer's too."""
+    block = "mid_block.attentions.0.transformer_blocks.0"
+    with pytest.raises(ConfigError, match=r"--attention\.cross_layers: .*mid_block.* with other heads"):
+        choose_layers(list_layers(bare_unet), AttentionConfig(cross_layers=("mid@0", block)), AffinityConfig())
+    chosen = choose_layers(list_layers(bare_unet), AttentionConfig(("mid@0", f"{block}@0"), ("mid",)), AffinityConfig())
+    assert names(chosen.cross) == [block, "mid_block.attentions.0"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"), [("none", r"--attention\.weights=mean"), ("caa", r"--affinity\.kind=none")]
+)
+def test_layers_cannot_be_weighed_by_none(bare_unet, kind, remedy):
+    attention = AttentionConfig(cross_layers=("mid",), self_layers=(), weights="layers")
+    with pytest.raises(ConfigError, match=rf"--attention\.self_layers is empty: .*{remedy}"):
+        choose_layers(list_layers(bare_unet), attention, AffinityConfig(kind=kind))
+
+
+def test_more_than_ten_blocks_come_in_the_order_they_run():
+    blocks = tuple(f"mid_block.attentions.0.transformer_blocks.{k}" for k in range(12))
+    found = resolve_layers([Layer("mid_block.attentions.0", blocks, "mid", 4)], [blocks[10], blocks[2]], "flag")
+    assert names(found) == [blocks[2], blocks[10]]
