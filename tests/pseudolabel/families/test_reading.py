@@ -11,7 +11,7 @@ from diffusers import Flux2KleinPipeline, FluxPipeline
 
 from data.classes import VOC
 from data.config import DataConfig
-from data.errors import ConfigError, ModelError
+from data.errors import ConfigError
 from pseudolabel.config import GenerateConfig, RunConfig
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.attention import record_attention
@@ -279,40 +279,6 @@ def test_an_image_larger_than_the_model_has_places_for_is_an_error(load_family):
         list(reader.passes(0, image(), reader.plan(LABELS), "x"))
 
 
-ALL_OF_FLUX = ["transformer_blocks.0", "transformer_blocks.1", "single_transformer_blocks.0",
-               "single_transformer_blocks.1"]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        ("block:1", ALL_OF_FLUX[1:2]),
-        ("blocks:0-1", ALL_OF_FLUX[:2]),
-        ("single:0", ALL_OF_FLUX[2:3]),
-        ("singles:0-1", ALL_OF_FLUX[2:]),
-        ("block", ALL_OF_FLUX[:2]),
-        ("single", ALL_OF_FLUX[2:]),
-        ("all", ALL_OF_FLUX),
-        ("1/2", ALL_OF_FLUX),
-        ("single_transformer_blocks.1@1", ALL_OF_FLUX[3:]),
-    ],
-)
-def test_layers_are_found_by_name_or_role(load_family, spec, expected):
-    found = resolve_layers(list_layers(load_family("flux")), [spec], "attention.cross_layers")
-    assert [layer.name for layer in found] == expected
-    assert [layer.heads for layer in found] == [(1,) if "@" in spec else None] * len(found)
-
-
-@pytest.mark.parametrize(
-    "spec", ["block:2", "blocks:1-2", "blocks:1-0", "single:x", "mid", "down_blocks.2.attentions.0"]
-)
-def test_a_layer_that_is_not_there_is_an_error_that_names_what_is(load_family, spec):
-    with pytest.raises(
-        ModelError, match=r"attention.cross_layers names .* it has block:0 to block:1 \(1/2\), single:0"
-    ):
-        resolve_layers(list_layers(load_family("flux")), [spec], "attention.cross_layers")
-
-
 def test_sd35s_attention_among_cells_alone_is_a_layer_of_its_own(load_family):
     parts = load_family("sd35")
     layers = list_layers(parts)
@@ -333,19 +299,3 @@ def test_sd35s_attention_among_cells_alone_is_a_layer_of_its_own(load_family):
     cut_denoiser(cut, joint, beside)
     assert torch.equal(run_passes(cut, joint, beside, passes, columns).queries_and_keys(beside[1])[0], queries)
     assert len(list_layers(cut)) == 2
-
-
-def test_attention_among_cells_alone_is_refused_where_there_is_none_or_words_are_to_be_read(load_family):
-    layers = list_layers(load_family("sd35"))
-    with pytest.raises(
-        ModelError, match=r"block:2.attn2.* it has block:0 to block:3 \(1/2\), block:0.attn2 to block:1.attn2"
-    ):
-        resolve_layers(layers, ["block:2.attn2"], "attention.self_layers")
-    with pytest.raises(ModelError, match=r"cross_layers names 'block:0.attn2', which sees no text"):
-        resolve_layers(layers, ["block:0.attn2"], "attention.cross_layers")
-    with pytest.raises(ModelError, match=r"names 'blocks:1-2.attn2'"):
-        resolve_layers(layers, ["blocks:1-2.attn2"], "attention.self_layers")
-    with pytest.raises(ModelError, match=r"names 'block:0.attn2', which this model does not have"):
-        resolve_layers(list_layers(load_family("sd3")), ["block:0.attn2"], "attention.self_layers")
-    [one] = resolve_layers(layers, ["transformer_blocks.1.attn2@0+2"], "attention.self_layers")
-    assert one.heads == (0, 2)

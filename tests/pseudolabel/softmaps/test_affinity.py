@@ -1,14 +1,11 @@
 """Spreading by self-attention: every kind against its formula, and laws that hold for all."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.store.softmaps import Frame
 from pseudolabel.softmaps import affinity
 from pseudolabel.softmaps.affinity import (
     SelfAttention,
@@ -22,7 +19,6 @@ from pseudolabel.softmaps.affinity import (
 )
 from pseudolabel.softmaps.config import AffinityConfig
 from pseudolabel.softmaps.grids import min_max
-from pseudolabel.softmaps.reading import refine_maps
 
 
 def random_attention(grid_hw=(5, 6), batch=2, heads=3, dim=4, seed=0, sharpness=2.0) -> SelfAttention:
@@ -313,32 +309,6 @@ def test_a_cell_that_nobody_has_a_name_for_keeps_its_maps():
     naming = min_max(torch.rand(2, 1, 5, 6))
     assert (naming == 0).any()
     torch.testing.assert_close(told_apart(maps, [naming], [], ALL_VALID, [1, 1]), maps)
-
-
-AFFINITY = {
-    "boxes": False, "theta": 0.7, "clamp_box_edge": True, "balance": True, "iterations": 3, "sharpening": 0.1,
-    "saturate": 0.1, "temperature": 0.05,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("naming", [False, True])
-@pytest.mark.parametrize("boxes", [False, True])
-@pytest.mark.parametrize("kind", ["none", "caa", "iterated", "iseg", "clipes", "cda"])
-def test_settings_called_idle_change_nothing_and_all_others_something(kind, boxes, naming):
-    generator = torch.Generator().manual_seed(0)
-    cross, other = torch.rand(2, 2, 3, 5, 6, generator=generator) ** 4
-    frames = [Frame((40, 48), (40, 48), (40, 48))] * 2
-    layers = () if kind == "none" else (random_attention(sharpness=1.0),)
-
-    def maps(config: AffinityConfig) -> torch.Tensor:
-        names = [other] if naming else []
-        return refine_maps([cross], layers, frames, (5, 6), True, config, None, names, [3, 3])[3]
-
-    base = AffinityConfig(kind=kind, boxes=boxes)
-    for name, value in AFFINITY.items():
-        config = replace(base, **{name: value})
-        if config != base:
-            assert (name in config.idle()) == torch.equal(maps(config), maps(base)), name
 
 
 def test_the_padding_has_no_say_in_names():

@@ -45,10 +45,8 @@ def test_the_model_is_left_as_it_was_on_exceptions_too(bare_unet, run_unet, colu
 
 def test_a_module_that_is_not_there_leaves_the_model_as_it_was(bare_unet, columns_for):
     [layer] = resolve_layers(list_layers(bare_unet), ["mid"], "flag")
-    with (
-        pytest.raises(AttributeError),
-        record_attention(bare_unet, [layer, replace(layer, cross="x")], [], columns_for(2)),
-    ):
+    layers = [layer, replace(layer, cross="x")]
+    with pytest.raises(AttributeError), record_attention(bare_unet, layers, [], columns_for(2)):
         pass
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in bare_unet.modules())
 
