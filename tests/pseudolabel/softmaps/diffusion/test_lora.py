@@ -150,6 +150,15 @@ def test_a_lora_that_does_not_fit_changes_nothing(plain, layer_of, factors):
     assert all(torch.equal(value, plain.denoiser.state_dict()[name]) for name, value in before.items())
 
 
-def test_two_spellings_of_one_layer_are_an_error():
+def test_two_spellings_of_one_layer_are_an_error(plain, layer_of, factors):
+    """One of them would be merged, and the other one silently not."""
+    down, up = factors(layer_of(plain, LINEAR))
+    tensors = {f"unet.{LINEAR}.lora_A.weight": down, f"unet.{LINEAR}.lora_B.weight": up}
+    tensors[f"lora_unet_{LINEAR.replace('.', '_')}.lora_down.weight"] = down
+    with pytest.raises(ModelError, match=r"lora_unet_mid_block_attentions_0.*lora_down\.weight"):
+        merge_lora("l.safetensors", tensors, {}, 1.0, {"unet": plain.denoiser})
+
+
+def test_the_role_of_a_tensor_is_the_end_of_its_name():
     assert split_role("lora_unet_mid_block_proj.alpha") == ("lora_unet_mid_block_proj", "alpha")
     assert split_role("some.weight") == ("some.weight", "")
