@@ -100,16 +100,16 @@ def test_a_window_larger_than_the_image_is_all_of_it():
     np.testing.assert_array_equal(guided(rgb, scores, 2_000_000_000, 8.0), guided(rgb, scores, 14, 8.0))
 
 
-@pytest.mark.parametrize("grey", [0, 3, 128, 255])
-def test_the_finest_edge_that_is_allowed_is_fine_for_numbers(grey):
-    """Windows of one colour: nothing but eps and rounding is left of their covariance."""
-    _, scores = problem(20, 20, 2)
-    rgb = np.full((20, 20, 3), grey, np.uint8)
-    rgb[:, 10:] = 255 - grey // 2
-    found = guided(rgb, scores, 4, 0.5)
-    assert np.isfinite(found).all()
-    for before, after in zip(scores, found, strict=True):
-        np.testing.assert_allclose(after, _reference(rgb, before, 4, 0.5), atol=0.02)
+@pytest.mark.parametrize("edge", [0.5, 1.0, 4.9, 5.0])
+@pytest.mark.parametrize(
+    "colours", [((0, 0, 0), (0, 0, 0)), ((5, 250, 2), (250, 2, 7)), ((200, 90, 30), (20, 91, 250))]
+)
+def test_windows_of_one_or_two_colours_are_fitted_too(colours, edge):
+    """As of drawn images: most of their covariance is eps, and what rounding makes of it."""
+    _, scores = problem(16, 18, 1)
+    rgb = np.where((np.arange(18) % 7 < 3)[None, :, None], *np.array(colours)).repeat(16, axis=0).astype(np.uint8)
+    [found] = guided(rgb, scores, 3, edge)
+    np.testing.assert_allclose(found, _reference(rgb, scores[0], 3, edge), atol=2e-5)
 
 
 def test_settings_of_the_guide():
