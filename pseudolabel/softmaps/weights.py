@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from data.errors import ModelError
 from pseudolabel.softmaps.affinity import SelfAttention
-from pseudolabel.softmaps.attention import Call, Recording, pick_heads
+from pseudolabel.softmaps.attention import Recording
+from pseudolabel.softmaps.calls import Call, pick_heads
 from pseudolabel.softmaps.grids import resize_maps
 from pseudolabel.softmaps.layers import Layer
 

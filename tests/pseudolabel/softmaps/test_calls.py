@@ -6,7 +6,8 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import nn
 
 from data.errors import ModelError
-from pseudolabel.softmaps.attention import Call, Recording, cross_columns, record_attention
+from pseudolabel.softmaps.attention import Recording, record_attention
+from pseudolabel.softmaps.calls import Call, cross_columns
 from pseudolabel.softmaps.layers import Layer
 
 
@@ -87,7 +88,7 @@ def test_joint_attention_is_the_softmax_over_all_tokens(text, masked, monkeypatc
     expected = reference_columns(call, text == "first", 5)
     weights = torch.eye(5).expand(2, -1, -1)
     torch.testing.assert_close(cross_columns(call, layer, weights), expected)
-    monkeypatch.setattr("pseudolabel.softmaps.attention.SLICE_ELEMENTS", 40)  # two cells at a time
+    monkeypatch.setattr("pseudolabel.softmaps.calls.SLICE_ELEMENTS", 40)  # two cells at a time
     torch.testing.assert_close(cross_columns(call, layer, weights), expected)
 
 

@@ -14,7 +14,9 @@ from data.classes import VOC
 from data.errors import ModelError
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.affinity import SelfAttention
-from pseudolabel.softmaps.attention import Call, Layer, cross_columns, record_attention
+from pseudolabel.softmaps.attention import record_attention
+from pseudolabel.softmaps.calls import Call, cross_columns
+from pseudolabel.softmaps.layers import Layer
 from pseudolabel.softmaps.weights import blurred, head_weights, layer_agreement, weigh_heads
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
@@ -80,7 +82,7 @@ def test_a_real_module_is_read_through_its_projection(heads, monkeypatch):
     model.block.attn2 = module
     hidden, text = torch.randn(1, 6, 12), torch.randn(1, 5, 10)
     layer = Layer("block", ("block",), "mid", 1, heads)
-    monkeypatch.setattr("pseudolabel.softmaps.attention.SLICE_ELEMENTS", 10)  # two cells at a time
+    monkeypatch.setattr("pseudolabel.softmaps.calls.SLICE_ELEMENTS", 10)  # two cells at a time
     with torch.no_grad(), record_attention(model, [layer], [], torch.eye(5)[None], weigh=weigh_heads) as recording:
         module(hidden, encoder_hidden_states=text)
 
