@@ -38,7 +38,7 @@ def test_the_published_background_rises_again():
 def test_the_background_wins_up_to_the_level_that_the_help_names(tau, level):
     maps = np.linspace(0, 1, 1001, dtype=np.float32).reshape(1, 1, -1)
     wins = background_score(maps, FuseConfig(threshold=tau))[0] > maps[0, 0]
-    assert maps[0, 0][wins].max() == pytest.approx(level, abs=0.005)
+    assert maps[0, 0][wins].max() == pytest.approx(level, abs=0.006)
 
 
 def test_a_network_s_probabilities_have_their_own_background():
