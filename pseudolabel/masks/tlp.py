@@ -24,7 +24,7 @@ MOST_STEPS = 500
 STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 Maps = Float32[np.ndarray, "classes height width"]
-Links = list[Float32[np.ndarray, "rows columns"]]
+Links = list[Float32[np.ndarray, "_ _"]]  # a step leads out of the grid at one border, and a row or column is missing
 
 
 def text_guided_smoothing(
@@ -49,7 +49,7 @@ def text_guided_smoothing(
     return solved if small_hw == (height, width) else resize_scores(solved, (height, width))
 
 
-def _area_means(scores: Maps, size_hw: tuple[int, int]) -> Maps:
+def _area_means(scores: Maps, size_hw: tuple[int, int]) -> Float32[np.ndarray, "classes new_height new_width"]:
     if scores.shape[1:] == size_hw:
         return scores
     return np.stack([cv2.resize(each, size_hw[::-1], interpolation=cv2.INTER_AREA).reshape(size_hw) for each in scores])

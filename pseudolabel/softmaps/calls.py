@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from data.errors import ModelError
@@ -75,7 +75,7 @@ def _image_part(layer: Layer, n_text: int) -> slice:
     return slice(n_text, None) if layer.text == "first" else slice(None, -n_text)
 
 
-def pick_heads(per_head: Float[Tensor, "batch heads *rest"], heads: tuple[int, ...] | None) -> Tensor:
+def pick_heads(per_head: Shaped[Tensor, "batch heads *rest"], heads: tuple[int, ...] | None) -> Tensor:
     """Keep some heads; None keeps all.
 
     Raises:

@@ -191,7 +191,7 @@ class Reader:
 
     def latent(
         self, image: UInt8[np.ndarray, "height width 3"], frame: Frame, image_id: str, mirrored: bool = False
-    ) -> Float[Tensor, "channels height width"]:
+    ) -> Float[Tensor, "channels latent_h latent_w"]:
         """Encode an image; one at a time, so that its latent does not depend on its neighbours in a batch."""
         key = (image_id, frame, mirrored)
         if self._latents is not None and key in self._latents:
