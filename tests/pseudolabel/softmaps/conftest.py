@@ -50,6 +50,19 @@ def record(run_unet, columns_for) -> Callable[..., Recording]:
 
 
 @pytest.fixture
+def small_unet():
+    """Two levels and four layers: to be traced, which takes time for each layer."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(1)
+    return UNet2DConditionModel(
+        sample_size=16, layers_per_block=1, norm_num_groups=4, block_out_channels=(8, 8), cross_attention_dim=16,
+        attention_head_dim=2, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture
 def sdxl_unet(sdxl_folder):
     from diffusers import UNet2DConditionModel
 

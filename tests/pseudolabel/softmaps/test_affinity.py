@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pseudolabel.softmaps import affinity
@@ -62,6 +62,7 @@ def test_half_precision_queries_are_summed_in_single_precision():
     torch.testing.assert_close(half.matrix().sum(dim=-1), torch.ones(2, 30))
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 1000), st.floats(0.1, 20))
 def test_a_row_stochastic_affinity_keeps_a_map_in_its_range(seed, sharpness):
     attention = random_attention(seed=seed, sharpness=sharpness)
@@ -125,6 +126,7 @@ def test_balance_is_the_formula_with_and_without_a_matrix(monkeypatch, dense_cel
     torch.testing.assert_close(found, min_max(wanted), atol=1e-5, rtol=0)
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 1000), st.floats(0.1, 20))
 def test_a_balanced_affinity_keeps_a_map_in_its_range(seed, sharpness):
     attention = random_attention(seed=seed, sharpness=sharpness)
@@ -237,6 +239,7 @@ def test_cda_is_the_published_affinity(temperature, times, monkeypatch):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 1000), st.floats(0.02, 5))
 def test_cda_rows_sum_to_one_and_cells_of_one_class_are_the_most_alike(seed, temperature):
     generator = torch.Generator().manual_seed(seed)
@@ -292,6 +295,7 @@ def test_naming_layers_are_the_formula(balance):
         np.testing.assert_allclose(found[element].numpy(), expected, atol=1e-5)
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 1000), st.integers(1, 3))
 def test_naming_layers_leave_the_reach_and_what_is_no_class_alone(seed, n_classes):
     generator = torch.Generator().manual_seed(seed)

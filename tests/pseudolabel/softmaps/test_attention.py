@@ -64,12 +64,12 @@ def test_a_pass_ends_when_everything_was_read(bare_unet, record):
 
 
 @pytest.mark.parametrize("stop", [False, True])
-def test_a_compiled_model_is_read_too(bare_unet, stop, record):
-    layers = resolve_layers(list_layers(bare_unet), ["mid"], "flag")
-    plain = record(bare_unet, layers, layers)
-    bare_unet.forward = torch.compile(bare_unet.forward, backend="eager")  # traced as for any backend
+def test_a_compiled_model_is_read_too(small_unet, stop, record):
+    layers = resolve_layers(list_layers(small_unet), ["mid"], "flag")
+    plain = record(small_unet, layers, layers)
+    small_unet.forward = torch.compile(small_unet.forward, backend="eager")  # traced as for any backend
     for _ in range(2):
-        compiled = record(bare_unet, layers, layers, stop=stop)
+        compiled = record(small_unet, layers, layers, stop=stop)
         assert all(torch.equal(value, compiled.cross[name]) for name, value in plain.cross.items())
         assert all(torch.equal(value, compiled.queries[name]) for name, value in plain.queries.items())
 

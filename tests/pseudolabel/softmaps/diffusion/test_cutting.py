@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import torch
 
 from data.errors import ModelError
 from pseudolabel.softmaps.diffusion.unet import cut as cut_unet
