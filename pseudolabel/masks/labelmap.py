@@ -112,7 +112,8 @@ def image_marginals(
             f"The image is {rgb_u8.shape[:2]} but its soft maps are for {soft.image_hw}: the file has changed; "
             "generate it again (--run.overwrite)"
         )
-    if not all(np.isfinite(maps).all() for maps in (soft.maps, *(() if soft.words is None else (soft.words,)))):
+    read = (soft.maps,) if soft.words is None else (soft.maps, soft.words)
+    if not all(np.isfinite(maps).all() for maps in read):
         raise StoreError(
             "its soft maps hold NaN or infinite values; generate it again (--run.overwrite --run.dtype float32)"
         )
