@@ -40,10 +40,10 @@ from benchmarks.common import (
     write_text,
 )
 from benchmarks.peers import gradcam
-from data.console import available_cpus
 from data.demo.grounds import OTHER_GROUNDS
 from data.demo.scene import draw_scene
 from data.demo.world import Scene, split_generator, split_scenes
+from data.machine import available_cpus
 from pseudolabel.config import GenerateConfig, mask_config
 from pseudolabel.masks.config import MaskConfig, SamConfig
 

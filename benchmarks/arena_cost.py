@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.arena_read import PEER_DRAWS, PEERS, layers_of, ours, peer_maps
 from benchmarks.common import DEMO_CLASSES
-from data.console import peak_memory_bytes
 from data.demo.world import Scene, split_scenes
+from data.machine import peak_memory_bytes
 from pseudolabel.calibrate.pictures import Picture
 from pseudolabel.calibrate.recordings import record
 from pseudolabel.config import GenerateConfig

@@ -31,8 +31,8 @@ from benchmarks.common import (
     write_json,
     write_text,
 )
-from data.console import available_cpus
 from data.demo.world import calibration_scenes
+from data.machine import available_cpus
 from pseudolabel.calibrate.candidates import with_affinity, with_attention, with_timesteps
 from pseudolabel.calibrate.criteria import (
     THRESHOLDS,

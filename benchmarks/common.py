@@ -11,8 +11,9 @@ import yaml
 from jsonargparse import auto_cli
 
 from data.class_file import load_classes
-from data.console import available_cpus, count
 from data.files import write_atomically
+from data.machine import available_cpus
+from data.wording import count
 from pseudolabel.config import GenerateConfig
 
 HERE = Path(__file__).parent

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 from benchmarks.common import HERE, machine, machine_line, table, write_text
-from data.console import peak_memory_bytes
 from data.demo.world import draw_scene
 from data.densecrf import dense_crf, has_pydensecrf
 from data.images import read_image
+from data.machine import peak_memory_bytes
 
 RANGES = {
     "sxy_gaussian": 1.0,

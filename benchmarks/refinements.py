@@ -33,8 +33,8 @@ from benchmarks.common import (
     write_json,
     write_text,
 )
-from data.console import available_cpus
 from data.demo.world import Scene, split_scenes
+from data.machine import available_cpus
 from data.scoring import confusion_matrix, score
 from data.store.softmaps import SoftMaps, resize_scores
 from pseudolabel.calibrate.criteria import THRESHOLDS, best_threshold, count_pixels

@@ -27,6 +27,7 @@ from benchmarks.common import DEMO_CLASSES, HERE, machine
 from data.demo.world import split_scenes
 from data.store.store import MaskStore
 from train.datamodule import SegmentationData
+from train.inference import padded_scores
 from train.losses import LossConfig, segmentation_loss
 from train.network import NetworkConfig, build_network
 from train.transforms import AugmentConfig
@@ -179,6 +180,7 @@ def make_step(
     """Return a function that does one training step, as the module does it, and waits for its end."""
     if settings["model"].get("channels_last"):
         model = model.to(memory_format=torch.channels_last)
+    fill = model.mean
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused or None)
     model = torch.compile(model) if compiled else model
     loss_config = LossConfig(kind=settings["model"].get("loss", {}).get("kind", "cross_entropy"))
@@ -188,7 +190,7 @@ def make_step(
     def step(batch: dict) -> None:
         images = batch["image"].to(device).float().contiguous(memory_format=layout)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            scores = model(images)
+            scores = padded_scores(model, images, fill)
         loss = segmentation_loss(loss_config, scores.float(), batch["mask"].to(device).long())
         loss.backward()
         optimizer.step()

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from data.classes import DEFAULT_BACKGROUND, MAX_NAME, ClassSet, are_texts, check_name
-from data.console import short
 from data.errors import ConfigError
 from data.files import write_atomically
 from data.texts import FileKind, read_yaml
+from data.wording import short
 
 CLASSES_FORMAT = "pseudolabel-classes"
 CLASSES_VERSION = 1

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from data.console import count, holds_control, is_encodable, short, some
 from data.errors import ConfigError, LabelError
+from data.wording import count, holds_control, is_encodable, short, some
 
 IGNORE = 255
 MAX_CLASSES = 254  # 0 is the background and 255 the ignore value of an 8-bit mask

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data.console import REPOSITORY
 from data.errors import ConfigError
+from data.machine import REPOSITORY
 
 # Settings that name what is read. What is written, and ground truth, which lies below the data's root, are not among
 # them; nor is the store of `generate`.

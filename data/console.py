@@ -1,26 +1,27 @@
-"""What both command lines share: which machine this is, how they exit, and how counts, names and errors are said."""
+"""What both command lines share: how they start and exit, and what they log."""
 
 import contextlib
-import errno
 import io
 import logging
 import os
-import platform
 import re
-import reprlib
 import signal
-import subprocess
 import sys
 import threading
 import traceback
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from data.about import DISTRIBUTION, installed, keep_traceback
+from data.about import keep_traceback
 from data.errors import ConfigError, UserError
+from data.wording import is_encodable, one_line, printable, short, system_fault
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+Item = TypeVar("Item")
 
 logger = logging.getLogger(__name__)
 
@@ -28,159 +29,6 @@ EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
-
-REPOSITORY = Path(__file__).resolve().parents[1]  # or where the packages are installed
-# Unicode's general categories that are not drawn but change what stands beside them: control characters, format
-# characters (of no width, or turning the direction of writing), halves of surrogate pairs, line and paragraph ends.
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-# What some errors of the system mean where this program meets them.
-_SAID = {
-    errno.EEXIST: "It exists, and is no folder",
-    errno.EISDIR: "It is a folder, and a file is to be there",
-    errno.ENOTDIR: "It, or a part of its path, is no folder",
-}
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
-
-
-def describe_machine(device: str) -> str:
-    """Return processor, number of cores and device in a few words."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = (
-            line.split(":", 1)[1].strip()
-            for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-            if "model name" in line
-        )
-        name = next(lines, name)
-    return f"{name}, {available_cpus()} cores, device {device}"
-
-
-def commit() -> str:
-    """Return the commit of the project's folder, or "unknown"."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip()
-
-
-def available_cpus() -> int:
-    """Return how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def peak_memory_bytes() -> int | None:
-    """Return the most memory this process has held; None where the system does not say (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others kilobytes
-
-
-def available_memory_bytes() -> int | None:
-    """Return how much memory could be taken now without swapping; None where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            found = next((line.split()[1] for line in file if line.startswith("MemAvailable:")), None)
-    except OSError:  # not Linux
-        found = None
-    return None if found is None else int(found) * 1024
-
-
-def written_by(program: str) -> str:
-    """Return a program's name with the installed version, as files name what wrote them."""
-    found = installed(DISTRIBUTION)
-    return f"{program} of an unknown version" if found is None else f"{program} {found}"
-
-
-def plural(number: float, one: str, many: str | None = None) -> str:
-    """Return the word, or the words, that go with a number.
-
-    Args:
-        number: how many there are.
-        one: the words for one: "image", "image has".
-        many: those for any other number; the regular plural of `one` if not given.
-
-    >>> plural(1, "image"), plural(0, "class"), plural(2, "category"), plural(3, "image has", "images have")
-    ('image', 'classes', 'categories', 'images have')
-
-    """
-    if number == 1:
-        return one
-    if many is not None:
-        return many
-    if one.endswith("y") and one[-2:-1] not in "aeiou":
-        return f"{one[:-1]}ies"
-    return one + ("es" if one.endswith(("s", "x", "ch", "sh")) else "s")
-
-
-def count(number: int, one: str, many: str | None = None) -> str:
-    """Return a number with the word, or the words, that go with it; arguments as in `plural`.
-
-    >>> count(1, "image"), count(1200, "image"), count(1, "problem stops a run", "problems stop a run")
-    ('1 image', '1200 images', '1 problem stops a run')
-
-    """
-    return f"{number} {plural(number, one, many)}"
-
-
-def some(items: Sequence[str], limit: int = 5) -> str:
-    """Return the first few of some texts and how many more there are.
-
-    >>> some(["a", "b", "c"]), some(["a", "b", "c"], limit=2)
-    ('a, b, c', 'a, b and 1 more')
-
-    """
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
-
-
-def short(value: object) -> str:
-    """Return a value out of somebody's file for a message: in one line, cut where it is long or deep.
-
-    >>> short("a" * 99)
-    "'aaaaaaaaaaaaaaaaaaaaaaaaaaa...aaaaaaaaaaaaaaaaaaaaaaaaaaaa'"
-
-    """
-    return _SHORT.repr(value)[:100]
-
-
-def holds_control(text: str) -> bool:
-    """Return whether a text holds a control character or half of a surrogate pair, which no name of a file may."""
-    return any(ord(character) < 32 or ord(character) == 127 or _is_surrogate(character) for character in text)
-
-
-def is_encodable(text: str) -> bool:
-    """Return whether a text can be written as UTF-8: a name out of a folder may be bytes of another encoding."""
-    return not any(map(_is_surrogate, text))
-
-
-def _is_surrogate(character: str) -> bool:
-    return 0xD800 <= ord(character) < 0xE000
-
-
-def printable(text: str) -> str:
-    r"""Return a text, such as a name out of a file, in which every character that cannot be seen is written out.
-
-    A name must not change the terminal or the page around it, nor look like another one: control characters, those of
-    no width and those that turn the direction of writing are shown as their escapes. Letters of any script stay.
-
-    >>> print(printable("cat\u202egnp.\x1b[2J"), printable("naïve été 猫"))
-    cat\u202egnp.\x1b[2J naïve été 猫
-
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        character.encode("unicode_escape").decode() if unicodedata.category(character) in _UNSEEN else character
-        for character in text
-    )
 
 
 def run_program(run: Callable[[Sequence[str]], None], args: Sequence[str] | None, interrupted: str) -> int:
@@ -291,23 +139,6 @@ def check_configs(args: Sequence[str]) -> None:
                 raise CONFIG_FILE.fault(Path(path), f"it holds {what}, and must hold settings by name")
 
 
-def system_fault(error: OSError) -> str:
-    """Return what the system says of a file or folder, in words, and what to look at.
-
-    >>> system_fault(FileExistsError(errno.EEXIST, "File exists", "masks"))
-    "It exists, and is no folder: 'masks'; check the path, the permissions and the free space"
-
-    """
-    if error.errno is None or error.strerror is None:
-        return one_line(error)  # of a library, or with words of our own
-    where = "" if error.filename is None else f": {printable(repr(_file_name(error.filename)))}"
-    return f"{_SAID.get(error.errno, error.strerror)}{where}; check the path, the permissions and the free space"
-
-
-def _file_name(name: object) -> str:
-    return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else str(name)
-
-
 def _give_up_full_output() -> None:
     """Let go of output that a full disk does not take, or the interpreter would complain of it again at its end."""
     try:
@@ -316,14 +147,6 @@ def _give_up_full_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ValueError:  # closed by a test's capture
         pass
-
-
-def one_line(error: Exception) -> str:
-    """Return the message of an error as one printable line; out of a loader process it comes wrapped in a traceback."""
-    text = str(error).strip()
-    if "Caught" in text and "Traceback" in text:
-        text = text.splitlines()[-1].partition(": ")[2]
-    return printable(" ".join(text.split()))
 
 
 def exit_with_line(parser: Any, message: str, error: Exception | None, commands: Sequence[str] = ()) -> NoReturn:
@@ -365,6 +188,20 @@ def log_to_stderr(handler: logging.Handler, packages: Sequence[str], line: str) 
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for package in packages:
         logging.getLogger(package).setLevel(logging.INFO)
+
+
+def progress_bar(items: "Iterable[Item] | None" = None, often: float = 0.5, **bar: Any) -> "tqdm[Item]":
+    """Return a progress bar on stderr; where that is no terminal, as in a log file, it is a line every half minute.
+
+    Args:
+        items: what is gone through; None: who takes the bar moves it on.
+        often: seconds between two looks of the bar on a terminal.
+        bar: as tqdm takes it.
+
+    """
+    from tqdm import tqdm
+
+    return tqdm(items, mininterval=often if sys.stderr.isatty() else 30.0, dynamic_ncols=True, **bar)
 
 
 def idle_lines(flags: Sequence[str]) -> list[str]:

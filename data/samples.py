@@ -8,8 +8,8 @@ from typing import overload
 
 from data.classes import ClassSet
 from data.config import White
-from data.console import holds_control
 from data.errors import LabelError
+from data.wording import holds_control
 
 _WINDOWS = os.name == "nt"
 _NOT_ON_WINDOWS = frozenset('<>:"|?*')

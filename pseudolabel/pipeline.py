@@ -165,6 +165,7 @@ class Pipeline:
         plans: Sequence[Sequence[Prompt]],
         ids: Sequence[str],
         watch: Callable[[int, int], None] | None = None,
+        independent: bool = False,
     ) -> list[PhraseMaps]:
         """Return the maps of phrases, each image's in sentences of its own, and how much attention they draw.
 
@@ -176,6 +177,7 @@ class Pipeline:
             ids: id of each image; its noise depends on it.
             watch: is called after every batch with the number of passes that are done and that there are; what it
                 raises ends the work.
+            independent: phrases do not compete for a cell: the layers that tell classes apart are not asked.
 
         """
         passes, frames = self._passes(images, plans, ids)
@@ -190,7 +192,7 @@ class Pipeline:
             if watch is not None:
                 watch(done, len(passes))
 
-        maps = self._mean_maps(passes, plans, counts, frames, seen, attention=True)
+        maps = self._mean_maps(passes, plans, counts, frames, seen, attention=True, compete=not independent)
         return [
             PhraseMaps(to_soft_maps(each, tuple(range(1, count + 1)), frame, self.reads_words), *shares.of(index))
             for index, (each, count, frame) in enumerate(zip(maps, counts, frames, strict=True))
@@ -295,6 +297,7 @@ class Pipeline:
         frames: Sequence[Frame],
         watch: Callable[[Sequence[Pass], Reading], None] | None = None,
         attention: bool = False,
+        compete: bool = True,
     ) -> list[Float[Tensor, "classes grid_h grid_w"]]:
         """Return each image's maps: attention and affinity of every pass, then their mean on the image's grid.
 
@@ -307,11 +310,11 @@ class Pipeline:
             frames: frame of each image; its maps are on this frame's grid.
             watch: is called with every batch and what it showed.
             attention: whether `Reading.attention` is wanted.
+            compete: whether the layers that tell classes apart are asked.
 
         """
-        read = partial(self._read, attention=True) if attention else self._read
         return mean_maps(
-            self.reader.batches(passes, read),
+            self.reader.batches(passes, partial(self._read, attention=attention, compete=compete)),
             n_labels,
             [self._words(plan) for plan in plans],
             frames,
@@ -334,7 +337,7 @@ class Pipeline:
         """Return the grid an image's maps are kept on."""
         return common_grid(self.cross_layers, self.self_layers, self.reader.latent_hw(frame))
 
-    def _read(self, passes: Sequence[Pass], attention: bool = False) -> Reading:
+    def _read(self, passes: Sequence[Pass], attention: bool = False, compete: bool = True) -> Reading:
         return read_batch(
             self.parts,
             self.cross_layers,
@@ -346,5 +349,5 @@ class Pipeline:
             attention=attention,
             words=self.reads_words,
             reference=self.reference,
-            naming_layers=self.naming_layers,
+            naming_layers=self.naming_layers if compete else (),
         )

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from data.classes import IGNORE
-from data.console import count, plural
 from data.errors import ConfigError
+from data.wording import count, plural
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import torch
 
 from data.classes import ClassSet
 from data.config import from_plain
-from data.console import written_by
 from data.errors import ConfigError, ModelError
 from data.files import file_sha256
+from data.machine import written_by
 from data.masks import voc_palette
 from train.archive import verify_archive
 from train.network import SIZE_MULTIPLE, NetworkConfig, Segmenter, build_network

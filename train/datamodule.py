@@ -9,10 +9,11 @@ from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from data.classes import ClassSet
 from data.config import DataConfig, require
-from data.console import available_cpus, count
 from data.errors import ConfigError, StoreError
+from data.machine import available_cpus
 from data.samples import evenly_spaced
 from data.store.store import MaskStore
+from data.wording import count
 from train.dataset import TrainingSet, TruthSet
 from train.order import EpochOrder, ResumableLoader
 from train.samples import TrainingSample, list_supervised, list_training, list_truth

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.console import count
 from data.errors import ModelError
+from data.wording import count
 from train.archive import verify_archive
 from train.torchvision_names import conflict, family, in_timms_names
 

@@ -12,10 +12,10 @@ import pytorch_lightning as pl
 from jaxtyping import Float64, Int64
 
 from data.classes import ClassSet
-from data.console import count, printable
 from data.files import write_atomically
 from data.masks import write_mask
 from data.scoring import Scores, boundary_iou, score
+from data.wording import count, printable
 from train.inference import InferenceConfig
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from data.config import require
-from data.console import count
 from data.errors import ConfigError, ModelError
 from data.files import write_atomically
+from data.wording import count
 from train.checkpoint import file_digest, load_network
 from train.inference import not_finite
 from train.network import SIZE_MULTIPLE, padding_of_whole_cells

@@ -24,12 +24,12 @@ from safetensors.torch import save
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
 
-from data.console import count
 from data.demo.world import split_scenes
 from data.errors import ModelError
 from data.files import file_sha256, write_atomically
 from data.images import read_image
 from data.readers.folder import image_samples
+from data.wording import count
 from train.encoder_weights import common_names
 
 ARCHITECTURE = "tf_efficientnet_lite0"

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from data.classes import IGNORE
 from data.config import DataConfig, require, to_plain
-from data.console import count, warn_of_idle
+from data.console import warn_of_idle
 from data.errors import ConfigError, ImageError
 from data.files import write_atomically
 from data.images import read_image
@@ -28,6 +28,7 @@ from data.store.records import image_record
 from data.store.softmaps import SoftMaps
 from data.store.source import stored_data, stored_path
 from data.store.store import MaskStore
+from data.wording import count
 from train.checkpoint import file_digest, load_network
 from train.crf_tiles import blocks_of_large
 from train.dataset import to_tensor

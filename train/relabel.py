@@ -11,13 +11,14 @@ from tqdm import tqdm
 
 from data.classes import IGNORE
 from data.config import require, to_plain
-from data.console import count, warn_of_idle
+from data.console import warn_of_idle
 from data.errors import ConfigError, StoreError
 from data.images import read_image
 from data.store.records import image_record, is_up_to_date, labels_of_record
 from data.store.review import hand_on
 from data.store.source import moved, stored_path
 from data.store.store import MaskStore
+from data.wording import count
 from train.checkpoint import file_digest, load_network
 from train.inference import InferenceConfig, with_engine
 from train.predict import cells, choose_device, predict_blocks, shrink, soft_maps

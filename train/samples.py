@@ -10,7 +10,6 @@ from jaxtyping import UInt8
 
 from data.classes import ClassSet
 from data.config import DataConfig, White
-from data.console import count, plural
 from data.errors import StoreError
 from data.masks import read_mask, white_as_class
 from data.readers.layout import open_samples
@@ -18,6 +17,7 @@ from data.samples import Sample
 from data.store.reviewed import Counted, Use, WrongLabels, apply_reviews, without_wrong
 from data.store.source import truth_paths, truth_white
 from data.store.store import MaskStore
+from data.wording import count, plural
 
 logger = logging.getLogger(__name__)
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from data.console import count, printable
 from data.exporters.items import Exported, ExportOptions, Item, classes_in, place_image, split_of, suffix_of
 from data.exporters.polygons import outlines, yolo_line
 from data.files import write_atomically
 from data.store.store import MaskStore
+from data.wording import count, printable
 
 
 def write_yolo(store: MaskStore, items: Iterable[Item], folder: Path, options: ExportOptions, output: Path) -> Exported:

@@ -13,13 +13,13 @@ from PIL import Image
 
 from data.classes import MAX_NAME, ClassSet, class_key, nearest
 from data.config import DataConfig
-from data.console import count, printable, some
 from data.errors import ImageError, UserError
 from data.images import FORMATS, holds_several, open_image, orientation_of, to_rgb, turned_upright, upright_size
 from data.masks import only_black_and_white, read_mask
 from data.readers.layout import detect_format, list_data
 from data.readers.listing import Listing, listing_classes, nearest_file, none_matched
 from data.samples import evenly_spaced
+from data.wording import count, printable, some
 
 SHOWN = 5  # examples of each finding in the text; the JSON has them all
 MAX_HINTS = 20  # unknown names that are compared with all known ones

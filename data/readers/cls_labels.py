@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from data.classes import COCO, MAX_CLASSES, VOC, ClassSet
-from data.console import count
 from data.errors import LabelError
 from data.readers.pickled import PickleFault, load_npy_objects
 from data.texts import FileKind, read_bytes
+from data.wording import count
 
 CLS_LABELS = FileKind("the label file", 256 * 1024 * 1024, "get the labels from another source", LabelError)
 

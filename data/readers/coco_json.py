@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from data.classes import MAX_NAME, class_key
-from data.console import count, holds_control, plural, short
 from data.errors import LabelError
 from data.images import MAX_PIXELS
 from data.texts import FileKind, read_json
+from data.wording import count, holds_control, plural, short
 
 ANNOTATIONS = FileKind("the annotations", 2 * 1024**3, "unpack the annotations again", LabelError)
 MAX_COORDINATE = 1_000_000

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.classes import MAX_CLASSES
-from data.console import count
 from data.errors import LabelError
 from data.images import IMAGE_SUFFIXES
+from data.wording import count
 
 IMAGE_COLUMNS = (
     "image",

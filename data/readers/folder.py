@@ -31,7 +31,6 @@ from pathlib import Path, PurePosixPath
 from data.class_file import load_classes
 from data.classes import ClassSet
 from data.config import DataConfig
-from data.console import count, some
 from data.errors import ConfigError, ImageError
 from data.images import IMAGE_SUFFIXES
 from data.readers.ids import make_ids
@@ -39,6 +38,7 @@ from data.readers.labels import read_label_table
 from data.readers.listing import Listing, interned, to_samples
 from data.readers.rows import UNREAD_SUFFIXES, match_rows
 from data.samples import Sample, SampleSet
+from data.wording import count, some
 
 TRUTH_FOLDERS = ("masks", "SegmentationClass")
 logger = logging.getLogger(__name__)

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Protocol, get_args
 
 from data.config import DataConfig, DataFormat, White, stays_inside
-from data.console import short
 from data.errors import ConfigError
 from data.readers.listing import Listing
 from data.samples import SampleSet
+from data.wording import short
 
 _CHOICES = {
     "format": ("auto", *get_args(DataFormat)),

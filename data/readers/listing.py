@@ -22,10 +22,10 @@ from data.classes import (
     repeated_names,
 )
 from data.config import DataConfig, White
-from data.console import count, plural, printable, some
 from data.errors import ConfigError, LabelError
 from data.readers.ids import check_distinct
 from data.samples import LazySamples, Sample, SampleSet
+from data.wording import count, plural, printable, some
 
 
 @dataclass(frozen=True)

@@ -35,12 +35,12 @@ from typing import Any
 
 import numpy as np
 
-from data.console import count
 from data.errors import ConfigError, ImageError, LabelError
 from data.images import IMAGE_SUFFIXES, size_of
 from data.readers.pickled import PickleFault, load_npy_objects
 from data.readers.targets import MaskArray, MaskFile, Target, TargetSet
 from data.texts import FileKind, read_bytes, read_yaml
+from data.wording import count
 
 REFERENCES = "references"
 PERSEG_REFERENCE = "00"

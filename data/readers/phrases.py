@@ -30,12 +30,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.console import count
 from data.errors import ConfigError, LabelError
 from data.readers.coco_json import ANNOTATIONS, CocoImage, Id, read_instances
 from data.readers.pickled import PickleFault, load_pickle
 from data.readers.targets import CocoShape, PanopticSegments, Target, TargetSet
 from data.texts import FileKind, read_bytes, read_json, read_text
+from data.wording import count
 
 _HINT = "write `image,phrase` as the first line and `street.jpg,a brown dog` below it"
 PHRASES = FileKind("the phrases", 256 * 1024 * 1024, f"{_HINT}, in UTF-8", LabelError)

@@ -28,7 +28,6 @@ from pathlib import Path
 from data.class_file import load_classes
 from data.classes import VOC
 from data.config import DataConfig
-from data.console import count, some
 from data.errors import ConfigError, LabelError
 from data.images import IMAGE_SUFFIXES
 from data.readers.ids import make_ids
@@ -37,6 +36,7 @@ from data.readers.listing import Listing, interned, to_samples
 from data.readers.rows import match_rows
 from data.samples import SampleSet, check_id
 from data.texts import FileKind, read_bytes, read_text
+from data.wording import count, some
 
 LIST_FILE = FileKind("the list", 64 * 1024 * 1024, "write one image id a line", ConfigError)
 ANNOTATION = FileKind("the annotation", 16 * 1024 * 1024, "restore the file", LabelError)

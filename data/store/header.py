@@ -9,9 +9,9 @@ from typing import Any, NotRequired, TypedDict
 
 from data.classes import IGNORE, ClassSet
 from data.config import DataConfig, from_plain, stays_inside
-from data.console import written_by
 from data.errors import StoreError, UserError
 from data.files import json_bytes, parse_json, plain_json, read_regular
+from data.machine import written_by
 
 FORMAT = "pseudolabel-masks"
 FORMAT_VERSION = 1

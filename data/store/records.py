@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.classes import IGNORE, ClassSet
-from data.console import short
 from data.errors import ImageError, LabelError, StoreError
 from data.images import MAX_PIXELS
 from data.masks import value_counts
 from data.samples import check_id
+from data.wording import short
 
 FEW_PIXELS = 0.001  # a class below this share of the image is worth a warning
 MOSTLY_IGNORED = 0.9

@@ -28,9 +28,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import UInt8
 
-from data.console import written_by
 from data.errors import StoreError
 from data.files import append_line, parse_json, write_atomically
+from data.machine import written_by
 from data.masks import read_mask, write_mask
 from data.samples import check_id
 from data.store.folder import CORRECTED, REVIEW

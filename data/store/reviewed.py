@@ -15,13 +15,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.classes import IGNORE
-from data.console import available_cpus, count, plural, printable, some
 from data.errors import LabelError, UserError
+from data.machine import available_cpus
 from data.masks import read_mask
 from data.store.folder import REVIEW
 from data.store.records import size_of_record
 from data.store.review import Review, corrected_path, mask_hash, read_corrected, read_reviews
 from data.store.store import MaskStore
+from data.wording import count, plural, printable, some
 
 Use = Literal["use", "ignore", "accepted_only"]
 WrongLabels = Literal["undecided", "leave_out"]

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float, Float16
 
 from data.classes import MAX_CLASSES
-from data.console import count
 from data.errors import StoreError
 from data.images import MAX_PIXELS
+from data.wording import count
 
 SOFT_VERSION = 1  # of the npz files
 WORDS_VERSION = 2  # of those that hold a map of background words too

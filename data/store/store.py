@@ -27,7 +27,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.classes import ClassSet
-from data.console import count
 from data.errors import StoreError
 from data.files import append_line, read_regular, write_atomically
 from data.masks import read_mask, write_mask
@@ -37,6 +36,7 @@ from data.store.header import MadeWith, header_bytes, header_differences, header
 from data.store.index import Record, read_lines
 from data.store.records import check_mask, path_below, size_of_record
 from data.store.softmaps import MAX_SOFT_BYTES, SoftMaps, check_soft, decode_soft, encode_soft
+from data.wording import count
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from data.console import progress_bar
 from data.masks import read_truth
 from data.scoring import confusion_matrix, score
 from data.store.softmaps import SoftMaps, decode_soft, encode_soft
@@ -95,8 +95,8 @@ class Maps:
 
 def _bar(search: Search, title: str, rest: Sequence[Picture]) -> Iterator[Picture]:
     done = len(search.pictures) - len(rest)
-    yield from tqdm(
-        rest, f"{search.place} {title}", total=len(search.pictures), initial=done, unit="image", leave=False
+    yield from progress_bar(
+        rest, desc=f"{search.place} {title}", total=len(search.pictures), initial=done, unit="image", leave=False
     )
 
 

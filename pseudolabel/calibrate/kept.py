@@ -23,9 +23,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from data.config import to_plain
-from data.console import written_by
 from data.errors import StoreError
 from data.files import append_line, file_sha256, json_bytes, parse_json, write_atomically
+from data.machine import written_by
 from pseudolabel.calibrate.budget import Budget
 
 FORMAT, FORMAT_VERSION = "pseudolabel-calibration", 1

@@ -31,10 +31,11 @@ import numpy as np
 import torch
 
 from data.config import to_plain
-from data.console import available_cpus, count, written_by
 from data.errors import ConfigError
 from data.files import file_sha256
+from data.machine import available_cpus, written_by
 from data.samples import Sample, SampleSet, evenly_spaced
+from data.wording import count
 from pseudolabel.calibrate import finish, steps
 from pseudolabel.calibrate.budget import OutOfTime
 from pseudolabel.calibrate.candidates import with_attention, with_existing_layers, with_sharing

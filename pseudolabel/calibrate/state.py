@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tqdm import tqdm
-
 from data.classes import ClassSet
-from data.console import count
+from data.console import progress_bar
 from data.samples import Sample
+from data.wording import count
 from pseudolabel.calibrate.candidates import describe
 from pseudolabel.calibrate.judge import (
     Sheet,
@@ -133,7 +132,7 @@ def read(
     each, done = len(reader.diffusion.timesteps), len(search.pictures) - len(pictures)
     bar: dict[str, Any] = {"total": len(search.pictures) * each, "initial": done * each}
     found = record(reader, pictures, wanted)
-    yield from tqdm(found, f"{search.place} {title}", unit="map", leave=False, mininterval=1.0, **bar)
+    yield from progress_bar(found, often=1.0, desc=f"{search.place} {title}", unit="map", leave=False, **bar)
 
 
 def recordings(search: Search, config: GenerateConfig, wanted: Wanted, title: str) -> list[Sentences]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from data.console import progress_bar
 from pseudolabel.calibrate.candidates import (
     AFFINITIES,
     SCALES,
@@ -58,7 +58,7 @@ def choose_layers(search: Search, timesteps: Sequence[int]) -> None:
             partial(_at, timestep, recorded),
             with_attention(with_timesteps(base, (timestep,)), token_rescaling=on),
         )
-        for timestep in tqdm(timesteps, f"{search.place} choose layers", unit="timestep", leave=False)
+        for timestep in progress_bar(timesteps, desc=f"{search.place} choose layers", unit="timestep", leave=False)
         for on in (False, True)
     ]
     tried = " ".join(map(str, timesteps))

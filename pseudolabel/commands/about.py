@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from data.console import printable
+from data.wording import printable
 
 
 def about(json: bool = False) -> None:
@@ -21,7 +21,7 @@ def about(json: bool = False) -> None:
 def describe() -> dict[str, Any]:
     """Return versions, devices, models at hand, and extras with what each would add."""
     from data.about import DISTRIBUTION, EXTRAS, installed, system, versions
-    from data.console import REPOSITORY, available_cpus, available_memory_bytes, commit
+    from data.machine import REPOSITORY, available_cpus, available_memory_bytes, commit
 
     memory, (at_hand, cache_fault) = available_memory_bytes(), models()
     extras = {}

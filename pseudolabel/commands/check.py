@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from data.config import require
-from data.console import count, plural, printable
 from data.errors import ConfigError
+from data.wording import count, plural, printable
 from pseudolabel.config import GenerateConfig
 
 if TYPE_CHECKING:

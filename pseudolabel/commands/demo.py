@@ -23,8 +23,9 @@ def demo(
         true_masks: Also train the same network on the true masks, for comparison.
 
     """
-    from data.console import count, describe_machine
     from data.demo.world import write_world
+    from data.machine import describe_machine
+    from data.wording import count
     from pseudolabel.demo.run import make_masks, require_files, train_network, write_results
 
     size = QUICK if quick else FULL

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from data.config import require
-from data.console import count, printable
+from data.wording import count, printable
 
 
 def doubt(store: Path, limit: int = 20, output: Path | None = None, json: bool = False) -> None:

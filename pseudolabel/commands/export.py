@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.config import require
-from data.console import count, printable
+from data.wording import count, printable
 
 
 def export(

@@ -29,7 +29,7 @@ def import_masks(
         on_error: A mask that cannot be taken: stop, or leave it out and name it at the end.
 
     """
-    from data.console import printable
+    from data.wording import printable
     from pseudolabel.generate.importing import import_lines
     from pseudolabel.generate.importing import import_masks as take_masks
     from pseudolabel.generate.tally import check_some_made, print_skipped

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.console import count, printable
+from data.wording import count, printable
 
 if TYPE_CHECKING:
     from data.config import DataConfig, DataFormat

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.config import require
-from data.console import count, warn_of_idle
+from data.console import warn_of_idle
+from data.wording import count
 from pseudolabel.config import mask_settings
 from pseudolabel.masks.config import MaskConfig
 

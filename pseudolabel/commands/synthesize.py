@@ -41,8 +41,8 @@ def synthesize(
 
     """
     from data.class_file import load_classes
-    from data.console import count as count_of
     from data.console import warn_of_idle
+    from data.wording import count as count_of
     from pseudolabel.generate.synthesize import Recipe, synthesize_images
 
     config, output = GroundConfig(**settings), Path(output)

@@ -10,11 +10,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from data.classes import ClassSet
-from data.console import count
 from data.images import read_image
 from data.masks import overlay, read_truth
 from data.store.source import truth_paths
 from data.store.store import MaskStore
+from data.wording import count
 from pseudolabel.review import blocks
 from pseudolabel.review.coverage import measure_coverage
 from pseudolabel.review.pages import render

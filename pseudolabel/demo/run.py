@@ -14,10 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import data
-from data.console import REPOSITORY, commit
 from data.demo.world import TRAIN_TRUTH_FOLDER
 from data.errors import ConfigError, UserError
 from data.files import write_atomically
+from data.machine import REPOSITORY, commit
 from data.store.store import MaskStore
 from pseudolabel.demo.page import demo_page, strip_figure, strips
 from pseudolabel.demo.results import Device, Result, Size, Step

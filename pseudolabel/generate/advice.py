@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.console import available_memory_bytes
 from data.errors import ModelError
+from data.machine import available_memory_bytes
 from data.texts import FileKind, read_json
 
 MODELS = Path(__file__).with_name("models.json")  # counted by benchmarks/costs.py

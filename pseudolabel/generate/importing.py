@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from data.classes import IGNORE
 from data.config import DataConfig, White
-from data.console import count, some
+from data.console import progress_bar
 from data.errors import ConfigError, ImageError, UserError
 from data.images import as_shown, size_of
 from data.masks import only_black_and_white, read_mask, white_as_class
@@ -23,7 +23,7 @@ from data.store.records import check_mask, image_record
 from data.store.softmaps import SoftMaps
 from data.store.source import stored_data, stored_path
 from data.store.store import MaskStore
-from pseudolabel.generate.tally import progress_bar
+from data.wording import count, some
 
 CELL_PX = 8  # side of a cell of the soft maps that are made from a mask
 
@@ -85,7 +85,7 @@ def import_masks(
     }
     store = MaskStore.open_or_create(store_path, classes=samples.classes, **header)
     done, result, used = store.finished(), Imported(), set()
-    with progress_bar(len(samples.samples)) as bar:
+    with progress_bar(total=len(samples.samples), unit="image", smoothing=0.05) as bar:
         for sample in samples.samples:
             bar.update()
             if sample.truth_path is None:

@@ -11,12 +11,13 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data.console import available_cpus
+from data.console import progress_bar
 from data.files import check_place
+from data.machine import available_cpus
 from data.samples import SampleSet
 from pseudolabel.config import GenerateConfig, mask_config
 from pseudolabel.generate.jobs import Finished, finished_masks, mask_jobs, pending_samples, prepare_store
-from pseudolabel.generate.tally import Tally, count_outcome, progress_bar
+from pseudolabel.generate.tally import Tally, count_outcome
 from pseudolabel.generate.workers import MaskJob, Outcome, default_workers, run_jobs
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def generate_masks(store_path: Path, samples: SampleSet, config: GenerateConfig)
         outcomes = ray_outcomes(store_path, samples, config, finished)
     else:
         outcomes = _local_outcomes(store_path, samples, config, finished)
-    with contextlib.closing(outcomes), progress_bar(wanted) as bar:
+    with contextlib.closing(outcomes), progress_bar(total=wanted, unit="image", smoothing=0.05) as bar:
         for outcome in outcomes:
             count_outcome(outcome, tally, config.run.on_error)
             bar.set_postfix(skipped=len(tally.skipped), refresh=False)

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from data.console import available_cpus, count, idle_lines, peak_memory_bytes
+from data.console import idle_lines
 from data.errors import ImageError, ModelError, UserError
+from data.machine import available_cpus, peak_memory_bytes
+from data.wording import count
 from pseudolabel.config import GenerateConfig
 
 if TYPE_CHECKING:

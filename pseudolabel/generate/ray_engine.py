@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from data.classes import ClassSet
-from data.console import available_cpus, system_fault
 from data.errors import ConfigError, UserError
+from data.machine import available_cpus
 from data.samples import Sample, SampleSet
+from data.wording import system_fault
 from pseudolabel.config import GenerateConfig, mask_config
 from pseudolabel.generate.jobs import Finished, images_together, mask_jobs, pending_samples, prepare_store
 from pseudolabel.generate.workers import MaskJob, Outcome, finish_image

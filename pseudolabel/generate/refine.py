@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from data.console import progress_bar
 from data.densecrf import chosen_engine
 from data.errors import StoreError, UserError
 from data.gpu import may_have_gpu
@@ -14,7 +15,7 @@ from data.store.review import hand_on
 from data.store.source import moved, stored_path
 from data.store.store import MaskStore
 from pseudolabel.config import stored_mask_settings
-from pseudolabel.generate.tally import Tally, count_outcome, progress_bar
+from pseudolabel.generate.tally import Tally, count_outcome
 from pseudolabel.generate.workers import MaskJob, default_workers, run_jobs
 from pseudolabel.masks.config import MaskConfig
 from pseudolabel.masks.crf import with_engine
@@ -69,7 +70,7 @@ def refine_masks(
         return tally
     jobs = _jobs(source, output_path, records, root)
     outcomes = run_jobs(jobs, config, default_workers(workers), where)
-    with contextlib.closing(outcomes), progress_bar(len(records)) as bar:
+    with contextlib.closing(outcomes), progress_bar(total=len(records), unit="image", smoothing=0.05) as bar:
         for outcome in outcomes:
             count_outcome(outcome, tally, on_error)
             bar.update()

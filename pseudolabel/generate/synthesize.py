@@ -14,7 +14,6 @@ drawn.jsonl                  a line for every image drawn, those that were throw
 """
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -27,6 +26,7 @@ import torch
 from data.class_file import save_classes
 from data.classes import ClassSet
 from data.config import DataConfig
+from data.console import progress_bar
 from data.errors import ConfigError, StoreError
 from data.exporters.annotation import voc_annotation
 from data.exporters.labels import write_labels
@@ -218,14 +218,11 @@ def _drawn(
     store: MaskStore,
 ) -> Iterator[tuple[Order, dict[str, Any]]]:
     """Draw images, read their masks, write what is kept, and yield the line about each."""
-    from tqdm import tqdm
-
     if not orders:
         return
     painter = painter_of(pipeline.parts, config.model)
     together = TOGETHER_ON_GPU if pipeline.parts.device.type != "cpu" else 1
-    interval = 0.5 if sys.stderr.isatty() else 30.0
-    with tqdm(total=len(orders), unit="image", dynamic_ncols=True, mininterval=interval) as bar:
+    with progress_bar(total=len(orders), unit="image") as bar:
         for start in range(0, len(orders), together):
             batch = orders[start : start + together]
             prompts, seeds = [order.prompt for order in batch], [order.noise_seed for order in batch]

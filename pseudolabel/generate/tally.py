@@ -1,21 +1,17 @@
 """What a run has done so far, shown while it runs and told at its end."""
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from tqdm import tqdm
-
-from data.console import count, printable, some
 from data.errors import UserError
 from data.files import write_atomically
 from data.samples import SampleSet
 from data.store.folder import SKIPPED
 from data.store.store import MaskStore
+from data.wording import count, printable, some
 from pseudolabel.generate.workers import Outcome
 
 SHOWN = 20  # skipped images named at the end; all of them are in skipped.txt
@@ -70,12 +66,6 @@ def count_outcome(outcome: Outcome, tally: Tally, on_error: str) -> None:
         tally.objects += record.get("sam", {}).get("objects", 0)
         tally.changed += record.get("sam", {}).get("changed", 0)
         tally.dropped_words.update(record.get("dropped_words", ()))
-
-
-def progress_bar(total: int) -> "tqdm[Any]":
-    """Return the one bar over images; where stderr is no terminal it says a line every half minute."""
-    interval = 0.5 if sys.stderr.isatty() else 30.0
-    return tqdm(total=total, unit="image", dynamic_ncols=True, mininterval=interval, smoothing=0.05)
 
 
 def print_sam(tally: Tally) -> None:

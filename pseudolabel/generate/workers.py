@@ -22,9 +22,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.classes import ClassSet
-from data.console import available_cpus, available_memory_bytes
 from data.errors import UserError
 from data.images import read_image
+from data.machine import available_cpus, available_memory_bytes
 from data.store.records import image_record, size_of_record
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from data.console import written_by
 from data.errors import ConfigError
 from data.files import is_free
 from data.images import encode_picture
+from data.machine import written_by
 from data.masks import overlay
 from pseudolabel.ground.localizer import Localization
 from pseudolabel.ground.page import phrase_overlay

@@ -18,10 +18,11 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
-from data.console import count
+from data.console import progress_bar
 from data.errors import ConfigError, ImageError
 from data.images import to_rgb
 from data.store.softmaps import SoftMaps, upsample
+from data.wording import count
 from pseudolabel.config import mask_config
 from pseudolabel.ground.config import GroundConfig
 from pseudolabel.ground.presence import presence
@@ -159,7 +160,7 @@ class Localizer:
         """
         plan = self.plan(phrases, sentence)
         rgb_u8 = as_rgb(image)
-        [maps] = self.pipeline.phrase_maps([rgb_u8], [plan], [image_id], watch)
+        [maps] = self.pipeline.phrase_maps([rgb_u8], [plan], [image_id], watch, independent)
         return self._masked(rgb_u8, check_phrases(phrases), plan, maps, independent)
 
     def localize_many(
@@ -206,10 +207,10 @@ class Localizer:
         independent: bool,
         progress: bool,
     ) -> Iterator[Localization]:
-        from tqdm import tqdm
-
         jobs = zip(images, phrases, sentences, ids, strict=True)
-        for image, row, sentence, image_id in tqdm(jobs, total=len(phrases), unit="image", disable=not progress):
+        for image, row, sentence, image_id in progress_bar(
+            jobs, total=len(phrases), unit="image", disable=not progress
+        ):
             yield self.localize(image, row, sentence, independent, image_id)
 
     def plan(self, phrases: Sequence[str], sentence: str | None = None) -> tuple[Prompt, ...]:

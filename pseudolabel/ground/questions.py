@@ -11,13 +11,14 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from data.config import to_plain
-from data.console import count
+from data.console import progress_bar
 from data.errors import ConfigError, ImageError, LabelError
 from data.files import new_folder
 from data.images import read_image
 from data.readers.folder import image_samples
 from data.readers.ids import make_ids
 from data.readers.phrases import read_phrase_table
+from data.wording import count
 from pseudolabel.ground.config import GroundConfig
 from pseudolabel.ground.files import PAGE, RESULTS, check_output, results_json, write_image_files
 from pseudolabel.ground.localizer import Localizer
@@ -188,6 +189,6 @@ def draw_one(localizer: Localizer, drawing: Drawing) -> UInt8[np.ndarray, "heigh
 
 
 def _progress(questions: Sequence[Question], images: Iterable[Any]) -> Iterable[tuple[Question, Any]]:
-    from tqdm import tqdm
-
-    return tqdm(zip(questions, images, strict=True), total=len(questions), unit="image", disable=len(questions) < 2)
+    return progress_bar(
+        zip(questions, images, strict=True), total=len(questions), unit="image", disable=len(questions) < 2
+    )

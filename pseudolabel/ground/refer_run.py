@@ -2,17 +2,18 @@
 
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data.console import count, written_by
+from data.console import progress_bar
 from data.errors import ConfigError, StoreError
 from data.files import append_line, lines_by, write_atomically
 from data.images import read_image
+from data.machine import written_by
 from data.readers.targets import Target, TargetSet, read_region
+from data.wording import count
 from pseudolabel.ground.config import GroundConfig
 from pseudolabel.ground.localizer import Localizer
 from pseudolabel.ground.refer_table import Row, markdown, rows_of
@@ -90,11 +91,8 @@ def _lines(
     options: ReferOptions,
 ) -> Iterator[dict[str, Any]]:
     """Yield the line of every target that is not done."""
-    from tqdm import tqdm
-
     left = [group for group in groups if any(target.id not in done for target in group)]
-    interval = 0.5 if sys.stderr.isatty() else 30.0
-    for group in tqdm(left, unit="image", mininterval=interval, dynamic_ncols=True):
+    for group in progress_bar(left, unit="image"):
         rgb_u8 = read_image(group[0].image_path)
         if words:
             answers = [find_particular(localizer, rgb_u8, words[one.phrase], options, one.id) for one in group]

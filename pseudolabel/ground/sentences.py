@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data.classes import MAX_CLASSES, ClassSet
-from data.console import count
 from data.errors import LabelError
+from data.wording import count
 from pseudolabel.softmaps.config import PromptConfig
 from pseudolabel.softmaps.prompt import Prompt, expand_placeholders, occurrences, plan_prompts
 from pseudolabel.softmaps.tokens import Span, lead, token_ids, trail

@@ -19,9 +19,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from data.console import one_line, printable
 from data.errors import ConfigError, UserError
 from data.images import read_image
+from data.wording import one_line, printable
 from pseudolabel.ground.localizer import Localizer
 from pseudolabel.ground.page import image_view
 from pseudolabel.ground.sentences import check_phrases

@@ -5,7 +5,6 @@ ends with the very bytes of one that was not.
 """
 
 import contextlib
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -17,9 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
 
 from data.config import to_plain
+from data.console import progress_bar
 from data.errors import ConfigError, StoreError
 from pseudolabel.personalize.config import PersonalizeConfig
 from pseudolabel.personalize.custom_diffusion import start_custom, write_custom
@@ -252,7 +251,7 @@ def prepare_looking(
         seeds = range(config.seed * count, (config.seed + 1) * count)
         parts_of = [seeds[index : index + DRAWN_AT_ONCE] for index in range(0, count, DRAWN_AT_ONCE)]
         prompt = config.templates[0].format(word)
-        bar = tqdm(parts_of, f"draw {word}", unit="batch", disable=not sys.stderr.isatty())
+        bar = progress_bar(parts_of, desc=f"draw {word}", unit="batch")
         drawn = [draw(painter, [prompt] * len(part), part, DRAW_STEPS, DRAW_GUIDANCE) for part in bar]
         pictures = list(np.concatenate(drawn))
     latents = encode_views(parts, pictures)
@@ -286,10 +285,7 @@ def train(
     kept = {"weights": nn.ParameterList(every), "optimizer": optimizer, "progress": progress}
     first = restore(progress.path, parts.device, **kept)
     velocity = prediction_type(config.model) == "v_prediction"
-    bar = tqdm(
-        range(first, config.steps), config.method, initial=first, total=config.steps, unit="step",
-        disable=not sys.stderr.isatty(),
-    )  # fmt: skip
+    bar = progress_bar(range(first, config.steps), desc=config.method, initial=first, total=config.steps, unit="step")
     for step in bar:
         loss = step_loss(config, parts, views, looking, velocity, step)
         factor = schedule(step, config.steps, decay_from=0.6, warm_up=max(1, config.steps // 20))

@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
-from data.console import count
 from data.errors import ConfigError, StoreError, UserError
 from data.images import read_image
 from data.store.folder import INDEX, REVIEW
@@ -23,6 +22,7 @@ from data.store.records import size_of_record
 from data.store.review import Change, Review, ReviewLog, mask_hash, read_corrected, write_corrected, write_decision
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
+from data.wording import count
 from pseudolabel.config import mask_settings, stored_mask_settings
 from pseudolabel.masks.config import MaskConfig
 from pseudolabel.masks.labelmap import label_map

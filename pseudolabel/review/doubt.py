@@ -16,9 +16,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.classes import IGNORE, ClassSet
-from data.console import available_cpus, count
+from data.console import progress_bar
 from data.errors import StoreError, UserError
+from data.machine import available_cpus
 from data.store.store import MaskStore
+from data.wording import count
 from pseudolabel.review.doubtful import FLAGGED
 
 FAINT = 0.02  # a class with a smaller share of the image is the fainter the smaller it is
@@ -101,12 +103,13 @@ def disagreements(store: MaskStore, predictions: MaskStore) -> dict[str, float]:
     """
     if predictions.classes.names != store.classes.names:
         raise StoreError(f"The classes of {predictions.path} are not those of {store.path}; see --predictions.")
-    from tqdm import tqdm
-
     predicted = predictions.finished()
     records = [record for record in store.records() if record["id"] in predicted]
     found: dict[str, float] = {}
-    with ThreadPoolExecutor(available_cpus()) as pool, tqdm(total=len(records), unit="image", desc="compare") as bar:
+    with (
+        ThreadPoolExecutor(available_cpus()) as pool,
+        progress_bar(total=len(records), unit="image", desc="compare") as bar,
+    ):
         for part in (records[at : at + AHEAD] for at in range(0, len(records), AHEAD)):
             for record, share in zip(part, pool.map(lambda one: _compared(store, predictions, one), part), strict=True):
                 found |= {} if share is None else {record["id"]: share}

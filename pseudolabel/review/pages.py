@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from data.console import printable
+from data.wording import printable
 
 
 def render(template: str, **values: Any) -> str:

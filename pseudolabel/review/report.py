@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.classes import IGNORE, ClassSet
-from data.console import count, plural
 from data.errors import ConfigError, StoreError, UserError
 from data.images import read_image
 from data.masks import overlay, read_truth
@@ -18,6 +17,7 @@ from data.store.review import Review, read_corrected
 from data.store.softmaps import SoftMaps
 from data.store.source import truth_paths, truth_white
 from data.store.store import MaskStore
+from data.wording import count, plural
 from pseudolabel.review import blocks
 from pseudolabel.review.coverage import Coverage, measure_coverage
 from pseudolabel.review.decided import decisions, in_words

@@ -11,14 +11,15 @@ from jaxtyping import Int64
 
 from data.classes import ClassSet
 from data.config import White
-from data.console import available_cpus, count, printable
 from data.errors import ConfigError, LabelError, UserError
+from data.machine import available_cpus
 from data.masks import read_truth
 from data.scoring import Scores, confusion_matrix
 from data.scoring import score as score_matrix
 from data.store.records import size_of_record
 from data.store.source import truth_paths, truth_white
 from data.store.store import MaskStore
+from data.wording import count, printable
 from pseudolabel.config import mask_settings
 from pseudolabel.masks.config import MaskConfig
 from pseudolabel.review.decided import decisions

@@ -11,11 +11,11 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import BaseRoute, Route
 
 from data.config import from_plain
-from data.console import one_line
 from data.errors import ConfigError, UserError
 from data.files import parse_json
 from data.store.review import Change, Review
 from data.store.store import MaskStore
+from data.wording import one_line
 from pseudolabel.config import mask_settings
 from pseudolabel.review import views
 from pseudolabel.review.desk import Desk, UnknownImage

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from data.console import printable
 from data.errors import ConfigError
+from data.wording import printable
 
 ENDING_S = 3  # how long answers that are on their way are waited for
 

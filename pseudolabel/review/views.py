@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.classes import IGNORE, ClassSet
-from data.console import printable
 from data.errors import ConfigError, UserError
 from data.images import encode_picture, read_image
 from data.masks import overlay, voc_palette
 from data.store.records import size_of_record
 from data.store.review import Review, mask_hash
 from data.store.reviewed import known_labels
+from data.wording import printable
 from pseudolabel.review import blocks
 from pseudolabel.review.desk import Desk
 from pseudolabel.review.queue import Line, labels_in_use, warnings_in_use

@@ -182,7 +182,8 @@ class AttentionConfig:
 
     naming_layers: tuple[str, ...] = ()
     """Layers by whose cross-attention the classes of an image compete for a cell, while cross_layers say how far things
-    reach: coarse layers often know better what a thing is, fine ones where it ends. None: cross_layers do both."""
+    reach: coarse layers often know better what a thing is, fine ones where it ends. None: cross_layers do both. Masks
+    that may overlap (--independent of ground and refer) do without."""
 
     token_rescaling: bool = False
     """Drop start, end and filler tokens, let a cell's content tokens sum to 1, then min-max per token (GoCA)."""

@@ -16,9 +16,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from data.classes import ClassSet
-from data.console import count
 from data.errors import ConfigError
 from data.store.softmaps import Frame
+from data.wording import count
 from pseudolabel.config import RunConfig
 from pseudolabel.softmaps.config import DiffusionConfig, PromptConfig, ResizeConfig
 from pseudolabel.softmaps.diffusion.encode import draw_noise, encode_image, noised_latent, seeded_generator

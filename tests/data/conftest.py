@@ -1,6 +1,7 @@
 """Drawn data sets in the formats that are read."""
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,21 @@ Labelled = dict[str, list[str]]
 
 def draw(height: int = 24, width: int = 32, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def gradient(height: int = 6, width: int = 9) -> np.ndarray:
+    return np.linspace(0, 255, height * width * 3).astype(np.uint8).reshape(height, width, 3)
+
+
+def odd_exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF as a careless program writes it: (tag, type, count, value), then orientation 6."""
+    entries = (*entries, (0x0112, 3, 1, struct.pack("<H", 6)))
+    head, tail = struct.pack("<H", len(entries)), b""
+    for tag, kind, count, value in entries:
+        where = struct.pack("<I", 8 + 2 + 12 * len(entries) + 4 + len(tail))
+        tail += value if len(value) > 4 else b""
+        head += struct.pack("<HHI", tag, kind, count) + (value.ljust(4, b"\0") if len(value) <= 4 else where)
+    return b"Exif\0\0II*\0" + struct.pack("<I", 8) + head + struct.pack("<I", 0) + tail
 
 
 @pytest.fixture

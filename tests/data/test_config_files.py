@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.config_files import find_beside, find_paths
-from data.console import REPOSITORY
+from data.machine import REPOSITORY
 
 
 @pytest.fixture

@@ -310,3 +310,14 @@ def test_iou_at_every_cut_is_that_of_the_masks():
         marked = scores[part] >= personal_rules.CUTS[cut]
         expected = (marked & truths[part]).sum() / (marked | truths[part]).sum()
         assert found[subset, cut] == pytest.approx(expected)
+
+
+def test_a_step_is_that_of_training_at_crops_that_are_no_whole_cells():
+    from benchmarks.stage_two import make_step
+    from train.network import NetworkConfig, build_network
+
+    network = build_network(NetworkConfig(encoder="resnet18", weights=None, decoder_channels=8), 3)
+    step = make_step(network, torch.device("cpu"), {"model": {}, "trainer": {}})
+    before = network.head[0].weight.clone()
+    step({"image": torch.randint(0, 256, (2, 3, 41, 33), dtype=torch.uint8), "mask": torch.zeros(2, 41, 33)})
+    assert not torch.equal(network.head[0].weight, before)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.console import REPOSITORY
+from data.machine import REPOSITORY
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 import data
-from data.console import REPOSITORY
 from data.demo.world import split_scenes
+from data.machine import REPOSITORY
 from pseudolabel.demo.training.loop import Session, provenance
 from pseudolabel.demo.training.measure_model import ClassAccuracy, evaluate_model
 from pseudolabel.demo.training.model_parts import build_scheduler, build_tokenizer

@@ -6,9 +6,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from data.console import count
 from data.errors import ModelError
 from data.texts import FileKind, read_json
+from data.wording import count
 from pseudolabel.softmaps.config import ModelConfig
 from pseudolabel.softmaps.diffusion.families import FILES, family_of
 

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from data.console import count
 from data.errors import ConfigError
+from data.wording import count
 from pseudolabel.config import Dtype
 from pseudolabel.softmaps.tokens import TextWindow
 

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from data.console import REPOSITORY
+from data.machine import REPOSITORY
 from pseudolabel.calibrate import budget, kept, recordings
 from pseudolabel.calibrate.kept import checkpoint_path
 from pseudolabel.cli import main

@@ -131,6 +131,15 @@ def test_what_is_below_the_presence_asked_for_gets_no_mask(localizer, rgb_u8):
     assert np.array_equal(strong.mask, alone[strong.phrase].mask)  # it competes with the background alone
 
 
+def test_layers_that_let_phrases_compete_are_not_asked_where_masks_may_overlap(ground_config, localizer, rgb_u8):
+    attention = replace(ground_config.attention, naming_layers=("down:1/2",))
+    named = Localizer.from_pretrained(config=replace(ground_config, attention=attention), device="cpu")
+    for independent in (True, False):
+        found = named.localize(rgb_u8, ["dog", "cat"], independent=independent)
+        plain = localizer.localize(rgb_u8, ["dog", "cat"], independent=independent)
+        assert np.array_equal(found["dog"].soft, plain["dog"].soft) == independent
+
+
 # ------------------------------------------------------------------------------------------------------------ sentences
 
 

@@ -16,7 +16,9 @@ from PIL import Image
 
 from data.class_file import save_classes
 from data.classes import make_classes
+from data.store.folder import REVIEW
 from data.store.records import image_record
+from data.store.review import mask_hash
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
 from pseudolabel.config import stored_mask_settings
@@ -26,6 +28,7 @@ from pseudolabel.masks.labelmap import label_map
 CLASSES = make_classes(["disc", "box"], {}, {})
 SETTINGS = MaskConfig(FuseConfig(0.4), CrfConfig(kind="none"), 0.75)
 SIZE = (48, 64)
+FIRST = "scene_0"
 
 
 def draw_store(folder: Path, count: int = 6) -> MaskStore:
@@ -127,3 +130,15 @@ def served():
 def visitor(drawn) -> Iterator[Visitor]:
     with serving(drawn.path) as found:
         yield found
+
+
+def lines(store: MaskStore) -> list[dict]:
+    """What review.jsonl holds."""
+    path = store.path / REVIEW
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+
+def decision(store: MaskStore, sample_id: str = FIRST, **change) -> dict:
+    """What the page sends for a mask that nobody touched, and `change`."""
+    machine = mask_hash(store.read_mask(sample_id))
+    return {"id": sample_id, "mask": machine, "machine": machine, "who": "ada", **change}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.classes import make_classes
-from pseudolabel.review.doubt import differing, doubt_of, warning_kinds
+from pseudolabel.review.doubt import differing, doubt_of, usual_presence, warning_kinds
 from pseudolabel.review.retuning import displayed, drawn_over
 
 CLASSES = make_classes(["disc", "box"], {}, {})
@@ -72,3 +72,20 @@ def test_on_a_large_image_what_was_not_drawn_on_stays_to_the_pixel():
     assert not changed[:, 60:].any()
     assert (displayed(found) == drawn).all()
     assert (drawn_over(under, shown) == under).all()
+
+
+def test_a_label_that_is_hardly_there_is_doubt():
+    """Compared with what is usual in the store; a mask without presence is judged by the rest alone."""
+
+    classes = make_classes(["disc", "box"], {}, {})
+    records = [
+        {"id": str(n), "labels": [1], "presence": {"disc": value}} for n, value in enumerate((0.8, 0.8, 0.4, 0.0))
+    ]
+    usual = usual_presence(records)
+    assert usual == pytest.approx(0.6)
+    doubts = [doubt_of(record, classes, usual=usual) for record in records]
+    assert [doubt.value for doubt in doubts[:3]] == [0, 0, 0]
+    assert doubts[3].value == pytest.approx(0.8)
+    assert doubts[3].reasons == ("disc: presence 0.00, usual is 0.60",)
+    assert usual_presence([{"id": "a"}]) is None
+    assert doubt_of({"id": "a", "labels": []}, classes).value == 0

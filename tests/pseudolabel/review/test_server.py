@@ -2,13 +2,9 @@
 
 import gzip
 import io
-import json
 import re
-import signal
-import subprocess
 import sys
 import threading
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -23,28 +19,17 @@ from data.store.folder import REVIEW
 from data.store.review import mask_hash, read_corrected, read_reviews
 from data.store.softmaps import SoftMaps
 from data.store.store import MaskStore
-from pseudolabel.cli import main
 from pseudolabel.masks.config import CrfConfig, FuseConfig, MaskConfig
 from pseudolabel.masks.labelmap import label_map
 
-pytest.importorskip("starlette", reason="the extra [review] is not installed")
+from .conftest import FIRST, decision, lines
 
-FIRST = "scene_0"
+pytest.importorskip("starlette", reason="the extra [review] is not installed")
 
 
 def ids_of(answer, shape=(48, 64)) -> np.ndarray:
     assert answer.status == 200
     return np.frombuffer(gzip.decompress(answer.body), np.uint8).reshape(shape)
-
-
-def lines(store: MaskStore) -> list[dict]:
-    path = store.path / REVIEW
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-
-
-def decision(store: MaskStore, sample_id: str = FIRST, **change) -> dict:
-    machine = mask_hash(store.read_mask(sample_id))
-    return {"id": sample_id, "mask": machine, "machine": machine, "who": "ada", **change}
 
 
 def runs(mask: np.ndarray) -> list[int]:
@@ -291,82 +276,6 @@ def test_the_disagreement_of_a_network_is_doubt(drawn, tmp_path, capsys):
     assert (desk.mask(desk.line("scene_0"), "predictions") == 2).all()
 
 
-def test_a_label_that_is_hardly_there_is_doubt():
-    """Compared with what is usual in the store; a mask without presence is judged by the rest alone."""
-    from data.classes import make_classes
-    from pseudolabel.review.doubt import doubt_of, usual_presence
-
-    classes = make_classes(["disc", "box"], {}, {})
-    records = [
-        {"id": str(n), "labels": [1], "presence": {"disc": value}} for n, value in enumerate((0.8, 0.8, 0.4, 0.0))
-    ]
-    usual = usual_presence(records)
-    assert usual == pytest.approx(0.6)
-    doubts = [doubt_of(record, classes, usual=usual) for record in records]
-    assert [doubt.value for doubt in doubts[:3]] == [0, 0, 0]
-    assert doubts[3].value == pytest.approx(0.8)
-    assert doubts[3].reasons == ("disc: presence 0.00, usual is 0.60",)
-    assert usual_presence([{"id": "a"}]) is None
-    assert doubt_of({"id": "a", "labels": []}, classes).value == 0
-
-
-# Who is refused
-
-
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "10.0.0.7", "", "[::"])
-def test_a_host_that_is_not_this_machine_is_refused(visitor, host):
-    for path in ("/", "/api/queue", "/static/review.js"):
-        assert visitor.get(path, Host=host or " ").status in (400, 421)
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost:9", "LOCALHOST", "[::1]:8765"])
-def test_this_machine_may_be_called_by_its_names(visitor, host):
-    assert visitor.get("/", Host=host).status == 200
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:1"},
-        {"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "same-site"},
-        {"Content_Type": "text/plain"}, {"Content_Type": "application/x-www-form-urlencoded"},
-    ],
-)  # fmt: skip
-def test_other_sites_write_nothing(visitor, drawn, headers):
-    answer = visitor.post("/api/decide", decision(drawn, decision="reject"), **headers)
-    assert answer.status == 403
-    assert lines(drawn) == []
-    own = {"Origin": f"http://127.0.0.1:{visitor.port}", "Sec_Fetch_Site": "same-origin"}
-    assert visitor.post("/api/decide", decision(drawn, decision="reject"), **own).status == 200
-
-
-def test_other_sites_see_nothing_but_may_link_to_the_page(visitor):
-    assert visitor.get(f"/image?id={FIRST}", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors").status == 403
-    link = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}
-    assert visitor.get("/", **link).status == 200
-    assert visitor.get("/", **(link | {"Sec_Fetch_Dest": "iframe"})).status == 403
-    assert visitor.ask("DELETE", "/api/decide").status == 403
-
-
-def test_another_address_asks_for_a_token(drawn, served):
-    with served(drawn.path, host="0.0.0.0") as visitor:
-        assert "token=" in visitor.url
-        token = visitor.url.partition("token=")[2]
-        assert visitor.get("/").status == 403
-        assert visitor.get("/?token=wrong").status == 403
-        assert visitor.get(f"/api/queue?token={token[:-1]}").status == 403
-        answer = visitor.get(f"/?token={token}")
-        assert (answer.status, answer.headers["location"]) == (303, "/")
-        cookie = answer.headers["set-cookie"].partition(";")[0]
-        assert "HttpOnly" in answer.headers["set-cookie"]
-        assert visitor.get("/", Cookie=cookie).status == 200
-        assert visitor.post("/api/decide", decision(drawn, decision="accept"), Cookie=cookie).status == 200
-        assert visitor.post("/api/decide", decision(drawn, decision="reject")).status == 403
-        assert visitor.get("/", Cookie=cookie, Host="evil.example").status == 421
-        assert visitor.get("/", Cookie=cookie, Host="192.168.1.7:8765").status == 200
-    assert [line["decision"] for line in lines(drawn)] == ["accept"]
-
-
 HOSTILE = ("<script>alert(1)</script>", '" onload="alert(2)', "cat\u202egnp.exe", "a & b</title>")
 
 
@@ -397,40 +306,6 @@ def test_hostile_names_are_text(tmp_path, served):
         answer = visitor.post("/api/decide", decision(store, sample_id, decision="reject", who="<b>\u202e", wrong=[3]))
         assert answer.json["review"]["who"] == "<b>\\u202e"
         assert answer.json["review"]["wrong"] == [3]
-
-
-# The command
-
-
-def test_the_command_says_where_and_ends_on_ctrl_c(drawn):
-    command = [sys.executable, "-m", "pseudolabel.cli", "review", "--store", str(drawn.path), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            said = [process.stdout.readline() for _ in range(2)]
-            assert "6 images, 0 of them decided" in said[0]
-            address = re.search(r"http://127\.0\.0\.1:\d+/", said[1])[0]
-            with urllib.request.urlopen(address, timeout=60):  # it answers: from now on Ctrl-C is the server's
-                pass
-            process.send_signal(signal.SIGINT)
-            rest, errors = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 0, errors
-    assert "Next: segtrain fit" in rest
-    assert errors == ""
-
-
-def test_wrong_input_is_one_line(drawn, tmp_path, capsys):
-    assert main(["review", "--store", str(tmp_path / "none")]) == 2
-    assert "There is no mask store" in capsys.readouterr().err
-    for options in (["--port", "70000"], ["--host", "192.0.2.1"]):
-        assert main(["review", "--store", str(drawn.path), *options]) == 2
-        assert options[0] in capsys.readouterr().err
-
-
-def test_a_port_that_is_taken_is_named(drawn, capsys, visitor):
-    assert main(["review", "--store", str(drawn.path), "--port", str(visitor.port)]) == 2
-    assert f"port {visitor.port}" in capsys.readouterr().err
 
 
 def test_what_the_disk_does_not_take_is_told_of_and_no_link_is_followed(visitor, drawn, tmp_path):

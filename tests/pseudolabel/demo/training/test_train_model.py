@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.console import REPOSITORY
+from data.machine import REPOSITORY
 from pseudolabel.demo.training.captions import TEMPLATES, caption, class_word
 from pseudolabel.demo.training.latents import random_crops, training_scene
 from pseudolabel.demo.training.measure_model import class_accuracy, phrase_positions, recorded_cross_attention

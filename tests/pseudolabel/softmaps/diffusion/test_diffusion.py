@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data.console import REPOSITORY
 from data.errors import ConfigError, ModelError
+from data.machine import REPOSITORY
 from pseudolabel.softmaps.config import ModelConfig
 from pseudolabel.softmaps.diffusion.encode import add_noise, draw_noise, encode_image, seeded_generator
 from pseudolabel.softmaps.diffusion.families import cell_px, encode_text, native_px
