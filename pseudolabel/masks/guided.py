@@ -6,6 +6,8 @@ says which changes of colour count as edges; a pixel takes the mean over the win
 image's border. Where we differ: a score stays between its smallest and largest value. O(pixels), whatever the radius.
 """
 
+from typing import Any
+
 import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -31,7 +33,7 @@ def guided(rgb_u8: UInt8[np.ndarray, "height width 3"], scores: Maps, radius_px:
     if radius_px == 0:
         return scores
     radius_px = min(radius_px, max(rgb_u8.shape[:2]))
-    precise = np.float32 if edge >= FINE_EDGE else np.float64
+    precise: np.dtype[Any] = np.dtype(np.float32 if edge >= FINE_EDGE else np.float64)
     guide = rgb_u8.astype(precise) / 255
     means = _window_means(guide, radius_px)
     inverse = _inverse_covariance(guide, means, radius_px, (edge / 255) ** 2)
