@@ -190,7 +190,7 @@ class AttentionConfig:
 
     rescaled_tokens: Literal["content", "words"] = "content"
     """With token_rescaling: which tokens share a cell out: all content tokens, or those of classes and background words
-    alone (words: GoCA)."""
+    alone (words: GoCA), where a sentence has more than one of these."""
 
     blur: int = 1
     """With token_rescaling: width in cells of a Gaussian over each token's map, odd; 1: none; GoCA: 5."""

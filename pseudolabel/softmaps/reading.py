@@ -228,11 +228,17 @@ def content_tokens(prompts: Sequence[Prompt], n_tokens: int) -> Bool[Tensor, "ba
 
 
 def named_tokens(prompts: Sequence[Prompt], n_tokens: int) -> Bool[Tensor, "batch tokens"]:
-    """Return which tokens of each sentence belong to its classes or its background words."""
-    named = torch.zeros(len(prompts), n_tokens, dtype=torch.bool)
+    """Return which tokens of each sentence belong to its classes or its background words.
+
+    Of a sentence with a single class and no background words they are all content tokens: nothing would be left to
+    share a cell with, and a map that is the same everywhere shows nothing.
+    """
+    named = content_tokens(prompts, n_tokens)
     for row, prompt in zip(named, prompts, strict=True):
-        for span in (*prompt.spans, *(span for _, span in prompt.words)):
-            row[list(span)] = True
+        spans = [*prompt.spans, *(span for _, span in prompt.words)]
+        if len(spans) > 1:
+            row[:] = False
+            row[[position for span in spans for position in span]] = True
     return named
 
 

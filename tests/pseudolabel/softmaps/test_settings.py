@@ -2,10 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from data.classes import VOC
 from data.store.softmaps import Frame
+from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.affinity import SelfAttention
 from pseudolabel.softmaps.config import AffinityConfig
 from pseudolabel.softmaps.reading import refine_maps
@@ -34,3 +37,11 @@ def test_settings_called_idle_change_nothing_and_all_others_something(kind, boxe
         config = replace(base, **{name: value})
         if config != base:
             assert (name in config.idle()) == torch.equal(maps(config), maps(base)), name
+
+
+def test_one_class_without_background_words_has_a_map_under_gocas_sharing(tiny_config, with_settings):
+    config = with_settings(tiny_config, "attention", token_rescaling=True, rescaled_tokens="words")
+    config = with_settings(config, "prompt", background_words=False)
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    [soft] = Pipeline.load(config, VOC).soft_maps([image], [(12,)], ["a"])
+    assert soft.maps.max() > 0.9
