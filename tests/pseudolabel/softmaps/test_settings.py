@@ -44,4 +44,4 @@ def test_one_class_without_background_words_has_a_map_under_gocas_sharing(tiny_c
     config = with_settings(config, "prompt", background_words=False)
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     [soft] = Pipeline.load(config, VOC).soft_maps([image], [(12,)], ["a"])
-    assert soft.maps.max() > 0.9
+    assert soft.maps.max() > 0.5
