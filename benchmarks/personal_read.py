@@ -113,7 +113,7 @@ def read_scene(reader: Reader, path: Path, labels: tuple[int, ...]) -> np.ndarra
     passes = list(reader.passes(0, read_image(path), reader.plan(labels), image_id))
     weights = class_weights([item.prompt for item in passes], passes[0].text.tokens.shape[1])
     recording = run_passes(reader.parts, cross, own, passes, weights)
-    latent_hw = (passes[0].noised.shape[-2], passes[0].noised.shape[-1])
+    latent_hw = passes[0].latent_hw
     attention = SelfAttention(*recording.queries_and_keys(own[0]), own[0].grid_hw(latent_hw))
     grid = attention.grid_hw
     by_name = {layer.name: resize_maps(recording.cross_map(layer, latent_hw), grid) for layer in cross}

@@ -1,5 +1,6 @@
 """The settings of a data set, and how any settings are checked, stored and read back; nothing heavy is imported."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path, PurePosixPath
@@ -56,6 +57,14 @@ def require(flag: str, value: object, holds: bool, rule: str) -> None:
     """Raise a ConfigError naming the flag, the value and the rule unless the rule holds."""
     if not holds:
         raise ConfigError(f"--{flag} is {value!r}: it must be {rule}; change --{flag} or its line in the config")
+
+
+def require_finite(group: str, config: Any) -> None:
+    """Raise a ConfigError naming the flag of a number among settings that is nan or without end."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float):
+            require(f"{group}.{field.name}", value, math.isfinite(value), "a finite number")
 
 
 def to_plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from data.about import keep_traceback
 from data.errors import ConfigError, UserError
@@ -20,8 +20,6 @@ from data.wording import is_encodable, one_line, printable, short, system_fault
 
 if TYPE_CHECKING:
     from tqdm import tqdm
-
-Item = TypeVar("Item")
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +188,7 @@ def log_to_stderr(handler: logging.Handler, packages: Sequence[str], line: str) 
         logging.getLogger(package).setLevel(logging.INFO)
 
 
-def progress_bar(items: "Iterable[Item] | None" = None, often: float = 0.5, **bar: Any) -> "tqdm[Item]":
+def progress_bar(items: Iterable[Any] | None = None, often: float = 0.5, **bar: Any) -> "tqdm[Any]":
     """Return a progress bar on stderr; where that is no terminal, as in a log file, it is a line every half minute.
 
     Args:

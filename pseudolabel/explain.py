@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from data.store.softmaps import Frame, SoftMaps
-from pseudolabel.masks.config import FuseConfig
+from pseudolabel.masks.config import MaskConfig
 from pseudolabel.masks.fuse import background_score, before_crf
 from pseudolabel.softmaps.affinity import SelfAttention
 from pseudolabel.softmaps.boxes import Box
@@ -102,7 +102,7 @@ def assemble(
     maps: Float[Tensor, "classes grid_h grid_w"],
     soft: SoftMaps,
     frame: Frame,
-    fuse: FuseConfig,
+    masks: MaskConfig,
 ) -> Explanation:
     """Gather what was read from one image's sentences, draw by draw and class by class, and fuse it.
 
@@ -112,7 +112,7 @@ def assemble(
         maps: the mean of the refined maps over draws.
         soft: the same as the store keeps them.
         frame: sizes of the image.
-        fuse: how the background's score is made.
+        masks: how the background's score is made, and at which size a large image is worked on.
 
     """
 
@@ -130,7 +130,7 @@ def assemble(
     owners = {row: (prompt, place) for prompt in prompts for place, row in enumerate(prompt.rows)}
     order = [owners[row] for row in range(len(soft.labels))]
     exact = maps.cpu().numpy()
-    background = background_score(exact, fuse, None if soft.words is None else soft.words.astype(np.float32))
+    background = background_score(exact, masks.fuse, None if soft.words is None else soft.words.astype(np.float32))
     first = readings[0][1]
     boxes = [[reading.boxes[at] for reading, at in _places(readings, prompt) if reading.boxes] for prompt, _ in order]
     return Explanation(
@@ -148,7 +148,7 @@ def assemble(
         background=background,
         cell_labels=np.array([0, *soft.labels], np.uint8)[np.concatenate([background[None], exact]).argmax(axis=0)],
         soft=soft,
-        argmax_before_crf=before_crf(soft, fuse),
+        argmax_before_crf=before_crf(soft, masks.fuse, masks.crf),
     )
 
 

@@ -250,15 +250,16 @@ class Pipeline:
         if fault is not None:
             raise fault
         soft = to_soft_maps(maps, labels, frame, self.reads_words)
-        result = assemble(prompts, kept, maps[: len(labels)], soft, frame, masks.fuse)
+        result = assemble(prompts, kept, maps[: len(labels)], soft, frame, masks)
         steps = tuple(item.timestep for item in passes if item.prompt is prompts[0])
         result = replace(result, latents=clean, noise=drawn, timesteps=steps)
         if image is None:
             return result
         # crf
-        marginals = image_marginals(image, result.soft, masks)
+        device = str(self.parts.device)
+        marginals = image_marginals(image, result.soft, masks, device)
         # labelmap
-        found = decided(image, marginals, result.soft, masks, str(self.parts.device))
+        found = decided(image, marginals, result.soft, masks, device)
         return replace(result, marginals=marginals, mask=found.mask, argmax=found.argmax)
 
     def _latent(

@@ -23,12 +23,11 @@ from pseudolabel.softmaps.layers import Layer, layer_key
 from pseudolabel.softmaps.passes import Pass, Reader
 from pseudolabel.softmaps.reading import (
     class_weights,
-    content_tokens,
     every_token,
-    named_tokens,
     number_fault,
     rescaled_classes,
     run_passes,
+    sharing_tokens,
 )
 from pseudolabel.softmaps.weights import weigh_heads, weigh_layers
 
@@ -196,7 +195,7 @@ class _Tables:
 
 def _read_tables(reader: Reader, batch: Sequence[Pass], wanted: Wanted) -> list[_Tables]:
     """Run one batch; every token is recorded, and summed to classes by every rule."""
-    latent_hw = (batch[0].noised.shape[-2], batch[0].noised.shape[-1])
+    latent_hw = batch[0].latent_hw
     weights = class_weights([item.prompt for item in batch], batch[0].text.tokens.shape[1], wanted.words)
     weights = weights.to(reader.parts.device)
     cells, reference = list(wanted.self_layers), wanted.reference
@@ -232,12 +231,12 @@ def _keep_maps(
 ) -> None:
     """Put the maps of each layer by each rule, of those that weigh heads or of those that do not, into the tables."""
     prompts, frames = [item.prompt for item in batch], [item.frame for item in batch]
-    latent_hw, n_tokens = (batch[0].noised.shape[-2], batch[0].noised.shape[-1]), weights.shape[-1]
+    latent_hw, n_tokens = batch[0].latent_hw, weights.shape[-1]
     for rule, layer in product(wanted.rules, wanted.cross_layers):
         if rule.by_head != by_head:
             continue
         if rule.rescaling:
-            sharing = (named_tokens if rule.named else content_tokens)(prompts, n_tokens).to(weights.device)
+            sharing = sharing_tokens(prompts, n_tokens, "words" if rule.named else "content").to(weights.device)
             valid_only = reader.resize.valid_only
             found = rescaled_classes(recording, layer, latent_hw, weights, sharing, frames, valid_only, rule.blur).cpu()
         else:
@@ -259,17 +258,16 @@ def _refuse_bad_numbers(reader: Reader, picture: Picture, tables: Sequence[_Tabl
 def _recorded(picture: Picture, mine: Sequence[tuple[Pass, _Tables]], wanted: Wanted) -> Recorded:
     """Put the draws of one sentence side by side."""
     first, tables = mine[0][0], [table for _, table in mine]
-    latent_hw = (first.noised.shape[-2], first.noised.shape[-1])
     queries, keys = _side_by_side([each.queries for each in tables]), _side_by_side([each.keys for each in tables])
     return Recorded(
         picture,
         first.frame,
-        latent_hw,
+        first.latent_hw,
         first.timestep,
         first.prompt.rows,
         {rule: _side_by_side([each.maps[rule] for each in tables]) for rule in wanted.rules},
         {
-            layer.name: KeptAttention(queries[layer.name], keys[layer.name], layer.grid_hw(latent_hw))
+            layer.name: KeptAttention(queries[layer.name], keys[layer.name], layer.grid_hw(first.latent_hw))
             for layer in wanted.self_layers
         },
         _side_by_side([each.agreement for each in tables]),

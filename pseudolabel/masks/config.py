@@ -4,10 +4,10 @@ Every default lives here, once. Each field's docstring is its help text on the c
 switches that the preset `paper` turns on.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from data.config import CrfEngine, changed, require
+from data.config import CrfEngine, changed, require, require_finite
 
 CrfKind = Literal["densecrf", "pamr", "tlp", "none"]
 
@@ -17,7 +17,8 @@ class FuseConfig:
     """How a background score is made from the class maps."""
 
     threshold: float = 0.5
-    """Tau: a cell is background where no class map exceeds about this value; published: 0.5 for VOC, 0.35 for COCO."""
+    """Tau: the background's score is (2 tau - the highest class map)^2, so that it wins where no class map exceeds 0.38
+    (tau 0.5) or 0.23 (tau 0.35); published: 0.5 for VOC, 0.35 for COCO."""
 
     clamp: bool = True
     """Background is zero where a map exceeds twice the threshold. False: it rises again there (Paper)."""
@@ -44,8 +45,8 @@ class CrfConfig:
     marginals within 0.001); auto: torch beside a model on a CUDA GPU or without pydensecrf, else pydensecrf."""
 
     iterations: int = 10
-    """Mean-field steps (densecrf) or rounds (pamr); 0 returns the normalised scores, also under tlp, which otherwise
-    goes on until it has converged."""
+    """Mean-field steps (densecrf) or rounds (pamr); 0 is as kind none, also under tlp, which otherwise goes on until it
+    has converged, for 500 steps at most."""
 
     scale: float = 1.0
     """Side length, relative to the image's, at which the refinement runs; 0.5 takes a quarter of the time."""
@@ -76,7 +77,8 @@ class CrfConfig:
     """Kind tlp: cells of the longer side of the grid it works on; published: 80."""
 
     edge: float = 10.0
-    """Kind tlp: difference of colours, in grey levels, from which on neighbours hardly hold together."""
+    """Kind tlp: range in grey levels of a difference of colours; neighbours that differ by three times as much hardly
+    hold together."""
 
     guide: float = 0.0
     """Range in pixels of a guided filter, which moves the enlarged scores onto the image's edges before the refinement;
@@ -89,27 +91,38 @@ class CrfConfig:
     """Subtract a mean from the BGR image and let bytes wrap, as the published code does (Paper)."""
 
     def __post_init__(self) -> None:
+        require_finite("crf", self)
         require("crf.iterations", self.iterations, self.iterations >= 0, "at least 0")
         require("crf.scale", self.scale, 0 < self.scale <= 1, "above 0 and at most 1")
         require("crf.max_megapixels", self.max_megapixels, self.max_megapixels >= 0.001, "at least 0.001")
         require("crf.smoothness", self.smoothness, self.smoothness >= 0, "at least 0")
         require("crf.grid", self.grid, self.grid >= 2, "at least 2 cells")
-        require("crf.guide", self.guide, self.guide >= 0, "at least 0")
-        for name in ("sxy_gaussian", "sxy_bilateral", "srgb_bilateral", "edge", "guide_edge"):
+        for name in ("guide", "compat_gaussian", "compat_bilateral"):
+            require(f"crf.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        for name in ("sxy_gaussian", "sxy_bilateral", "srgb_bilateral", "edge"):
             require(f"crf.{name}", getattr(self, name), getattr(self, name) > 0, "above 0")
+        require("crf.guide_edge", self.guide_edge, self.guide_edge >= 0.5, "at least 0.5: bytes know no finer edge")
+
+    @property
+    def refines(self) -> bool:
+        """Whether scores are refined at all, and not only divided by their sum."""
+        return self.kind != "none" and self.iterations > 0
 
     def idle(self) -> tuple[str, ...]:
-        """Return the settings that were changed and have no effect under this kind."""
+        """Return the settings that were changed and have no effect under this kind, or without iterations."""
         dense = ("sxy_gaussian", "compat_gaussian", "sxy_bilateral", "srgb_bilateral", "compat_bilateral")
         lattice = ("smoothness", "grid", "edge")
-        unread: dict[CrfKind, tuple[str, ...]] = {
-            "densecrf": lattice,
-            "pamr": ("engine", *dense, *lattice),
-            "tlp": ("engine", *dense, *(("iterations",) if self.iterations else ())),
-            "none": ("engine", "iterations", "scale", "wrapped_image", "guide", *dense, *lattice),
-        }
-        guided = self.guide > 0 and self.kind != "none"
-        return changed(self, (*unread.get(self.kind, ()), *(() if guided else ("guide_edge",))))
+        if not self.refines:
+            read = ("kind", "max_megapixels", *(() if self.kind == "none" else ("iterations",)))
+            return changed(self, (field.name for field in fields(self) if field.name not in read))
+        match self.kind:
+            case "pamr":
+                unread: tuple[str, ...] = ("engine", *dense, *lattice)
+            case "tlp":
+                unread = ("engine", *dense, "iterations")
+            case _:
+                unread = lattice
+        return changed(self, (*unread, *(() if self.guide > 0 else ("guide_edge",))))
 
 
 @dataclass(frozen=True)

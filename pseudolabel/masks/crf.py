@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
@@ -11,8 +10,10 @@ from data.densecrf import chosen_engine, dense_crf
 from data.store.softmaps import resize_scores
 from pseudolabel.masks.config import CrfConfig
 from pseudolabel.masks.guided import guided
+from pseudolabel.masks.memory import gpu_memory_for
 from pseudolabel.masks.pamr import pamr
 from pseudolabel.masks.tlp import text_guided_smoothing
+from pseudolabel.masks.working import shrunk_to
 
 # Mean of the COCO images in BGR, as Caffe models subtract it; the published code feeds the CRF what is left.
 MEAN_BGR = (104.008, 116.669, 122.675)
@@ -28,34 +29,41 @@ def refine_scores(
     """Return the marginals of background and labels at every pixel; they sum to 1.
 
     Args:
-        rgb_u8: the image as it is in its file.
+        rgb_u8: the image as it is in its file, or at its working size.
         scores: non-negative scores, not normalised.
         config: kind and its parameters; `scale` below 1 runs it on a smaller image, with its ranges scaled alike, and
             enlarges the marginals.
         device: where PAMR and the torch engine of the dense CRF run; pydensecrf runs on the CPU.
         shrunk: side length of `rgb_u8` relative to the image file's; `scale` and the ranges are those of the file.
 
+    Raises:
+        ConfigError: the GPU's memory does not hold it.
+
     """
-    if config.kind == "none" or config.iterations == 0:
-        return _normalise(scores.astype(np.float32))
+    scores = scores.astype(np.float32)
+    if not config.refines:
+        return _normalise(scores)
     size_hw = rgb_u8.shape[:2]
-    guide = wrapped_bgr(rgb_u8) if config.wrapped_image else rgb_u8
     scale = min(1.0, config.scale / shrunk)
     small_hw = (max(1, round(size_hw[0] * scale)), max(1, round(size_hw[1] * scale)))
+    guide = shrunk_to(rgb_u8, small_hw)
+    if config.wrapped_image:
+        guide = wrapped_bgr(guide)
     if small_hw != size_hw:
-        guide = cv2.resize(guide, small_hw[::-1], interpolation=cv2.INTER_AREA)
-        scores = resize_scores(scores.astype(np.float32), small_hw)
-    scores = scores.astype(np.float32)
+        scores = resize_scores(scores, small_hw)
     if config.guide > 0:
         scores = guided(guide, scores, max(1, round(config.guide * scale * shrunk)), config.guide_edge)
-    marginals = _refine(guide, scores, config, scale * shrunk, device)
+    with gpu_memory_for(
+        f"the refinement of an image of {small_hw[1]} x {small_hw[0]} px", "a lower --crf.max_megapixels or --crf.scale"
+    ):
+        marginals = _refine(guide, scores, config, scale * shrunk, device)
     if small_hw != size_hw:
         marginals = _normalise(resize_scores(marginals, size_hw))
     return marginals
 
 
 def _refine(guide_u8: np.ndarray, scores: np.ndarray, config: CrfConfig, scale: float, device: str) -> np.ndarray:
-    """Refine a picture of this side length relative to the image file's."""
+    """Refine at a side length of `scale` relative to the image file's, by which ranges in pixels shrink too."""
     match config.kind:
         case "densecrf":
             torch = _torch() if chosen_engine(config.engine, device) == "torch" else None

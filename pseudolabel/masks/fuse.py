@@ -56,9 +56,14 @@ def scores_with_background(soft: SoftMaps, config: FuseConfig) -> Float[np.ndarr
     return np.concatenate([background_score(maps, config, words)[None], maps])
 
 
-def image_scores(soft: SoftMaps, config: FuseConfig) -> Float[np.ndarray, "rows height width"]:
-    """Return the scores of background and labels at the image's own size: grid, padded image, crop, image."""
-    return upsample(scores_with_background(soft, config), soft)
+def image_scores(
+    soft: SoftMaps, config: FuseConfig, size_hw: tuple[int, int] | None = None
+) -> Float[np.ndarray, "rows height width"]:
+    """Return the scores of background and labels at the image's own size or another one.
+
+    The way back from the grid is that of `upsample`: padded image, crop, image.
+    """
+    return upsample(scores_with_background(soft, config), soft, size_hw)
 
 
 def before_crf(soft: SoftMaps, config: FuseConfig, crf: CrfConfig = _DEFAULT_CRF) -> UInt8[np.ndarray, "height width"]:
@@ -71,5 +76,5 @@ def before_crf(soft: SoftMaps, config: FuseConfig, crf: CrfConfig = _DEFAULT_CRF
 
     """
     ids = np.array([0, *soft.labels], np.uint8)
-    scores = upsample(scores_with_background(soft, config), soft, working_size(soft.image_hw, crf))
+    scores = image_scores(soft, config, working_size(soft.image_hw, crf))
     return enlarged_to(ids[scores.argmax(axis=0)], soft.image_hw)

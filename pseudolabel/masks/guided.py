@@ -6,6 +6,8 @@ says which changes of colour count as edges; a pixel takes the mean over the win
 image's border. Where we differ: a score stays between its smallest and largest value. O(pixels), whatever the radius.
 """
 
+from typing import Any
+
 import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -13,6 +15,9 @@ from jaxtyping import Float32, UInt8
 Maps = Float32[np.ndarray, "rows height width"]
 # Of a symmetric 3 x 3 matrix, row and column of its entries above and on the diagonal.
 UPPER = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
+# Edges finer than this, in grey levels, are looked for in double precision. Where a window holds two colours, rounding
+# outgrows eps^2 in the determinant: in single precision scores were off by up to 0.003 at 2 and 0.7 at 1, 0.0001 at 5.
+FINE_EDGE = 5.0
 
 
 def guided(rgb_u8: UInt8[np.ndarray, "height width 3"], scores: Maps, radius_px: int, edge: float) -> Maps:
@@ -21,16 +26,19 @@ def guided(rgb_u8: UInt8[np.ndarray, "height width 3"], scores: Maps, radius_px:
     Args:
         rgb_u8: the image.
         scores: at its size; each row by itself.
-        radius_px: r; 0 changes nothing.
+        radius_px: r; 0 changes nothing, and a window larger than the image is all of it.
         edge: square root of eps, in grey levels: smaller changes of colour are no edge.
 
     """
     if radius_px == 0:
         return scores
-    guide = rgb_u8.astype(np.float32) / 255
+    radius_px = min(radius_px, max(rgb_u8.shape[:2]))
+    precise: np.dtype[Any] = np.dtype(np.float32 if edge >= FINE_EDGE else np.float64)
+    guide = rgb_u8.astype(precise) / 255
     means = _window_means(guide, radius_px)
     inverse = _inverse_covariance(guide, means, radius_px, (edge / 255) ** 2)
-    return np.stack([_fitted(guide, means, inverse, row, radius_px) for row in scores])
+    fitted = [_fitted(guide, means, inverse, row.astype(precise, copy=False), radius_px) for row in scores]
+    return np.stack(fitted).astype(np.float32, copy=False)
 
 
 def _window_means(values: np.ndarray, radius_px: int) -> np.ndarray:
@@ -50,7 +58,7 @@ def _window_lengths(length: int, radius_px: int) -> np.ndarray:
 
 def _inverse_covariance(guide: np.ndarray, means: np.ndarray, radius_px: int, eps: float) -> np.ndarray:
     """Return the inverse of each window's covariance of colours plus eps, as (3, 3, height, width); by its adjugate."""
-    covariance = np.empty((3, 3, *guide.shape[:2]), np.float32)
+    covariance = np.empty((3, 3, *guide.shape[:2]), guide.dtype)
     for i, j in UPPER:
         own = _window_means(guide[..., i] * guide[..., j], radius_px) - means[..., i] * means[..., j]
         covariance[i, j] = covariance[j, i] = own + (eps if i == j else 0)

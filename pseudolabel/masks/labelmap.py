@@ -11,10 +11,10 @@ from jaxtyping import Float, Float32, UInt8
 
 from data.classes import IGNORE
 from data.errors import ImageError, StoreError
-from data.store.softmaps import SoftMaps, upsample
+from data.store.softmaps import SoftMaps
 from pseudolabel.masks.config import MaskConfig
 from pseudolabel.masks.crf import refine_scores, runs_on_gpu
-from pseudolabel.masks.fuse import scores_with_background
+from pseudolabel.masks.fuse import image_scores
 from pseudolabel.masks.working import enlarged_to, shrunk_to, working_size
 
 
@@ -62,6 +62,7 @@ def labelled(
         device: where PAMR, the dense CRF's torch engine and SAM run.
 
     Raises:
+        ConfigError: the memory of a GPU does not hold the refinement, or SAM.
         ImageError: the image is not of the size the soft maps were made for.
         StoreError: NaN or infinite values in the soft maps.
 
@@ -111,12 +112,13 @@ def image_marginals(
             f"The image is {rgb_u8.shape[:2]} but its soft maps are for {soft.image_hw}: the file has changed; "
             "generate it again (--run.overwrite)"
         )
-    if not np.isfinite(soft.maps).all():
+    read = (soft.maps,) if soft.words is None else (soft.maps, soft.words)
+    if not all(np.isfinite(maps).all() for maps in read):
         raise StoreError(
-            "its soft maps hold NaN or infinite values; generate it again (--overwrite --run.dtype float32)"
+            "its soft maps hold NaN or infinite values; generate it again (--run.overwrite --run.dtype float32)"
         )
     shrunk = max(work_hw) / max(soft.image_hw)
-    scores = upsample(scores_with_background(soft, config.fuse), soft, work_hw)
+    scores = image_scores(soft, config.fuse, work_hw)
     return refine_scores(shrunk_to(rgb_u8, work_hw), scores, config.crf, device, shrunk)
 
 

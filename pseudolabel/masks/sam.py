@@ -7,7 +7,6 @@ the answers is in `sam_prompts`. An image is embedded once; all its components, 
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,17 @@ from torch.nn import functional
 
 from data.errors import ModelError
 from pseudolabel.masks.config import SamConfig
-from pseudolabel.masks.sam_prompts import Component, Prompt, components, labels_by_overlap, overlap, prompt_of
+from pseudolabel.masks.memory import gpu_memory_for
+from pseudolabel.masks.sam_prompts import (
+    Component,
+    Prompt,
+    components,
+    is_unchanged,
+    labels_by_overlap,
+    overlap,
+    prompt_of,
+)
+from pseudolabel.softmaps.config import local_folder
 
 MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, which both kinds were trained with
 TOGETHER = 16  # prompts in one batch
@@ -100,7 +109,18 @@ class Sam:
         rows, columns = self.model.prompt_encoder.image_embedding_size
         small = (4 * rows * size_hw[0] // self.side or 1, 4 * columns * size_hw[1] // self.side or 1)
         resized = functional.interpolate(logits[:, None], small, mode="bilinear", antialias=True)
-        return functional.pad(resized, (0, 4 * columns - small[1], 0, 4 * rows - small[0]), value=float(logits.min()))
+        lowest = logits.amin(dim=(1, 2), keepdim=True)[:, None]  # each object's own: others have no say in its answer
+        padded = lowest.repeat(1, 1, 4 * rows, 4 * columns)
+        padded[..., : small[0], : small[1]] = resized
+        return padded
+
+    def of_image(
+        self, answers: Float[Tensor, "objects small small"], image_hw: tuple[int, int]
+    ) -> Float[Tensor, "objects rows columns"]:
+        """Return the part of answers that shows the image, at their own size: padding is nobody's mask."""
+        height, width = self.scaled_hw(image_hw)
+        rows, columns = (-(-side * answers.shape[-1] // self.side) for side in (height, width))
+        return answers[:, :rows, :columns]
 
     def enlarged(
         self, answers: Float[Tensor, "objects small small"], image_hw: tuple[int, int]
@@ -122,10 +142,7 @@ def load_sam(model_id: str, device: str) -> Sam:
     """
     from transformers import AutoConfig, Sam2Model, SamModel
 
-    folder = Path(model_id).expanduser()
-    name = str(folder) if folder.is_dir() else model_id
-    if not folder.is_dir() and (model_id.count("/") != 1 or model_id.startswith((".", "/", "~"))):
-        raise ModelError(f"There is no folder {model_id!r}, and it is not a hub id (owner/name); see --sam.id")
+    name = str(local_folder(model_id, "sam.id") or model_id)
     try:
         kind = AutoConfig.from_pretrained(name).model_type
         match kind:
@@ -166,19 +183,24 @@ def sharpened(
         config: model and rule.
         device: where the model is, or is to be.
 
+    Raises:
+        ConfigError: the GPU's memory does not hold it.
+        ModelError: as `load_sam`.
+
     """
     assert config.id is not None
     found = components(argmax)
     if not found:
         return Sharpened(argmax, np.zeros(argmax.shape, bool), 0, 0)
-    sam = load_sam(config.id, device)
-    embeddings = sam.embed(rgb_u8)
-    match config.rule:
-        case "prompts":
-            support = {label: marginals[row] for row, label in enumerate(labels, start=1)}
-            return _by_prompts(sam, embeddings, argmax, found, support, config)
-        case "overlap":
-            return _by_overlap(sam, embeddings, argmax, found, config)
+    with gpu_memory_for("SAM beside the rest", "a smaller one (--sam.id), or `pseudolabel refine` once masks are made"):
+        sam = load_sam(config.id, device)
+        embeddings = sam.embed(rgb_u8)
+        match config.rule:
+            case "prompts":
+                support = {label: marginals[row] for row, label in enumerate(labels, start=1)}
+                return _by_prompts(sam, embeddings, argmax, found, support, config)
+            case "overlap":
+                return _by_overlap(sam, embeddings, argmax, found, config)
 
 
 def _by_prompts(
@@ -193,15 +215,14 @@ def _by_prompts(
     result, touched, accepted = argmax.copy(), np.zeros(argmax.shape, bool), []
     for start in range(0, len(found), TOGETHER):
         part = found[start : start + TOGETHER]
-        answers = [each.mask for each in part]
-        scores = np.zeros(len(part))
+        answers: list[tuple[float, np.ndarray]] = [(-np.inf, each.mask) for each in part]
         for _ in range(config.rounds):
-            prompts = [prompt_of(mask, support[each.label]) for mask, each in zip(answers, part, strict=True)]
-            fresh, scores = _best_answers(sam, embeddings, argmax.shape, prompts)
-            answers = [new if new.any() else old for new, old in zip(fresh, answers, strict=True)]
+            prompts = [prompt_of(mask, support[each.label]) for (_, mask), each in zip(answers, part, strict=True)]
+            fresh = _best_answers(sam, embeddings, argmax.shape, prompts)
+            answers = [new if new[1].any() else old for new, old in zip(fresh, answers, strict=True)]
         accepted += [
-            (float(score), each, answer)
-            for score, each, answer in zip(scores, part, answers, strict=True)
+            (score, each, answer)
+            for (score, answer), each in zip(answers, part, strict=True)
             if score >= config.least_score and overlap(answer, each.mask) >= config.least_iou
         ]
     for _, each, answer in accepted:
@@ -216,8 +237,8 @@ def _by_prompts(
 
 def _best_answers(
     sam: Sam, embeddings: list[Tensor], image_hw: tuple[int, ...], prompts: Sequence[Prompt]
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return, for each prompt, the mask that SAM thinks the best, and how good it thinks it is."""
+) -> list[tuple[float, np.ndarray]]:
+    """Return, for each prompt, how good SAM thinks its best mask is, and that mask, which may be empty."""
     size_hw = (image_hw[0], image_hw[1])
     points, boxes = np.stack([each.points for each in prompts]), np.stack([each.box for each in prompts])
     labels, logits = np.array([each.labels for each in prompts]), np.stack([each.logits for each in prompts])
@@ -225,7 +246,7 @@ def _best_answers(
     best = scores.argmax(dim=1)
     chosen = answers[torch.arange(len(prompts), device=answers.device), best]
     masks = (sam.enlarged(chosen, size_hw) > 0).cpu().numpy()
-    return list(masks), scores.amax(dim=1).cpu().numpy()
+    return list(zip(scores.amax(dim=1).tolist(), masks, strict=True))
 
 
 def _by_overlap(
@@ -233,13 +254,12 @@ def _by_overlap(
 ) -> Sharpened:
     """Give SAM's masks of everything to classes; a class that would change too much stays as it was."""
     size_hw = (argmax.shape[0], argmax.shape[1])
-    result = labels_by_overlap(argmax, list(masks_of_everything(sam, embeddings, size_hw, config.points)))
+    result = labels_by_overlap(argmax, masks_of_everything(sam, embeddings, size_hw, config.points))
     for label in np.unique(argmax[argmax > 0]):
         if overlap(result == label, argmax == label) < config.least_iou:
             result = np.where(result == label, 0, result)
             result = np.where(argmax == label, label, result).astype(np.uint8)
-    changed = sum(not np.array_equal(result == each.label, argmax == each.label) for each in found)
-    return Sharpened(result, result != argmax, len(found), changed)
+    return Sharpened(result, result != argmax, len(found), sum(not is_unchanged(each, result) for each in found))
 
 
 def masks_of_everything(
@@ -259,14 +279,15 @@ def masks_of_everything(
         points = grid[start : start + TOGETHER]
         found = sam.ask(embeddings, image_hw, points, np.ones((len(points), 1), np.int64))
         answers, scores = (each.flatten(0, 1) for each in found)
-        inner, outer = (answers > 1).sum(dim=(1, 2)), (answers > -1).sum(dim=(1, 2))
-        good = (scores >= SURE) & (inner >= STABLE * outer) & ((answers > 0).sum(dim=(1, 2)) > 0)
+        shown = sam.of_image(answers, image_hw)
+        inner, outer = (shown > 1).sum(dim=(1, 2)), (shown > -1).sum(dim=(1, 2))
+        good = (scores >= SURE) & (inner >= STABLE * outer) & (shown > 0).any(dim=2).any(dim=1)
         kept.append(answers[good])
         sure.append(scores[good])
     answers, scores = torch.cat(kept), torch.cat(sure)
     if not len(answers):
         return
-    for index in nms(masks_to_boxes(answers > 0), scores, SAME_BOX):
+    for index in nms(masks_to_boxes(sam.of_image(answers, image_hw) > 0), scores, SAME_BOX):
         mask = (sam.enlarged(answers[index][None], image_hw)[0] > 0).cpu().numpy()
         if mask.any():
             yield mask

@@ -4,7 +4,7 @@ Sources: SAMRefiner, ICLR 2025 (prompts from a coarse mask); SEPL, "Segment Anyt
 for Weakly Supervised Semantic Segmentation", 2023 (the overlap rule). All coordinates are (x, y) in pixels of the mask.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
@@ -49,7 +49,10 @@ class Prompt:
 
 
 def components(argmax: UInt8[np.ndarray, "height width"]) -> list[Component]:
-    """Return the connected parts (8 neighbours) of each class's mask, in order of class, top and left."""
+    """Return the connected parts (8 neighbours) of each class's mask, in order of class, top and left.
+
+    Parts of fewer than `SMALLEST_PX` pixels are none.
+    """
     found = []
     for label in np.unique(argmax[argmax > 0]):
         _, numbered, stats, _ = cv2.connectedComponentsWithStats((argmax == label).astype(np.uint8), connectivity=8)
@@ -101,26 +104,39 @@ def overlap(first: Bool[np.ndarray, "height width"], second: Bool[np.ndarray, "h
     return int((first & second).sum()) / union if union else 0.0
 
 
+def is_unchanged(part: Component, argmax: UInt8[np.ndarray, "height width"]) -> bool:
+    """Return whether a part of former labels is a connected part of these ones, to the pixel."""
+    return bool((argmax[part.mask] == part.label).all()) and not (argmax[_rim(part.mask)] == part.label).any()
+
+
+def _rim(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """Return the pixels outside a mask that touch it (8 neighbours)."""
+    return (cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0) & ~mask
+
+
 def labels_by_overlap(
-    argmax: UInt8[np.ndarray, "height width"], masks: Sequence[Bool[np.ndarray, "height width"]]
+    argmax: UInt8[np.ndarray, "height width"], masks: Iterable[Bool[np.ndarray, "height width"]]
 ) -> UInt8[np.ndarray, "height width"]:
     """Return the labels after SAM's masks of everything have been given to classes (SEPL, section 3.2).
 
     A mask s goes to the class c with which it shares the most pixels, where 2 |s and P_c| > |s| or
     |s and P_c| / |P_c| >= 0.85. Pixels outside all masks keep their label; those that lie in masks of no class alone
-    become background. Where we differ: smaller masks are laid over larger ones, and a class that no mask went to keeps
-    its pixels.
+    become background. Where we differ: smaller masks are laid over larger ones, of equal ones the later, and a class
+    that no mask went to keeps its pixels. One mask is held at a time.
     """
     result, covered = np.zeros_like(argmax), np.zeros(argmax.shape, bool)
+    smallest = np.full(argmax.shape, argmax.size + 1)  # area of the mask that a pixel has its label from
     areas = {int(label): int((argmax == label).sum()) for label in np.unique(argmax[argmax > 0])}
     given = set()
-    for mask in sorted(masks, key=lambda each: -int(each.sum())):
+    for mask in masks:
         covered |= mask
+        area = int(mask.sum())
         shared = {label: int((argmax[mask] == label).sum()) for label in areas}
         label = max(shared, key=lambda each: shared[each], default=0)
-        inside = label and shared[label] > MOSTLY_INSIDE * mask.sum()
+        inside = label and shared[label] > MOSTLY_INSIDE * area
         if label and (inside or shared[label] >= MOSTLY_COVERED * areas[label]):
-            result[mask] = label
+            on_top = mask & (smallest >= area)
+            result[on_top], smallest[on_top] = label, area
             given.add(label)
     kept = ~covered | (np.isin(argmax, [label for label in areas if label not in given]) & (result == 0))
     return np.where(kept, argmax, result).astype(np.uint8)

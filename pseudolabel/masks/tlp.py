@@ -8,7 +8,7 @@ Z the scores, the second sum over pairs of the 8 neighbours, a_ij = g_ij p_i^T G
 classes of two cells are. Its solution satisfies (diag(rho) + tau L) F = diag(rho) Z, L the graph's Laplacian: a
 symmetric positive definite system, the same for all classes, solved by conjugate gradients. Where we differ: an image's
 labels are few and different things, so G is the identity; p is Z; rho_i is the largest score at i, the gate
-exp(-|c_i - c_j|^2 / (2 edge^2)) on the mean colours of cells.
+exp(-|c_i - c_j|^2 / (2 edge^2)) on the mean colours of cells. After `MOST_STEPS` steps it is taken as it is.
 """
 
 import cv2
@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from data.store.softmaps import resize_scores
+from pseudolabel.masks.working import shrunk_to
 
 TOLERANCE = 1e-5  # of the residual, relative to the right-hand side
 MOST_STEPS = 500
@@ -23,7 +24,7 @@ MOST_STEPS = 500
 STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 Maps = Float32[np.ndarray, "classes height width"]
-Links = list[Float32[np.ndarray, "rows columns"]]
+Links = list[Float32[np.ndarray, "_ _"]]  # a step leads out of the grid at one border, and a row or column is missing
 
 
 def text_guided_smoothing(
@@ -35,20 +36,20 @@ def text_guided_smoothing(
         rgb_u8: the image.
         scores: of each class, summing to 1 at each pixel; so does the result, up to the tolerance.
         smoothness: tau.
-        edge: difference of colours, in grey levels, from which on neighbours hardly hold together.
+        edge: range of a difference of colours, in grey levels; three times as much hardly holds together.
         grid: cells of the longer side; an image that is smaller is worked on as it is.
 
     """
     height, width = rgb_u8.shape[:2]
     shrink = min(1.0, grid / max(height, width))
     small_hw = (max(1, round(height * shrink)), max(1, round(width * shrink)))
-    colours = cv2.resize(rgb_u8, small_hw[::-1], interpolation=cv2.INTER_AREA).reshape(*small_hw, 3)
+    colours = shrunk_to(rgb_u8, small_hw)
     wanted = _area_means(scores, small_hw)
     solved = smoothed(wanted, neighbour_links(colours, wanted, edge), smoothness)
     return solved if small_hw == (height, width) else resize_scores(solved, (height, width))
 
 
-def _area_means(scores: Maps, size_hw: tuple[int, int]) -> Maps:
+def _area_means(scores: Maps, size_hw: tuple[int, int]) -> Float32[np.ndarray, "classes new_height new_width"]:
     if scores.shape[1:] == size_hw:
         return scores
     return np.stack([cv2.resize(each, size_hw[::-1], interpolation=cv2.INTER_AREA).reshape(size_hw) for each in scores])

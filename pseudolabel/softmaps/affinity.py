@@ -29,7 +29,7 @@ DENSE_CELLS = 800
 ISEG_ROUNDS = 10
 SINKHORN_ROUNDS = 3
 DIVERGENCE_ELEMENTS = 1 << 24  # cells x cells x classes that are compared at once
-SMALLEST = 1e-12  # a column sum, at least
+SMALLEST = 1e-12  # what is divided by, at least
 SLICE_ELEMENTS = 1 << 24  # cells x cells of a head that are there at once where columns are summed
 
 
@@ -143,8 +143,9 @@ def told_apart(
 
     F_c = (max over classes of the maps) * n_c / (max over classes of n), where n_c is the mean over the naming layers
     of a class's map divided by its own mean, spread once by self-attention. The strongest map of a cell is as high as
-    before, but it may be another class's. One class alone stays as it is. This is our own: on the demo's model coarse
-    layers know best what a thing is, and fine ones where it ends.
+    before, but it may be another class's. One class alone stays as it is, and so does a cell that no class has
+    anything of. This is our own: on the demo's model coarse layers know best what a thing is, and fine ones where it
+    ends.
 
     Args:
         maps: class maps after spreading, 0 to 1.
@@ -160,7 +161,7 @@ def told_apart(
     for each in naming:
         resized = resize_maps(each, grid_hw)
         mean = (resized * valid).sum(dim=(-2, -1), keepdim=True) / valid.sum(dim=(-2, -1), keepdim=True)
-        relative.append(resized / mean.clamp_min(1e-12))
+        relative.append(resized / mean.clamp_min(SMALLEST))
     names = torch.stack(relative).mean(dim=0)
     if layers:
         names = _mean_over_layers(names, layers, grid_hw, AffinityConfig(kind="iterated", balance=balance))
@@ -168,7 +169,7 @@ def told_apart(
     is_class = (numbers[None] < torch.tensor(n_classes, device=maps.device)[:, None])[:, :, None, None]
     reach = (maps * is_class).amax(dim=1, keepdim=True)
     strongest = (names * is_class).amax(dim=1, keepdim=True)
-    return torch.where(is_class, reach * names / strongest.clamp_min(1e-12), maps)
+    return torch.where(is_class & (strongest > 0), reach * names / strongest.clamp_min(SMALLEST), maps)
 
 
 def spread_between_alike(
@@ -178,7 +179,7 @@ def spread_between_alike(
     spread_out = []
     for affinity, maps in zip(matrix, values, strict=True):
         weighted = alike_classes(maps.T, config.temperature) * affinity
-        weighted = weighted / weighted.sum(dim=-1, keepdim=True).clamp_min(1e-12)
+        weighted = weighted / weighted.sum(dim=-1, keepdim=True).clamp_min(SMALLEST)
         for _ in range(config.iterations):
             maps = weighted @ maps
         spread_out.append(maps)
@@ -189,7 +190,8 @@ def alike_classes(maps: Float[Tensor, "classes cells"], temperature: float) -> F
     """Return how alike the classes of two cells are: the softmax over each row of (1 - JS(P_i, P_j)) / temperature.
 
     P_i is the softmax over the classes and the background at cell i, JS the Jensen-Shannon divergence in bits, 0 to 1.
-    Maps that are zero everywhere, as those of classes of other sentences are, take no part.
+    Background words that are read count as classes; maps that are zero everywhere, as those of classes of other
+    sentences are, take no part.
 
     Source: class distribution-induced affinity of CD-CLIP, CVPR 2026. Where we differ: the background's map is 1 minus
     the largest of the classes' maps, as no threshold is known here.
@@ -250,7 +252,7 @@ def sharpened(matrix: Float[Tensor, "batch cells cells"], weight: float) -> Floa
     relative = matrix / matrix.amax(dim=-1, keepdim=True)
     entropy = weight * torch.log10((torch.e * relative).clamp_min(1e-20))
     kept = (relative + entropy).clamp_min(0)
-    return kept / kept.sum(dim=-1, keepdim=True).clamp_min(1e-12)
+    return kept / kept.sum(dim=-1, keepdim=True).clamp_min(SMALLEST)
 
 
 def iterate_normalised(
@@ -260,7 +262,7 @@ def iterate_normalised(
     for _ in range(ISEG_ROUNDS):
         values = matrix @ values
         values = values - values.amin(dim=1, keepdim=True)
-        values = values / values.sum(dim=1, keepdim=True).clamp_min(1e-12)
+        values = values / values.sum(dim=1, keepdim=True).clamp_min(SMALLEST)
     return values
 
 

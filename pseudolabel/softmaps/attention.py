@@ -1,17 +1,13 @@
 """What a model's attention layers looked at: recording them.
 
-Source: arXiv 2309.04109, sections 3.2 and 3.3. Attention of layer l and head h is softmax(Q K^T / sqrt(d)); queries
-are grid cells, row-major. In a U-Net cross-attention has text tokens as keys and self-attention cells; in joint
-attention both kinds of tokens are queries and keys at once, and the cross-attention is the image's rows of the softmax
-over all tokens, cut to the text's columns.
-
 Every family of models ends in one function, `scaled_dot_product_attention`, with queries and keys as they are used:
-after norms and rotary embedding. There they are read, whatever computed them.
+after norms and rotary embedding. There they are read, whatever computed them; what is made of a call is in `calls`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +17,11 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from data.errors import ModelError
+from pseudolabel.softmaps.calls import Call, call_of, cross_columns, pick_heads
 from pseudolabel.softmaps.layers import Layer
 
-# Queries times keys of one head that are held at once; above, the queries are taken in slices.
-SLICE_ELEMENTS = 1 << 24
+HeadWeights = Callable[[Call, Layer, nn.Module], Tensor]
+Sinks = dict[str, list[Callable[[Call], None]]]  # by name of an attention module, what wants its calls
 
 
 @dataclass
@@ -73,116 +70,12 @@ class Recording:
         return queries, keys
 
 
-def pick_heads(per_head: Float[Tensor, "batch heads rows dim"], heads: tuple[int, ...] | None) -> Tensor:
-    """Keep some heads."""
-    if heads is None:
-        return per_head
-    if max(heads) >= per_head.shape[1]:
-        raise ModelError(f"Head {max(heads)} is asked for, but this layer has heads 0 to {per_head.shape[1] - 1}")
-    return per_head[:, list(heads)]
-
-
 def _share_out(
     tokens: Float[Tensor, "batch tokens cells"], content: Bool[Tensor, "batch tokens"]
 ) -> Float[Tensor, "batch tokens cells"]:
     """Let the content tokens of each cell sum to one and drop the others."""
     kept = tokens.transpose(1, 2).contiguous() * content[:, None, :]
     return (kept / kept.sum(dim=-1, keepdim=True).clamp_min(1e-12)).transpose(1, 2)
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of scaled_dot_product_attention.
-
-    Attributes:
-        queries: of every row, all heads.
-        keys: of every column; heads that share keys have them side by side already.
-        mask: what is added to the scores, or where columns take part; None where all do.
-        scale: what the scores are multiplied by.
-        values: of each column, all heads.
-
-    """
-
-    queries: Float[Tensor, "batch heads rows dim"]
-    keys: Float[Tensor, "batch heads columns dim"]
-    mask: Tensor | None
-    scale: float
-    values: Float[Tensor, "batch heads columns value_dim"] | None = None
-
-    def of_image(self, layer: Layer, n_text: int) -> "Call":
-        """Return the image's rows of joint attention; any other call as it is."""
-        if layer.text == "all":
-            return self
-        rows = _image_part(layer, n_text)
-        mask = self.mask
-        if mask is not None and mask.shape[-2] > 1:
-            mask = mask[..., rows, :]
-        return replace(self, queries=self.queries[:, :, rows], mask=mask)
-
-    def among_cells(self, layer: Layer, n_text: int) -> tuple[Tensor, Tensor]:
-        """Return queries and keys of the cells alone, such that the usual scale 1 / sqrt(dim) gives their attention.
-
-        A softmax over some columns of a row is the whole row's, made to sum to one over these columns.
-
-        Raises:
-            ModelError: a mask between cells, which queries and keys cannot express.
-
-        """
-        image = self.of_image(layer, n_text)
-        keys, mask = self.keys, image.mask
-        if layer.text != "all":
-            columns = _image_part(layer, n_text)
-            keys, mask = keys[:, :, columns], None if mask is None else mask[..., columns]
-        if mask is not None and not bool((mask if mask.dtype == torch.bool else mask == 0).all()):
-            raise ModelError(f"{layer.name} has a mask between cells, under which its self-attention cannot be read")
-        usual = self.queries.shape[-1] ** -0.5
-        return image.queries if self.scale == usual else image.queries * (self.scale / usual), keys
-
-
-def _image_part(layer: Layer, n_text: int) -> slice:
-    """Return where the image's tokens are among those of joint attention."""
-    return slice(n_text, None) if layer.text == "first" else slice(None, -n_text)
-
-
-def cross_columns(
-    call: Call,
-    layer: Layer,
-    weights: Float[Tensor, "batch columns tokens"],
-    beside: Float[Tensor, "batch more tokens"] | None = None,
-    by_head: Float[Tensor, "batch heads cells"] | None = None,
-) -> Float[Tensor, "batch columns_and_more cells"]:
-    """Return column sums of the cross-attention: softmax over all keys, mean over heads, then the tokens' weights.
-
-    One head and so many cells at a time, in float32, that memory is linear in the cells. `beside` are further columns,
-    appended by a product of their own: the bits of the first ones do not depend on them. `by_head` weighs the heads
-    that are read at each cell, in place of their mean.
-    """
-    n_text = weights.shape[-1]
-    image = call.of_image(layer, n_text)
-    queries, keys = pick_heads(image.queries, layer.heads), pick_heads(image.keys, layer.heads)
-    text = {"all": slice(None), "first": slice(None, n_text), "last": slice(-n_text, None)}[layer.text]
-    cells, step = queries.shape[2], max(1, SLICE_ELEMENTS // keys.shape[2])
-    parts = []
-    for start in range(0, cells, step):
-        rows = slice(start, start + step)
-        total = torch.zeros(len(queries), len(range(cells)[rows]), n_text, device=queries.device)
-        for head in range(queries.shape[1]):
-            scores = queries[:, head, rows].float() @ keys[:, head].float().transpose(1, 2) * call.scale
-            shares = torch.softmax(_masked(scores, image.mask, head, rows), dim=-1)[..., text]
-            total += shares if by_head is None else by_head[:, head, rows, None] * shares
-        mean = (total / queries.shape[1] if by_head is None else total).transpose(1, 2)
-        parts.append(weights @ mean if beside is None else torch.cat([weights @ mean, beside @ mean], dim=1))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-
-
-def _masked(scores: Float[Tensor, "batch rows columns"], mask: Tensor | None, head: int, rows: slice) -> Tensor:
-    """Return scores under the mask of a call: a truth value keeps a column, a number is added."""
-    if mask is None:
-        return scores
-    own = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
-    own = own[:, head if own.shape[1] > 1 else 0]
-    own = own[:, rows] if own.shape[1] > 1 else own
-    return scores.masked_fill(~own, -torch.inf) if own.dtype == torch.bool else scores + own.float()
 
 
 class AllRead(Exception):
@@ -192,7 +85,7 @@ class AllRead(Exception):
 class _Watch(TorchFunctionMode):
     """Hands the arguments of scaled_dot_product_attention to the sink of the module that is running."""
 
-    def __init__(self, sinks: Mapping[str, Sequence[Callable[[Call], None]]], stop: bool) -> None:
+    def __init__(self, sinks: Sinks, stop: bool) -> None:
         super().__init__()
         self.sinks, self.stop = sinks, stop
         self.running: str | None = None
@@ -201,24 +94,53 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is functional.scaled_dot_product_attention and self.running is not None:
+            call = call_of(*args, **kwargs)
             for sink in self.sinks[self.running]:
-                sink(_call_of(*args, **kwargs))
+                sink(call)
             self.seen.add(self.running)
             if self.stop and len(self.seen) == len(self.sinks):
                 raise AllRead
         return func(*args, **kwargs)
 
 
-def _call_of(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **more: Any) -> Call:
-    """Return what is read of the arguments of scaled_dot_product_attention."""
-    scale = more.get("scale")
-    if key.shape[1] != query.shape[1]:  # enable_gqa: several heads share a key
-        shared = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
-    return Call(query, key, attn_mask, query.shape[-1] ** -0.5 if scale is None else float(scale), value)
+@dataclass(frozen=True)
+class _Recorder:
+    """Turns calls into what is recorded; the attributes are as in `record_attention`."""
 
+    recording: Recording
+    model: nn.Module
+    columns: Float[Tensor, "batch columns tokens"]
+    through_keys: bool
+    beside: Float[Tensor, "batch more tokens"] | None
+    weigh: HeadWeights | None
 
-HeadWeights = Callable[[Call, Layer, nn.Module], Tensor]
+    def sinks(self, cross: Sequence[Layer], self_layers: Sequence[Layer], features: Layer | None) -> Sinks:
+        """Return what is to be done with the calls of each module."""
+        wanted = [(block, layer.cross, self.keep_cross, layer) for layer in cross for block in layer.blocks]
+        wanted += [(block, layer.cells, self.keep_cells, layer) for layer in self_layers for block in layer.blocks]
+        if features is not None:
+            wanted.append((features.blocks[-1], features.cross, self.keep_features, features))
+        found: Sinks = {}
+        for block, module, keep, layer in wanted:
+            found.setdefault(f"{block}.{module}", []).append(partial(keep, block, layer))
+        return found
+
+    def keep_cross(self, block: str, layer: Layer, call: Call) -> None:
+        """Record the columns of cross-attention."""
+        seen = replace(call, queries=call.queries.detach()) if self.through_keys else call
+        by_head = None
+        if self.weigh is not None:
+            by_head = self.weigh(seen, layer, self.model.get_submodule(f"{block}.{layer.cross}"))
+        self.recording.cross[block] = cross_columns(seen, layer, self.columns, self.beside, by_head)
+
+    def keep_cells(self, block: str, layer: Layer, call: Call) -> None:
+        """Record queries and keys of self-attention."""
+        key = layer.key(block)
+        self.recording.queries[key], self.recording.keys[key] = call.among_cells(layer, self.columns.shape[-1])
+
+    def keep_features(self, block: str, layer: Layer, call: Call) -> None:
+        """Record queries of cross-attention, as dense features."""
+        self.recording.features[block] = call.of_image(layer, self.columns.shape[-1]).queries
 
 
 @contextmanager
@@ -253,55 +175,23 @@ def record_attention(
         ModelError: a layer was not seen, because something computes its attention in another way.
 
     """
-    recording = Recording()
-    n_text = columns.shape[-1]
-    sinks: dict[str, list[Callable[[Call], None]]] = {}
-
-    def keep_cross(block: str, layer: Layer) -> Callable[[Call], None]:
-        def sink(call: Call) -> None:
-            seen = replace(call, queries=call.queries.detach()) if through_keys else call
-            by_head = None if weigh is None else weigh(seen, layer, model.get_submodule(f"{block}.{layer.cross}"))
-            recording.cross[block] = cross_columns(seen, layer, columns, beside, by_head)
-
-        return sink
-
-    def keep_features(block: str, layer: Layer) -> Callable[[Call], None]:
-        def sink(call: Call) -> None:
-            recording.features[block] = call.of_image(layer, n_text).queries
-
-        return sink
-
-    def keep_cells(block: str, layer: Layer) -> Callable[[Call], None]:
-        def sink(call: Call) -> None:
-            key = layer.key(block)
-            recording.queries[key], recording.keys[key] = call.among_cells(layer, n_text)
-
-        return sink
-
-    for layer in cross:
-        for block in layer.blocks:
-            sinks.setdefault(f"{block}.{layer.cross}", []).append(keep_cross(block, layer))
-    for layer in self_layers:
-        for block in layer.blocks:
-            sinks.setdefault(f"{block}.{layer.cells}", []).append(keep_cells(block, layer))
-    if features is not None:
-        last = features.blocks[-1]
-        sinks.setdefault(f"{last}.{features.cross}", []).append(keep_features(last, features))
-    with _watching(model, sinks, stop):
-        yield recording
+    recorder = _Recorder(Recording(), model, columns, through_keys, beside, weigh)
+    with _watching(model, recorder.sinks(cross, self_layers, features), stop):
+        yield recorder.recording
 
 
 @contextmanager
-def _watching(model: nn.Module, sinks: dict[str, list[Callable[[Call], None]]], stop: bool) -> Iterator[None]:
+def _watching(model: nn.Module, sinks: Sinks, stop: bool) -> Iterator[None]:
     """Hand the calls of attention modules to what wants them, by module name; the end of a pass that is cut is none.
 
     Raises:
         ModelError: a module was not seen.
 
     """
-    watch = _Watch(sinks, stop)
-    hooks = [hook for name in sinks for hook in _announce(model.get_submodule(name), name, watch)]
+    watch, hooks = _Watch(sinks, stop), list[Any]()
     try:
+        for name in sinks:
+            hooks += _announce(model.get_submodule(name), name, watch)
         with watch:
             yield
     except AllRead:

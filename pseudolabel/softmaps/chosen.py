@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data.errors import ConfigError
+from data.errors import ConfigError, ModelError
 from pseudolabel.softmaps.config import AffinityConfig, AttentionConfig
 from pseudolabel.softmaps.layers import Layer, resolve_layers
 
@@ -16,7 +16,7 @@ class ChosenLayers:
         cross: those whose cross-attention is read.
         naming: those whose cross-attention tells classes apart, where others do than `cross`.
         cells: those whose self-attention spreads the maps.
-        reference: the one whose self-attention the layers of `cross` are weighed by; None where they count alike.
+        reference: the one by whose dense features the layers of `cross` are weighed; None where they count alike.
 
     """
 
@@ -30,32 +30,53 @@ def choose_layers(available: Sequence[Layer], attention: AttentionConfig, affini
     """Find the layers that the settings name among those of a model.
 
     Raises:
-        ModelError: a layer that the model does not have.
-        ConfigError: affinity without a self-attention layer, or a layer that is to be read through two sets of heads.
+        ModelError: a layer that the model does not have, or that cannot be weighed, or weighed by.
+        ConfigError: affinity, or weights of layers, without a self-attention layer; a layer that is to be read through
+            two sets of heads.
 
     """
     cross = resolve_layers(available, attention.cross_layers, "attention.cross_layers")
-    naming: tuple[Layer, ...] = ()
-    if attention.naming_layers:
-        naming = resolve_layers(available, attention.naming_layers, "attention.naming_layers")
-        _refuse_other_heads(cross, naming)
+    naming = resolve_layers(available, attention.naming_layers, "attention.naming_layers")
+    _refuse_other_heads(cross, cross, "attention.cross_layers")
+    _refuse_other_heads(cross, naming, "attention.naming_layers")
     cells: tuple[Layer, ...] = ()
-    if affinity.kind != "none":
+    if affinity.kind != "none" or attention.weighs_layers:
         cells = resolve_layers(available, attention.self_layers, "attention.self_layers")
         if not cells:
-            raise ConfigError("--attention.self_layers is empty: name a layer, or use --affinity.kind=none")
-    reference = None
-    if attention.weighs_layers:
-        reference = resolve_layers(available, attention.self_layers, "attention.self_layers")[-1]
-    return ChosenLayers(cross, naming, cells, reference)
+            remedy = "--affinity.kind=none" if affinity.kind != "none" else "--attention.weights=mean"
+            raise ConfigError(f"--attention.self_layers is empty: name a layer, or use {remedy}")
+    reference = _reference(cells) if attention.weighs_layers else None
+    if attention.weighs_heads:
+        _refuse_joint([*cross, *naming])
+    return ChosenLayers(cross, naming, cells if affinity.kind != "none" else (), reference)
 
 
-def _refuse_other_heads(cross: Sequence[Layer], naming: Sequence[Layer]) -> None:
-    """Refuse naming by other heads of a layer that is read: a layer is recorded through one set of heads."""
+def _reference(cells: Sequence[Layer]) -> Layer:
+    """Return the last of the self-attention layers, by whose dense features others are weighed."""
+    if not cells[-1].sees_text:
+        raise ModelError(
+            f"--attention.weights: layers are weighed by queries of the words, and {cells[-1].name}, the last of "
+            "--attention.self_layers, sees no text; name a later one that does, or use mean"
+        )
+    return cells[-1]
+
+
+def _refuse_joint(layers: Sequence[Layer]) -> None:
+    """Refuse heads of joint attention: what a head adds to the image there is of words and image together."""
+    joint = [layer.name for layer in layers if layer.text != "all"]
+    if joint:
+        raise ModelError(
+            f"--attention.weights: the heads of {joint[0]} cannot be weighed, as image and text share its attention; "
+            "use layers or mean"
+        )
+
+
+def _refuse_other_heads(cross: Sequence[Layer], others: Sequence[Layer], flag: str) -> None:
+    """Refuse other heads of a transformer block that is among the cross layers: it is recorded through one set."""
     heads = {block: layer.heads for layer in cross for block in layer.blocks}
-    for layer in naming:
+    for layer in others:
         if any(heads.get(block, layer.heads) != layer.heads for block in layer.blocks):
             raise ConfigError(
-                f"--attention.naming_layers: {layer.name} is among --attention.cross_layers with other heads; name the "
-                "same heads in both, or another layer"
+                f"--{flag}: {layer.name} is among --attention.cross_layers with other heads; name the same heads in "
+                "both, or another layer"
             )

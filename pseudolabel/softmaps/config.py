@@ -4,11 +4,12 @@ Every default lives here, once. Each field's docstring is its help text on the c
 switches that the preset `paper` turns on.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.config import changed, require
+from data.config import changed, require, require_finite
 from data.errors import ModelError
 
 AffinityKind = Literal["none", "caa", "iterated", "iseg", "clipes", "cda"]
@@ -71,7 +72,7 @@ class ModelConfig:
             ModelError: the id is neither a folder that is there nor of the hub's form (owner/name).
 
         """
-        return _local_folder(self.id, "model.id")
+        return local_folder(self.id, "model.id")
 
     @property
     def vae_folder(self) -> Path | None:
@@ -81,13 +82,22 @@ class ModelConfig:
             ModelError: it is neither a folder that is there nor of the hub's form.
 
         """
-        return None if self.vae is None else _local_folder(self.vae, "model.vae")
+        return None if self.vae is None else local_folder(self.vae, "model.vae")
 
 
-def _local_folder(name: str, flag: str) -> Path | None:
-    """Return the folder of that name, or None where it is an id of the hub."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+def local_folder(name: str, flag: str) -> Path | None:
+    """Return the folder of that name, `~` expanded, or None where it is an id of the hub.
+
+    Args:
+        name: what the setting says.
+        flag: the setting's name, for the error message.
+
+    Raises:
+        ModelError: it is neither.
+
+    """
+    folder = Path(os.path.expanduser(name))  # pathlib's raises where there is no such user
+    if name and folder.is_dir():
         return folder
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"There is no model folder {name!r}, and it is not a hub id (owner/name); see --{flag}")
@@ -103,6 +113,10 @@ class ResizeConfig:
 
     valid_only: bool = True
     """Min-max and boxes see the image alone. False: the padding takes part too (Paper)."""
+
+    def __post_init__(self) -> None:
+        side = self.long_side_px
+        require("resize.long_side_px", side, side is None or side >= 1, "at least 1, or none")
 
 
 @dataclass(frozen=True)
@@ -176,14 +190,14 @@ class AttentionConfig:
 
     rescaled_tokens: Literal["content", "words"] = "content"
     """With token_rescaling: which tokens share a cell out: all content tokens, or those of classes and background words
-    alone (words: GoCA)."""
+    alone (words: GoCA), where a sentence has more than one of these."""
 
     blur: int = 1
     """With token_rescaling: width in cells of a Gaussian over each token's map, odd; 1: none; GoCA: 5."""
 
     weights: Literal["mean", "layers", "heads", "both"] = "mean"
     """mean: layers and heads count alike. layers: by how their self-attention agrees with dense features, those of the
-    last of self_layers. heads: cell by cell, by what each adds to the layer's output. both: GoCA. U-Nets alone."""
+    last of self_layers. heads (U-Nets, PixArt): cell by cell, by what each adds to the layer's output. both: GoCA."""
 
     @property
     def weighs_layers(self) -> bool:
@@ -222,8 +236,8 @@ class AffinityConfig:
     """The grid's last row and column are never inside a box (Paper)."""
 
     balance: bool = False
-    """Kinds caa and iterated: divide S by its column sums, then its rows by theirs, so that cells which all others look
-    at do not decide what all are told."""
+    """Kinds caa and iterated, naming_layers with them: divide S by its column sums, then its rows by theirs, so that
+    cells which all others look at do not decide what all are told."""
 
     iterations: int = 2
     """Kinds iterated and cda: how many times the map is spread."""
@@ -243,6 +257,11 @@ class AffinityConfig:
         """Whether only cells inside boxes are spread."""
         return self.boxes and self.kind in ("caa", "iterated", "clipes")
 
+    @property
+    def balances(self) -> bool:
+        """Whether the columns and rows of S are balanced."""
+        return self.balance and self.kind in ("caa", "iterated")
+
     def idle(self) -> tuple[str, ...]:
         """Return the settings that were changed and have no effect under this kind."""
         idle = {
@@ -256,6 +275,7 @@ class AffinityConfig:
         return changed(self, dict.fromkeys([*idle, *(() if self.uses_boxes else ("theta", "clamp_box_edge"))]))
 
     def __post_init__(self) -> None:
+        require_finite("affinity", self)
         require("affinity.theta", self.theta, 0 <= self.theta < 1, "at least 0 and below 1")
         require("affinity.iterations", self.iterations, self.iterations >= 1, "at least 1")
         require("affinity.saturate", self.saturate, 0 <= self.saturate < 1, "at least 0 and below 1")

@@ -38,9 +38,10 @@ def saturated(
 ) -> Float[Tensor, "batch maps height width"]:
     """Divide the maps of each element by what their strongest cells reach, and cut at 1; our own.
 
-    A map scaled by its maximum lies low where one spot of an object stands out. The divisor is the same for all of an
-    image's maps, so that classes keep their order: the quantile 1 - `share`, over the cells that hold image, of a
-    cell's highest class map; at least LEAST_DIVISOR, so that images with little to find are not blown up.
+    A map scaled by its maximum lies low where one spot of an object stands out. The divisor is the same for all maps of
+    an element (a pass: the classes of one sentence), so that these keep their order: the quantile 1 - `share`, over the
+    cells that hold image, of a cell's highest class map; at least LEAST_DIVISOR, so that images with little to find are
+    not blown up.
 
     Args:
         maps: 0 to 1; those of classes come first.

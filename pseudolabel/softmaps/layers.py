@@ -74,8 +74,8 @@ def resolve_layers(available: Sequence[Layer], specs: Sequence[str], flag: str) 
         Each layer once, in the order in which the model runs them.
 
     Raises:
-        ModelError: a spec fits no layer, the message lists what there is; or it sees no text and is to be read as
-            cross-attention.
+        ModelError: a spec fits no layer, the message lists what there is; it sees no text and is to be read as
+            cross-attention; or two specs name other heads of one layer.
 
     """
     chosen: dict[str, Layer] = {}
@@ -85,14 +85,24 @@ def resolve_layers(available: Sequence[Layer], specs: Sequence[str], flag: str) 
         heads_valid = re.fullmatch(r"(\d+(\+\d+)*)?", head_text) is not None
         if len(found) < _least(body) or not heads_valid:
             raise ModelError(f"--{flag} names {spec!r}, which this model does not have; it has {_describe(available)}")
-        if flag.endswith("cross_layers") and not all(layer.sees_text for layer in found):
+        if flag.endswith(("cross_layers", "naming_layers")) and not all(layer.sees_text for layer in found):
             raise ModelError(
                 f"--{flag} names {spec!r}, which sees no text; name it in --attention.self_layers, or leave it out"
             )
         heads = tuple(int(head) for head in head_text.split("+")) if head_text else None
-        chosen |= {layer.name: replace(layer, heads=heads) for layer in found}
-    order = [layer.name for layer in available]
-    return tuple(sorted(chosen.values(), key=lambda layer: (order.index(_owner(layer.name)), layer.blocks)))
+        for layer in found:
+            if chosen.setdefault(layer.name, replace(layer, heads=heads)).heads != heads:
+                raise ModelError(
+                    f"--{flag} names {layer.name} twice, in {spec!r} with other heads: name it once, with all heads "
+                    "that are to be read (name@0+3)"
+                )
+    order = {layer.name: (place, layer.blocks.index) for place, layer in enumerate(available)}
+
+    def when(layer: Layer) -> tuple[int, list[int]]:
+        place, index = order[_owner(layer.name)]
+        return place, [index(block) for block in layer.blocks]
+
+    return tuple(sorted(chosen.values(), key=when))
 
 
 def _owner(name: str) -> str:

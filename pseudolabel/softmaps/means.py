@@ -39,7 +39,8 @@ def mean_maps(
     sizes = [n + len(own) for n, own in zip(n_labels, words, strict=True)]
     totals = [torch.zeros(n, *grid, device=device) for n, grid in zip(sizes, grids, strict=True)]
     counts = [torch.zeros(n, 1, 1, device=device) for n in sizes]
-    for batch, reading in batches:
+
+    def add(batch: Sequence[Pass], reading: Reading) -> None:
         for item, maps in zip(batch, reading.refined, strict=True):
             rows = [*item.prompt.rows]
             if words[item.image]:
@@ -48,8 +49,12 @@ def mean_maps(
             target, grid_hw = frames[item.image], grids[item.image]
             totals[item.image][rows] += regrid(own, item.frame, item.mirrored, target, grid_hw)
             counts[item.image][rows] += 1
+
+    for batch, reading in batches:
+        add(batch, reading)
         if watch is not None:
             watch(batch, reading)
+        del reading  # the next batch needs its memory
     return [total / count for total, count in zip(totals, counts, strict=True)]
 
 

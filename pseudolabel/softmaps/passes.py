@@ -64,6 +64,11 @@ class Pass:
     timestep: int
     mirrored: bool = False
 
+    @property
+    def latent_hw(self) -> tuple[int, int]:
+        """Height and width of the latent."""
+        return self.noised.shape[-2], self.noised.shape[-1]
+
 
 class Reader:
     """Makes the passes of images and runs them in batches; what it computes for an image depends on that image alone.
@@ -186,7 +191,7 @@ class Reader:
 
     def latent(
         self, image: UInt8[np.ndarray, "height width 3"], frame: Frame, image_id: str, mirrored: bool = False
-    ) -> Float[Tensor, "channels height width"]:
+    ) -> Float[Tensor, "channels latent_h latent_w"]:
         """Encode an image; one at a time, so that its latent does not depend on its neighbours in a batch."""
         key = (image_id, frame, mirrored)
         if self._latents is not None and key in self._latents:
@@ -262,13 +267,11 @@ class Reader:
             start = 0
             while start < len(group):
                 batch = group[start : start + self.batch_size(size[1] * size[2])]
-                try:
-                    result = read(batch)
-                except torch.cuda.OutOfMemoryError as error:
-                    self._halve_batch(len(batch), error)
-                    continue
-                yield batch, result
-                start += len(batch)
+                result = self._read_or_halve(batch, read)
+                if result is not None:
+                    yield batch, result
+                    start += len(batch)
+                del result  # the next batch needs its memory
 
     def batch_size(self, latent_pixels: int) -> int:
         """Return how many passes run at once for latents of this many pixels."""
@@ -277,16 +280,22 @@ class Reader:
             return max(1, self._batch_pixels // latent_pixels)
         return chosen
 
-    def _halve_batch(self, tried: int, error: Exception) -> None:
-        """Use smaller batches from now on, or say that it cannot be done."""
-        if self.run.batch_size != "auto" or tried == 1:
-            raise ConfigError(
-                f"The GPU's memory does not hold {count(tried, 'pass')} at once; use --run.batch_size=auto or a lower "
-                "number, or a smaller --resize.long_side_px"
-            ) from error
-        self._batch_pixels //= 2
-        torch.cuda.empty_cache()
-        logger.info("%s did not fit into GPU memory; trying half as many", count(tried, "pass"))
+    def _read_or_halve(self, batch: Sequence[Pass], read: Callable[[Sequence[Pass]], Result]) -> Result | None:
+        """Return what a batch showed, or None where the GPU's memory did not hold it: half as many are to be tried."""
+        try:
+            return read(batch)
+        except torch.cuda.OutOfMemoryError as error:
+            tried = count(len(batch), "pass")
+            if self.run.batch_size != "auto" or len(batch) == 1:
+                raise ConfigError(
+                    f"The GPU's memory does not hold {tried} at once; use --run.batch_size=auto or a lower number, or "
+                    "a smaller --resize.long_side_px"
+                ) from error
+        torch.cuda.empty_cache()  # out of the except clause, which holds what the batch had in hand
+        height, width = batch[0].latent_hw
+        self._batch_pixels = len(batch) // 2 * height * width
+        logger.info("%s did not fit into GPU memory; trying half as many", tried)
+        return None
 
 
 def stack_texts(texts: Sequence[TextEmbedding]) -> TextEmbedding:

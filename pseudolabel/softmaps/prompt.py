@@ -239,14 +239,15 @@ def _fit(
     return None
 
 
-def background_words(labels: Sequence[int], classes: ClassSet) -> tuple[str, ...]:
+def background_words(labels: Sequence[int], classes: ClassSet, present: Sequence[int] = ()) -> tuple[str, ...]:
     """Return the background words of some classes, each once, in first-seen order.
 
-    A word that is itself the phrase of a present class is left out: it would take the class's attention away.
+    A word that is itself the name or the phrase of one of them, or of another class that is `present` in the image, is
+    left out: it would take the class's attention away.
     """
-    present = {classes.phrases[label - 1] for label in labels} | {classes.names[label - 1] for label in labels}
+    shown = {text[label - 1] for label in (*labels, *present) for text in (classes.phrases, classes.names)}
     words = (word for label in labels for word in classes.background_words[label - 1])
-    return tuple(dict.fromkeys(word for word in words if word not in present))
+    return tuple(dict.fromkeys(word for word in words if word not in shown))
 
 
 def plan_prompts(
@@ -315,9 +316,8 @@ def _plan_group(
     """Make the sentence of some of an image's classes, or None where they do not fit."""
     words: tuple[str, ...] = ()
     if config.background_words:
-        words = background_words([labels[row] for row in group], classes)
-        others = {classes.phrases[label - 1] for label in labels}
-        words = tuple(word for word in words if word not in others)
+        words = background_words([labels[row] for row in group], classes, labels)
+        words = tuple(word for word in words if token_ids(word, tokenizer))  # nothing, or spaces alone, is no word
     spelt = [expand_placeholders(word, tokenizer) for word in words]
     template = expand_placeholders(config.template, tokenizer)
     fitted = _fit([items[row] for row in group], spelt, template, tokenizer, window)

@@ -6,6 +6,7 @@ image, noise draw, timestep, mirror image or sentence they belong to.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -103,39 +104,64 @@ def read_batch(
         naming_layers: layers by which classes are told apart (`told_apart`).
 
     """
-    latent_hw = (passes[0].noised.shape[-2], passes[0].noised.shape[-1])
-    prompts, frames = [item.prompt for item in passes], [item.frame for item in passes]
+    latent_hw, prompts = passes[0].latent_hw, [item.prompt for item in passes]
     weights = class_weights(prompts, passes[0].text.tokens.shape[1], words).to(parts.device)
     columns = every_token(weights) if settings.token_rescaling else weights
     beside = token_shares(prompts, weights.shape[-1]).to(parts.device) if attention else None
-    weighed = [layer for layer in cross_layers if reference is not None]
-    recorded = [*self_layers, *(layer for layer in weighed if layer not in self_layers)]
-    weigh = weigh_heads if settings.weighs_heads else None
-    read_layers = [*cross_layers, *(layer for layer in naming_layers if layer not in cross_layers)]
-    recording = run_passes(parts, read_layers, recorded, passes, columns, beside, weigh, reference)
+    weigh, weighed = weigh_heads if settings.weighs_heads else None, cross_layers if reference is not None else ()
+    recorded = _each_once(cross_layers, naming_layers), _each_once(self_layers, weighed)
+    recording = run_passes(parts, *recorded, passes, columns, beside, weigh, reference)
     by_layer = None if reference is None else weigh_layers(recording, weighed, reference, latent_hw)
-    grid_hw = common_grid(cross_layers, self_layers, latent_hw)
-    shares = None
+    grid_hw, shares = common_grid(cross_layers, self_layers, latent_hw), None
     if attention:
-        maps = [recording.cross_map(layer, latent_hw)[:, columns.shape[1] :] for layer in cross_layers]
-        shares = torch.stack([resize_maps(each, grid_hw) for each in maps]).mean(dim=0)
+        shares = _shares(recording, cross_layers, latent_hw, grid_hw, columns.shape[1])
         recording = recording.first_columns(columns.shape[1])
-    content = None
-    if settings.token_rescaling:
-        named = settings.rescaled_tokens == "words"
-        content = (named_tokens if named else content_tokens)(prompts, weights.shape[-1]).to(parts.device)
-
-    def class_maps(layer: Layer) -> Tensor:
-        if content is None:
-            return recording.cross_map(layer, latent_hw)
-        return rescaled_classes(recording, layer, latent_hw, weights, content, frames, valid_only, settings.blur)
-
-    cross = {layer.name: class_maps(layer) for layer in cross_layers}
-    naming = [class_maps(layer) for layer in naming_layers]
+    maps, naming = (
+        _class_maps(recording, chosen, passes, weights, settings, valid_only)
+        for chosen in (cross_layers, naming_layers)
+    )
     layers = tuple(SelfAttention(*recording.queries_and_keys(layer), layer.grid_hw(latent_hw)) for layer in self_layers)
-    counts = [len(prompt.rows) for prompt in prompts]
-    refined = refine_maps(list(cross.values()), layers, frames, grid_hw, valid_only, affinity, by_layer, naming, counts)
+    frames, counts = [item.frame for item in passes], [len(prompt.rows) for prompt in prompts]
+    refined = refine_maps(maps, layers, frames, grid_hw, valid_only, affinity, by_layer, naming, counts)
+    cross = {layer.name: own for layer, own in zip(cross_layers, maps, strict=True)}
     return Reading(cross, *refined, attention=shares)
+
+
+def _each_once(layers: Sequence[Layer], more: Sequence[Layer]) -> list[Layer]:
+    """Return layers, and those of `more` that are not among them."""
+    return [*layers, *(layer for layer in more if layer not in layers)]
+
+
+def _shares(
+    recording: Recording,
+    layers: Sequence[Layer],
+    latent_hw: tuple[int, int],
+    grid_hw: tuple[int, int],
+    first: int,
+) -> Float[Tensor, "batch columns grid_h grid_w"]:
+    """Return `Reading.attention` from a recording whose columns from `first` on are those of `token_shares`."""
+    maps = [recording.cross_map(layer, latent_hw)[:, first:] for layer in layers]
+    return torch.stack([resize_maps(each, grid_hw) for each in maps]).mean(dim=0)
+
+
+def _class_maps(
+    recording: Recording,
+    layers: Sequence[Layer],
+    passes: Sequence[Pass],
+    weights: Float[Tensor, "batch classes tokens"],
+    settings: AttentionConfig,
+    valid_only: bool,
+) -> list[Float[Tensor, "batch classes _ _"]]:
+    """Return the class maps of each layer, on its grid."""
+    latent_hw = passes[0].latent_hw
+    if not settings.token_rescaling:
+        return [recording.cross_map(layer, latent_hw) for layer in layers]
+    content = sharing_tokens([item.prompt for item in passes], weights.shape[-1], settings.rescaled_tokens)
+    content, frames = content.to(weights.device), [item.frame for item in passes]
+    return [
+        rescaled_classes(recording, layer, latent_hw, weights, content, frames, valid_only, settings.blur)
+        for layer in layers
+    ]
 
 
 def run_passes(
@@ -202,12 +228,29 @@ def content_tokens(prompts: Sequence[Prompt], n_tokens: int) -> Bool[Tensor, "ba
 
 
 def named_tokens(prompts: Sequence[Prompt], n_tokens: int) -> Bool[Tensor, "batch tokens"]:
-    """Return which tokens of each sentence belong to its classes or its background words."""
-    named = torch.zeros(len(prompts), n_tokens, dtype=torch.bool)
+    """Return which tokens of each sentence belong to its classes or its background words.
+
+    Of a sentence with a single class and no background words they are all content tokens: nothing would be left to
+    share a cell with, and a map that is the same everywhere shows nothing.
+    """
+    named = content_tokens(prompts, n_tokens)
     for row, prompt in zip(named, prompts, strict=True):
-        for span in (*prompt.spans, *(span for _, span in prompt.words)):
-            row[list(span)] = True
+        spans = [*prompt.spans, *(span for _, span in prompt.words)]
+        if len(spans) > 1:
+            row[:] = False
+            row[[position for span in spans for position in span]] = True
     return named
+
+
+def sharing_tokens(
+    prompts: Sequence[Prompt], n_tokens: int, which: Literal["content", "words"]
+) -> Bool[Tensor, "batch tokens"]:
+    """Return which tokens of each sentence share a cell out under token rescaling (`AttentionConfig`)."""
+    match which:
+        case "content":
+            return content_tokens(prompts, n_tokens)
+        case "words":
+            return named_tokens(prompts, n_tokens)
 
 
 def rescaled_classes(
@@ -276,7 +319,7 @@ def refine_maps(
         masks = torch.from_numpy(drawn).to(device)
     refined = spread(class_maps, layers, masks, valid, affinity)
     if naming:
-        refined = told_apart(refined, naming, layers, valid, n_classes, affinity.balance)
+        refined = told_apart(refined, naming, layers, valid, n_classes, affinity.balances)
     if affinity.saturate > 0:
         refined = saturated(refined, valid, n_classes, affinity.saturate)
     return class_maps, tuple(layers), boxes, refined

@@ -1,7 +1,7 @@
-"""Which layers and heads of a U-Net to believe, image by image.
+"""Which layers and heads of a model to believe, image by image.
 
 Source: GoCA, CVPR 2026, arXiv 2603.06178. A layer counts as much as its self-attention goes where dense features of the
-U-Net say that cells are alike; a head as much as what it adds to a cell points where the layer's whole output does.
+model say that cells are alike; a head as much as what it adds to a cell points where the layer's whole output does.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from data.errors import ModelError
 from pseudolabel.softmaps.affinity import SelfAttention
-from pseudolabel.softmaps.attention import Call, Recording
+from pseudolabel.softmaps.attention import Recording
+from pseudolabel.softmaps.calls import Call, pick_heads
 from pseudolabel.softmaps.grids import resize_maps
 from pseudolabel.softmaps.layers import Layer
 
@@ -22,19 +23,19 @@ def weigh_heads(call: Call, layer: Layer, module: nn.Module) -> Float[Tensor, "b
     """Return the weights of the heads that a layer is read through, from a call of its cross-attention.
 
     Raises:
-        ModelError: no cross-attention of a U-Net.
+        ModelError: joint attention, or a module without an output projection; a head that the layer does not have.
 
     """
     projection = getattr(module, "to_out", None)
     if layer.text != "all" or projection is None or call.values is None:
         raise ModelError(
-            f"--attention.weights: the heads of {layer.name} cannot be weighed, it is no cross-attention of a U-Net; "
-            "use mean"
+            f"--attention.weights: the heads of {layer.name} cannot be weighed, it is no cross-attention with an "
+            "output projection; use mean"
         )
     weights = head_weights(call.queries, call.keys, call.values, projection[0].weight, call.mask, call.scale)
     if layer.heads is None:
         return weights
-    chosen = weights[:, list(layer.heads)]
+    chosen = pick_heads(weights, layer.heads)
     return chosen / chosen.sum(dim=1, keepdim=True).clamp_min(1e-12)
 
 
@@ -79,6 +80,8 @@ def head_weights(
 
     Where we differ: the output is without its bias, and a head that points the other way counts 0 and not less.
     """
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.float()  # of a model in half precision it is in that too, and is refused beside these
     heads = functional.scaled_dot_product_attention(
         queries.float(), keys.float(), values.float(), attn_mask=mask, scale=scale
     )

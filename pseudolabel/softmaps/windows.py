@@ -31,6 +31,7 @@ def in_every_window(prompts: Sequence[Prompt], windows: Sequence[TextWindow]) ->
 
 
 def _in_windows(prompt: Prompt, windows: Sequence[TextWindow]) -> Prompt:
+    """Add to each span the tokens of the other windows that lie on the same characters of the sentence."""
     first, *others = windows
     characters = token_stretches(prompt.text, first.tokenizer)
     every = (*prompt.spans, *(span for _, span in prompt.words))

@@ -11,7 +11,7 @@ from diffusers import Flux2KleinPipeline, FluxPipeline
 
 from data.classes import VOC
 from data.config import DataConfig
-from data.errors import ConfigError, ModelError
+from data.errors import ConfigError
 from pseudolabel.config import GenerateConfig, RunConfig
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.attention import record_attention
@@ -23,7 +23,7 @@ from pseudolabel.softmaps.passes import Reader, stack_texts
 from pseudolabel.softmaps.reading import class_weights, every_token, run_passes
 
 LABELS = (1, 8, 12)  # aeroplane, which has several pieces, cat, dog
-SIZES = ((40, 64), (64, 24), (48, 48))
+SIZES = ((40, 64), (64, 24))  # no squares, in which rows and columns could be mistaken for one another
 
 
 def image(hw=(40, 64), seed=0):
@@ -239,9 +239,9 @@ def test_explain_names_every_quantity_of_a_transformer(load_family):
     assert found.mask.shape == (40, 64)
 
 
-@pytest.mark.parametrize("name", ["sd35", "flux2"])
-def test_a_compiled_transformer_is_read_too(load_family, name, monkeypatch):
-    """At several sizes, the pass ending after the last block that is read."""
+@pytest.mark.parametrize(("name", "cross", "sizes"), [("sd35", "block:1", SIZES), ("flux2", "block:0", SIZES[:1])])
+def test_a_compiled_transformer_is_read_too(load_family, name, cross, sizes, monkeypatch):
+    """Through several blocks and at several sizes, the pass ending after the last block that is read."""
     if name == "flux2" and torch.__version__.startswith("2.7."):
         pytest.skip("torch 2.7 cannot trace this model of diffusers; --run.compile says so in one line")
     traced = torch.compile
@@ -251,11 +251,12 @@ def test_a_compiled_transformer_is_read_too(load_family, name, monkeypatch):
     for compiled in (False, True):
         config = GenerateConfig(
             data=DataConfig(root="."), resize=ResizeConfig(long_side_px=64), diffusion=DiffusionConfig(draws=1),
-            attention=AttentionConfig(cross_layers=("block:1",), self_layers=("block:0",)),
+            attention=AttentionConfig(cross_layers=(cross,), self_layers=("block:0",)),
             run=RunConfig(device="cpu", compile=compiled),
         )  # fmt: skip
         pipeline = Pipeline(load_family(name, anew=True), config, VOC)
-        found.append(pipeline.soft_maps([image((40, 64)), image((64, 40))], [(8, 12), (12,)], ["a", "b"]))
+        images = [image(hw) for hw in sizes]
+        found.append(pipeline.soft_maps(images, [(8, 12)] * len(images), [*"ab"][: len(images)]))
     assert len(calls) == 1
     assert all(np.array_equal(one.maps, other.maps) for one, other in zip(*found, strict=True))
 
@@ -279,40 +280,6 @@ def test_an_image_larger_than_the_model_has_places_for_is_an_error(load_family):
         list(reader.passes(0, image(), reader.plan(LABELS), "x"))
 
 
-ALL_OF_FLUX = ["transformer_blocks.0", "transformer_blocks.1", "single_transformer_blocks.0",
-               "single_transformer_blocks.1"]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        ("block:1", ALL_OF_FLUX[1:2]),
-        ("blocks:0-1", ALL_OF_FLUX[:2]),
-        ("single:0", ALL_OF_FLUX[2:3]),
-        ("singles:0-1", ALL_OF_FLUX[2:]),
-        ("block", ALL_OF_FLUX[:2]),
-        ("single", ALL_OF_FLUX[2:]),
-        ("all", ALL_OF_FLUX),
-        ("1/2", ALL_OF_FLUX),
-        ("single_transformer_blocks.1@1", ALL_OF_FLUX[3:]),
-    ],
-)
-def test_layers_are_found_by_name_or_role(load_family, spec, expected):
-    found = resolve_layers(list_layers(load_family("flux")), [spec], "attention.cross_layers")
-    assert [layer.name for layer in found] == expected
-    assert [layer.heads for layer in found] == [(1,) if "@" in spec else None] * len(found)
-
-
-@pytest.mark.parametrize(
-    "spec", ["block:2", "blocks:1-2", "blocks:1-0", "single:x", "mid", "down_blocks.2.attentions.0"]
-)
-def test_a_layer_that_is_not_there_is_an_error_that_names_what_is(load_family, spec):
-    with pytest.raises(
-        ModelError, match=r"attention.cross_layers names .* it has block:0 to block:1 \(1/2\), single:0"
-    ):
-        resolve_layers(list_layers(load_family("flux")), [spec], "attention.cross_layers")
-
-
 def test_sd35s_attention_among_cells_alone_is_a_layer_of_its_own(load_family):
     parts = load_family("sd35")
     layers = list_layers(parts)
@@ -333,19 +300,3 @@ def test_sd35s_attention_among_cells_alone_is_a_layer_of_its_own(load_family):
     cut_denoiser(cut, joint, beside)
     assert torch.equal(run_passes(cut, joint, beside, passes, columns).queries_and_keys(beside[1])[0], queries)
     assert len(list_layers(cut)) == 2
-
-
-def test_attention_among_cells_alone_is_refused_where_there_is_none_or_words_are_to_be_read(load_family):
-    layers = list_layers(load_family("sd35"))
-    with pytest.raises(
-        ModelError, match=r"block:2.attn2.* it has block:0 to block:3 \(1/2\), block:0.attn2 to block:1.attn2"
-    ):
-        resolve_layers(layers, ["block:2.attn2"], "attention.self_layers")
-    with pytest.raises(ModelError, match=r"cross_layers names 'block:0.attn2', which sees no text"):
-        resolve_layers(layers, ["block:0.attn2"], "attention.cross_layers")
-    with pytest.raises(ModelError, match=r"names 'blocks:1-2.attn2'"):
-        resolve_layers(layers, ["blocks:1-2.attn2"], "attention.self_layers")
-    with pytest.raises(ModelError, match=r"names 'block:0.attn2', which this model does not have"):
-        resolve_layers(list_layers(load_family("sd3")), ["block:0.attn2"], "attention.self_layers")
-    [one] = resolve_layers(layers, ["transformer_blocks.1.attn2@0+2"], "attention.self_layers")
-    assert one.heads == (0, 2)

@@ -1,10 +1,15 @@
+"""Refining scores: the kinds, the image that wraps, memory, and PAMR against its formula."""
+
 import numpy as np
 import pytest
 import torch
 
+from data.errors import ConfigError
+from data.store.softmaps import resize_scores
 from pseudolabel.masks.config import CrfConfig
 from pseudolabel.masks.crf import MEAN_BGR, refine_scores, wrapped_bgr
 from pseudolabel.masks.pamr import PAMR_DILATIONS, pamr
+from pseudolabel.masks.working import shrunk_to
 
 
 @pytest.fixture
@@ -61,6 +66,34 @@ def test_the_wrapped_image_is_used_only_when_asked_for(scene):
     rgb = np.random.default_rng(1).integers(80, 160, rgb.shape, dtype=np.uint8)
     plain = refine_scores(rgb, scores, CrfConfig())
     assert not np.allclose(plain, refine_scores(rgb, scores, CrfConfig(wrapped_image=True)), atol=1e-3)
+
+
+def test_bytes_wrap_after_the_image_has_been_shrunk():
+    """The mean of a wrapped byte and of one that is not is neither's colour."""
+    rng = np.random.default_rng(2)
+    rgb = rng.integers(95, 130, (24, 32, 3), dtype=np.uint8)  # around the mean that is subtracted
+    scores = rng.random((2, 24, 32)).astype(np.float32)
+    found = refine_scores(rgb, scores, CrfConfig(kind="pamr", wrapped_image=True, scale=0.5))
+    small = refine_scores(
+        shrunk_to(rgb, (12, 16)), resize_scores(scores, (12, 16)), CrfConfig(kind="pamr", wrapped_image=True)
+    )
+    np.testing.assert_allclose(found, resize_scores(small, (24, 32)), atol=1e-6)
+
+
+def test_a_gpu_whose_memory_runs_out_is_one_line(scene, monkeypatch):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("pseudolabel.masks.crf.pamr", full)
+    with pytest.raises(ConfigError, match=r"not hold the refinement of an image of 48 x 40 px; use .*--crf\.scale"):
+        refine_scores(*scene, CrfConfig(kind="pamr"))
+
+    def broken(*_):
+        raise RuntimeError("another fault")
+
+    monkeypatch.setattr("pseudolabel.masks.crf.pamr", broken)
+    with pytest.raises(RuntimeError, match="another fault"):
+        refine_scores(*scene, CrfConfig(kind="pamr"))
 
 
 def _reference_pamr(rgb: np.ndarray, scores: np.ndarray, rounds: int) -> np.ndarray:

@@ -1,3 +1,5 @@
+"""The background's score, and the way back to the image."""
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,13 @@ def test_the_published_background_rises_again():
     np.testing.assert_allclose(fixed, [[0.49, 0.1225, 0.0, 0.0]], atol=1e-6)
 
 
+@pytest.mark.parametrize(("tau", "level"), [(0.5, 0.38), (0.35, 0.23)])
+def test_the_background_wins_up_to_the_level_that_the_help_names(tau, level):
+    maps = np.linspace(0, 1, 1001, dtype=np.float32).reshape(1, 1, -1)
+    wins = background_score(maps, FuseConfig(threshold=tau))[0] > maps[0, 0]
+    assert maps[0, 0][wins].max() == pytest.approx(level, abs=0.006)
+
+
 def test_a_network_s_probabilities_have_their_own_background():
     rows = np.random.default_rng(0).random((3, 4, 5))
     np.testing.assert_array_equal(
@@ -53,6 +62,7 @@ def test_the_way_back_crops_the_padding():
     assert scores.shape == (2, 40, 50)
     np.testing.assert_allclose(scores[1][:, :20], 1)
     np.testing.assert_allclose(scores[1][:, 30:], 0)
+    assert image_scores(soft(rows, labels=(4,)), FuseConfig(), (20, 25)).shape == (2, 20, 25)
     padding = np.zeros((1, 32, 40))
     padding[0, 30:] = 1  # only where there is no image
     assert image_scores(soft(padding, labels=(4,), image_hw=(30, 40)), FuseConfig())[1].max() == 0

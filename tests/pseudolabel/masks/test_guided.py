@@ -95,6 +95,23 @@ def test_the_range_shrinks_with_the_picture():
     np.testing.assert_array_equal(half, expected)
 
 
+def test_a_window_larger_than_the_image_is_all_of_it():
+    rgb, scores = problem(9, 14, 2)
+    np.testing.assert_array_equal(guided(rgb, scores, 2_000_000_000, 8.0), guided(rgb, scores, 14, 8.0))
+
+
+@pytest.mark.parametrize("edge", [0.5, 1.0, 4.9, 5.0])
+@pytest.mark.parametrize(
+    "colours", [((0, 0, 0), (0, 0, 0)), ((5, 250, 2), (250, 2, 7)), ((200, 90, 30), (20, 91, 250))]
+)
+def test_windows_of_one_or_two_colours_are_fitted_too(colours, edge):
+    """As of drawn images: most of their covariance is eps, and what rounding makes of it."""
+    _, scores = problem(16, 18, 1)
+    rgb = np.where((np.arange(18) % 7 < 3)[None, :, None], *np.array(colours)).repeat(16, axis=0).astype(np.uint8)
+    [found] = guided(rgb, scores, 3, edge)
+    np.testing.assert_allclose(found, _reference(rgb, scores[0], 3, edge), atol=2e-5)
+
+
 def test_settings_of_the_guide():
     assert CrfConfig(guide_edge=3.0).idle() == ("guide_edge",)
     assert CrfConfig(guide=2.0, guide_edge=3.0).idle() == ()

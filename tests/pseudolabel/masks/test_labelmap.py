@@ -1,13 +1,16 @@
+"""From soft maps to labels and the ignore band."""
+
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.errors import ImageError
+from data.errors import ImageError, StoreError
 from data.store.softmaps import SoftMaps
 from pseudolabel.masks.config import CrfConfig, FuseConfig, MaskConfig
 from pseudolabel.masks.labelmap import label_map, mask_from_marginals
@@ -49,6 +52,16 @@ def test_a_higher_threshold_means_more_background():
 def test_an_image_of_another_size_is_an_error():
     with pytest.raises(ImageError, match=r"\(20, 32\) but its soft maps are for \(24, 32\)"):
         label_map(RGB[:20], SOFT, MaskConfig())
+
+
+def test_words_of_bad_numbers_make_no_mask():
+    """An argmax over them would be background everywhere, and sure of it."""
+    words = np.zeros((6, 8), np.float16)
+    words[2, 3] = np.nan
+    for background in ("words", "rule"):
+        config = MaskConfig(fuse=FuseConfig(background=background))
+        with pytest.raises(StoreError, match=r"NaN.*--run\.dtype float32"):
+            label_map(RGB, replace(SOFT, words=words), config)
 
 
 def test_a_worker_process_needs_no_diffusion_model_and_no_torch():

@@ -95,6 +95,9 @@ def test_explain_gives_the_masks_of_generate(tiny_config):
     found = pipeline.explain(rgb, (3, 9), image_id="a")
     np.testing.assert_array_equal(found.mask, mask)
     np.testing.assert_array_equal(found.argmax, argmax)
+    before = before_crf(found.soft, config.fuse, config.crf)
+    np.testing.assert_array_equal(found.argmax_before_crf, before)
+    assert not np.array_equal(before, before_crf(found.soft, config.fuse))  # at another working size
     assert found.soft.image_hw == mask.shape == (180, 240)
 
 

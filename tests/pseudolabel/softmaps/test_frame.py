@@ -1,12 +1,12 @@
+"""The size that a model reads an image at, and where the image lies in it."""
+
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data.store.softmaps import Frame
 from pseudolabel.softmaps.frame import FILL_RGB, frame_image, frame_latent, long_side, resize_and_pad
-from pseudolabel.softmaps.grids import regrid, valid_mask
 
 
 @pytest.mark.parametrize(
@@ -62,29 +62,3 @@ def test_padding_is_at_the_bottom_of_a_landscape_and_the_right_of_a_portrait():
 def test_a_latent_shows_the_whole_image():
     assert frame_latent((6, 8), 8, None) == Frame((48, 64), (48, 64), (48, 64))
     assert frame_latent((6, 8), 8, (100, 99)).image_hw == (100, 99)
-
-
-def test_regrid_keeps_a_place_in_the_image_where_it_is():
-    target = frame_image((96, 128), 16, 128)
-    source = frame_image((96, 128), 16, 256)
-    ramp = torch.linspace(0, 1, 32)[None, None, :].expand(1, 24, 32)
-    moved = regrid(ramp, source, False, target, (12, 16))
-    expected = (torch.arange(16) + 0.5) / 16
-    torch.testing.assert_close(moved[0, 3], (expected * 32 - 0.5) / 31, atol=1e-5, rtol=0)
-    mirrored = regrid(ramp, source, True, target, (12, 16))
-    torch.testing.assert_close(mirrored, moved.flip(-1), atol=1e-5, rtol=0)
-
-
-def test_mirroring_turns_about_the_middle_of_the_image_not_of_the_padding():
-    frame = Frame(padded_hw=(64, 64), resized_hw=(64, 40), image_hw=(64, 40))
-    maps = torch.zeros(1, 8, 8)
-    maps[0, :, 0] = 1  # the leftmost 8 of 40 px
-    mirrored = regrid(maps, frame, True, frame, (8, 8))
-    assert mirrored[0, 0].argmax() == 4  # now px 32 to 40
-
-
-def test_valid_cells_count_every_cell_with_image_in_it():
-    frame = Frame(padded_hw=(64, 64), resized_hw=(33, 64), image_hw=(33, 64))
-    mask = valid_mask([frame], (8, 8), valid_only=True)
-    assert mask[0, 0].sum() == 5 * 8
-    assert valid_mask([frame], (8, 8), valid_only=False).all()

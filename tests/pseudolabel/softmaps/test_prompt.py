@@ -1,3 +1,5 @@
+"""Sentences, and where in them the classes are."""
+
 import re
 from dataclasses import replace
 
@@ -20,6 +22,7 @@ from pseudolabel.softmaps.prompt import (
     plan_prompts,
     token_ids,
 )
+from pseudolabel.softmaps.reading import class_weights, sharing_tokens
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,35 @@ def test_background_words_come_once_and_never_hide_a_class():
         ("sheep", "grass", "boat"), ("sheep", "grass", "boat"), (("grass", "tree"), ("tree",), ("sea", "tree"))
     )
     assert background_words((1, 2, 3), classes) == ("tree", "sea")
+
+
+def test_a_class_in_another_sentence_is_no_background_word_by_name_or_phrase():
+    classes = ClassSet(("boat", "train"), ("boat", "locomotive"), (("train", "locomotive", "tree"), ()))
+    assert background_words((1,), classes) == ("train", "locomotive", "tree")
+    assert background_words((1,), classes, present=(1, 2)) == ("tree",)
+
+
+@pytest.mark.parametrize("nothing", ["", " ", "\t"])
+def test_a_background_word_without_tokens_is_left_out(word_tokenizer, nothing):
+    """It would be read as a map of no tokens where background words compete."""
+    classes = ClassSet(("dog",), ("dog",), ((nothing, "tree"),))
+    [prompt] = plan((1,), word_tokenizer, classes)
+    assert prompt.text == "a photo including dog, and tree."
+    assert [word for word, _ in prompt.words] == ["tree"]
+    weights = class_weights([prompt], 77, words=True)
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(1, 2))
+
+
+def test_one_class_alone_shares_cells_with_the_rest_of_the_sentence(word_tokenizer):
+    """Its only token would have all of every cell, and its map, the same everywhere, be empty."""
+    classes = ClassSet(("dog", "cat"), ("dog", "cat"), ((), ("tree",)))
+    found = []
+    for labels in ((1,), (2,), (1, 2)):
+        prompts = plan(labels, word_tokenizer, classes)
+        [tokens] = sharing_tokens(prompts, 77, "words")
+        found.append([word_tokenizer.tokenize(prompts[0].text)[p - 1].removesuffix("</w>") for p in tokens.nonzero()])
+        assert tokens.sum() == len(found[-1])
+    assert found == [["a", "photo", "including", "dog", "."], ["cat", "tree"], ["dog", "cat", "tree"]]
 
 
 def test_a_phrase_of_several_tokens_is_one_span(tokenizer):

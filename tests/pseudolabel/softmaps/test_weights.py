@@ -14,7 +14,9 @@ from data.classes import VOC
 from data.errors import ModelError
 from pseudolabel.pipeline import Pipeline
 from pseudolabel.softmaps.affinity import SelfAttention
-from pseudolabel.softmaps.attention import Call, Layer, cross_columns, record_attention
+from pseudolabel.softmaps.attention import record_attention
+from pseudolabel.softmaps.calls import Call, cross_columns
+from pseudolabel.softmaps.layers import Layer
 from pseudolabel.softmaps.weights import blurred, head_weights, layer_agreement, weigh_heads
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
@@ -80,7 +82,7 @@ def test_a_real_module_is_read_through_its_projection(heads, monkeypatch):
     model.block.attn2 = module
     hidden, text = torch.randn(1, 6, 12), torch.randn(1, 5, 10)
     layer = Layer("block", ("block",), "mid", 1, heads)
-    monkeypatch.setattr("pseudolabel.softmaps.attention.SLICE_ELEMENTS", 10)  # two cells at a time
+    monkeypatch.setattr("pseudolabel.softmaps.calls.SLICE_ELEMENTS", 10)  # two cells at a time
     with torch.no_grad(), record_attention(model, [layer], [], torch.eye(5)[None], weigh=weigh_heads) as recording:
         module(hidden, encoder_hidden_states=text)
 
@@ -148,6 +150,25 @@ def test_layers_can_be_weighed_without_an_affinity(tiny_config, with_settings):
     assert "attention.self_layers" not in config.idle()
     [soft] = Pipeline.load(config, VOC).soft_maps([IMAGE], [(8, 12)], ["a"])
     assert np.isfinite(soft.maps).all()
+
+
+def test_a_head_that_is_not_there_is_refused():
+    call = Call(*tensors(0, (1, 2, 6, 4), (1, 2, 5, 4)), None, 0.5)
+    module = torch.nn.Module()
+    module.to_out = torch.nn.ModuleList([torch.nn.Linear(8, 8)])
+    with pytest.raises(ModelError, match=r"Head 7 is asked for, but this layer has heads 0 to 1"):
+        weigh_heads(replace(call, values=call.keys), Layer("mid", ("mid",), "mid", 1, (0, 7)), module)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_mask_of_any_number_format_is_added(dtype):
+    queries, keys, values, projection = tensors(0, (1, 3, 7, 4), (1, 3, 5, 4), (1, 3, 5, 6), (11, 18))
+    mask = torch.tensor([0.0, -1, 0.5, 0, -8])[None, None, None]
+    expected = head_weights(queries, keys, values, projection, mask)
+    given = (each.to(dtype) for each in (queries, keys, values, projection, mask))
+    found = head_weights(*given)
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+    assert not torch.allclose(expected, head_weights(queries, keys, values, projection), atol=0.02)
 
 
 def test_what_is_no_u_net_s_cross_attention_is_refused():
