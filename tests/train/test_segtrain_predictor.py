@@ -131,3 +131,10 @@ def test_a_card_of_something_else_is_refused(change, message, exported, tmp_path
     shutil.copy(exported / "model.onnx", tmp_path)
     with pytest.raises(ValueError, match=message):
         Predictor(tmp_path)
+
+
+@pytest.mark.parametrize(("version", "fits"), [("1.20.1", False), ("1.21.0", True), ("1.30.0.dev20270101", True)])
+def test_a_runtime_that_computes_wrongly_is_refused(version, fits, tmp_path, monkeypatch):
+    monkeypatch.setattr(predictor.onnxruntime, "__version__", version)
+    with pytest.raises(FileNotFoundError if fits else ValueError, match="model.json" if fits else "install 1.21"):
+        Predictor(tmp_path)
