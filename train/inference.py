@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from data.config import CrfEngine, changed, require
+from data.config import CrfEngine, changed, require, require_finite
 from data.errors import ModelError
 from train.network import SIZE_MULTIPLE
 
@@ -42,6 +42,7 @@ class CrfConfig:
     """Weight of the colour term."""
 
     def __post_init__(self) -> None:
+        require_finite("inference.crf", self)
         require("inference.crf.iterations", self.iterations, self.iterations >= 0, "at least 0")
         for name in ("sxy_gaussian", "sxy_bilateral", "srgb_bilateral"):
             require(f"inference.crf.{name}", getattr(self, name), getattr(self, name) > 0, "above 0")

@@ -12,6 +12,7 @@ from PIL import Image
 
 from data import densecrf
 from data.densecrf import dense_crf, has_pydensecrf
+from data.errors import ConfigError
 from data.store.store import MaskStore
 from train import crf_tiles
 from train.cli import main
@@ -174,3 +175,10 @@ def test_commands_write_in_tiles_what_they_write_whole(checkpoint, tmp_path, mon
         assert (one != other).mean() < 0.01
     assert abs(miou - tiled_miou) < 0.01
     assert any((mask > 0).any() for mask in whole)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["compat_gaussian", "sxy_bilateral"])
+def test_settings_that_are_no_numbers_are_refused(name, value):
+    with pytest.raises(ConfigError, match=rf"--inference\.crf\.{name}"):
+        CrfConfig(**{name: value})
