@@ -48,7 +48,7 @@ class Looking:
 
     layers: tuple[Layer, ...]
     own: Latents
-    others: Latents
+    others: Float[Tensor, "others channels height width"]
     own_maps: Float[Tensor, "views rows columns"]
     other_maps: Float[Tensor, "others rows columns"]
 

@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from data.classes import VOC, ClassSet
 from data.errors import ConfigError, ModelError, StoreError
 from pseudolabel.cli import main
+from pseudolabel.config import mask_config
 from pseudolabel.masks.fuse import before_crf
 from pseudolabel.masks.labelmap import label_map
 from pseudolabel.pipeline import Pipeline
@@ -45,7 +46,7 @@ def test_an_image_becomes_soft_maps_and_a_mask(folder, request, tiny_config, wit
     assert soft.maps.shape == (2, 6, 8)
     assert soft.maps.min() >= 0
     assert soft.maps.max() <= 1
-    mask, argmax = label_map(IMAGES[0], soft, config)
+    mask, argmax = label_map(IMAGES[0], soft, mask_config(config))
     assert mask.shape == argmax.shape == (48, 64)
     assert set(np.unique(argmax)) <= {0, 8, 15}
     assert set(np.unique(mask)) <= {0, 8, 15, 255}
@@ -89,7 +90,7 @@ def test_explaining_gives_what_is_generated(pipeline, tiny_config):
     [soft] = pipeline.soft_maps(IMAGES[:1], LABELS[:1], ["a"])
     result = pipeline.explain(IMAGES[0], LABELS[0], image_id="a")
     np.testing.assert_array_equal(result.soft.maps, soft.maps)
-    mask, argmax = label_map(IMAGES[0], soft, tiny_config)
+    mask, argmax = label_map(IMAGES[0], soft, mask_config(tiny_config))
     np.testing.assert_array_equal(result.mask, mask)
     np.testing.assert_array_equal(result.argmax, argmax)
     np.testing.assert_array_equal(result.argmax_before_crf, before_crf(soft, tiny_config.fuse))
@@ -344,7 +345,7 @@ def test_soft_maps_of_bad_numbers_make_no_mask(pipeline):
     maps = soft.maps.copy()
     maps[0, 0, 0] = np.nan
     with pytest.raises(StoreError, match="NaN"):
-        label_map(IMAGES[0], replace(soft, maps=maps), pipeline.config)
+        label_map(IMAGES[0], replace(soft, maps=maps), mask_config(pipeline.config))
 
 
 def test_check_generate_and_skip_of_a_model_that_overflows(overflowing_folder, world, tiny_options, tmp_path, capsys):
