@@ -1,7 +1,6 @@
 """What the benchmarks share: which machine and commit, tables, settings from a file."""
 
 import json
-import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from jsonargparse import auto_cli
 
 from data.class_file import load_classes
 from data.files import write_atomically
-from data.machine import available_cpus
+from data.machine import available_cpus, commit
 from data.wording import count
 from pseudolabel.config import GenerateConfig
 
@@ -29,8 +28,7 @@ def machine(device: str = "cpu") -> dict[str, str]:
     hardware = f"{count(available_cpus(), 'core')} of {cpu}"
     if device == "cuda":
         hardware = f"{torch.cuda.get_device_name()}, {hardware}"
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False)
-    return {"hardware": hardware, "torch": torch.__version__, "commit": git.stdout.strip() or "unknown"}
+    return {"hardware": hardware, "torch": torch.__version__, "commit": commit(marked=False)}
 
 
 def machine_line(found: dict[str, str]) -> str:

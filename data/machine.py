@@ -25,12 +25,11 @@ def describe_machine(device: str) -> str:
     return f"{name}, {available_cpus()} cores, device {device}"
 
 
-def commit() -> str:
-    """Return the commit of the project's folder, or "unknown"."""
+def commit(marked: bool = True) -> str:
+    """Return the commit of the project's folder, or "unknown"; `marked` says where files differ from it ("-dirty")."""
+    command = ["git", "describe", "--always", *(["--dirty"] if marked else [])]
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-        )
+        found = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return found.stdout.strip()

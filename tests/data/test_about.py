@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import sys
 import tomllib
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,10 @@ def test_about_names_what_a_report_needs(capsys, monkeypatch):
     assert any(model.endswith("demo/model") for model in found["models"])
 
 
-@pytest.mark.parametrize("place", ["a file", "a loop"])
+LOOPS = pytest.mark.skipif(sys.version_info >= (3, 13), reason="a loop is no folder, and no error, from Python 3.13 on")
+
+
+@pytest.mark.parametrize("place", ["a file", pytest.param("a loop", marks=LOOPS)])
 def test_about_says_what_there_is_where_the_hubs_cache_cannot_be_read(capsys, monkeypatch, tmp_path, place):
     if place == "a file":
         (tmp_path / "cache").write_text("dear")

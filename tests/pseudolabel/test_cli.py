@@ -1,6 +1,7 @@
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def test_help_imports_nothing_heavy():
 def test_help_of_a_command_needs_no_model_code():
     heavy, output = modules_after("generate", "--help")
     assert heavy == set()
-    assert "--data.root ROOT, --root ROOT" in output
+    assert re.search(r"--data\.root( ROOT)?, --root ROOT", output)  # Python 3.13 says ROOT once
     assert "Noise depends on this seed" in output
 
 

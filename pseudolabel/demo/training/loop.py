@@ -1,7 +1,6 @@
 """What the trainings of the shipped models share: where they work, their log, their record, averaged weights."""
 
 import csv
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.machine import REPOSITORY
+from data.machine import commit
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,9 @@ class Session:
 
 def provenance(device: torch.device) -> dict[str, str]:
     """Return what training.json says of the machine and the code: hardware, version of torch, commit."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.strip()
     cores = f"{torch.get_num_threads()} CPU cores"
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else cores
-    return {"hardware": hardware, "torch": torch.__version__, "commit": commit}
+    return {"hardware": hardware, "torch": torch.__version__, "commit": commit(marked=False)}
 
 
 def write_log(
