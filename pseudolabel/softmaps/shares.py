@@ -22,13 +22,14 @@ class PhraseMaps:
         attention: for each phrase the share of each cell's attention that its tokens have together, in every pass that
             read it: timesteps, noise draws, flips, scales, and sentences where it stands in several. Cells of padding
             are left out. Not scaled: a phrase whose thing is not there has little everywhere.
-        idle: beside it, the share of the tokens that are no words: start, end and filler.
+        idle: beside it, the share of the tokens that are no words: start, end and filler. Phrases may have different
+            numbers of passes.
 
     """
 
     soft: SoftMaps
-    attention: tuple[Float32[np.ndarray, "passes rows columns"], ...]
-    idle: tuple[Float32[np.ndarray, "passes rows columns"], ...]
+    attention: tuple[Float32[np.ndarray, "_ rows columns"], ...]
+    idle: tuple[Float32[np.ndarray, "_ rows columns"], ...]
 
 
 class AttentionShares:
@@ -53,7 +54,7 @@ class AttentionShares:
     def of(
         self, image: int
     ) -> tuple[
-        tuple[Float32[np.ndarray, "passes rows columns"], ...], tuple[Float32[np.ndarray, "passes rows columns"], ...]
+        tuple[Float32[np.ndarray, "_ rows columns"], ...], tuple[Float32[np.ndarray, "passes rows columns"], ...]
     ]:
         """Return attention and idle of an image's phrases, as `PhraseMaps` has them."""
         phrases = self._found[image]
