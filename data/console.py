@@ -193,13 +193,14 @@ def progress_bar(items: Iterable[Any] | None = None, often: float = 0.5, **bar: 
 
     Args:
         items: what is gone through; None: who takes the bar moves it on.
-        often: seconds between two looks of the bar on a terminal.
+        often: seconds between two looks of the bar on a terminal, or in a notebook.
         bar: as tqdm takes it.
 
     """
     from tqdm import tqdm
 
-    return tqdm(items, mininterval=often if sys.stderr.isatty() else 30.0, dynamic_ncols=True, **bar)
+    is_watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    return tqdm(items, mininterval=often if is_watched else 30.0, dynamic_ncols=True, **bar)
 
 
 def idle_lines(flags: Sequence[str]) -> list[str]:

@@ -23,7 +23,7 @@ def mean_maps(
     grids: Sequence[tuple[int, int]],
     device: torch.device,
     watch: Callable[[Sequence[Pass], Reading], None] | None = None,
-) -> list[Float[Tensor, "classes grid_h grid_w"]]:
+) -> list[Float[Tensor, "_classes _grid_h _grid_w"]]:
     """Return each image's maps: the mean over its passes on its own grid; those of its background words follow.
 
     Args:

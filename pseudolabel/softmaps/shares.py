@@ -28,8 +28,8 @@ class PhraseMaps:
     """
 
     soft: SoftMaps
-    attention: tuple[Float32[np.ndarray, "_ rows columns"], ...]
-    idle: tuple[Float32[np.ndarray, "_ rows columns"], ...]
+    attention: tuple[Float32[np.ndarray, "_passes rows columns"], ...]
+    idle: tuple[Float32[np.ndarray, "_passes rows columns"], ...]
 
 
 class AttentionShares:
@@ -54,7 +54,7 @@ class AttentionShares:
     def of(
         self, image: int
     ) -> tuple[
-        tuple[Float32[np.ndarray, "_ rows columns"], ...], tuple[Float32[np.ndarray, "passes rows columns"], ...]
+        tuple[Float32[np.ndarray, "_passes rows columns"], ...], tuple[Float32[np.ndarray, "_passes rows columns"], ...]
     ]:
         """Return attention and idle of an image's phrases, as `PhraseMaps` has them."""
         phrases = self._found[image]

@@ -14,5 +14,9 @@ def test_a_bar_is_a_line_now_and_then_where_nobody_looks(capsys, monkeypatch):
     said = capsys.readouterr().err
     assert "look: 100%" in said
     assert said.count("look:") <= 3  # the first, the last, and one more on a machine that is very busy
+    with monkeypatch.context() as notebook:
+        notebook.setitem(sys.modules, "ipykernel", sys)
+        assert progress_bar(total=3).mininterval == 0.5
+    assert progress_bar(total=3).mininterval == 30
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert progress_bar(total=3).mininterval == 0.5
